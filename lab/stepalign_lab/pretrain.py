@@ -1,0 +1,92 @@
+"""Pretraining of the lab's two models: a small Llama, loss on the response tokens only."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from stepalign.prompts import render_token_ids
+from stepalign_lab.documents import Document
+
+WARM_UP_STEPS = 100
+
+
+def small_llama(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """An untrained Llama of 0.34 M parameters."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def collate(documents: list[Document], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+    """Documents → ``input_ids [B, T]`` and ``labels [B, T]`` (−100 on prompts and padding), padded on the right."""
+    eos: int = tokenizer.eos_token_id
+    pairs = [
+        (
+            render_token_ids(tokenizer, messages),
+            [*tokenizer(response, add_special_tokens=False, split_special_tokens=True)["input_ids"], eos],
+        )
+        for messages, response in documents
+    ]
+    width = max(len(prompt) + len(response) for prompt, response in pairs)
+    input_ids = torch.full((len(pairs), width), tokenizer.pad_token_id)
+    labels = torch.full((len(pairs), width), -100)
+    for row, (prompt, response) in enumerate(pairs):
+        end = len(prompt) + len(response)
+        input_ids[row, :end] = torch.tensor(prompt + response)
+        labels[row, len(prompt) : end] = torch.tensor(response)
+    return input_ids, labels
+
+
+def pretrain(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    make_document: Callable[[random.Random], Document],
+    *,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    seed: str,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Train in place: AdamW, linear warm-up, cosine to a hundredth of the peak rate, gradients clipped at 1."""
+    rng = random.Random(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    warm_up = min(WARM_UP_STEPS, steps // 10)
+
+    def rate(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    model.train()
+    started = time.monotonic()
+    for step in range(1, steps + 1):
+        input_ids, labels = collate([make_document(rng) for _ in range(batch)], tokenizer)
+        loss = model(input_ids=input_ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps:
+            log(f"step {step}/{steps} loss {loss.item():.4f} ({time.monotonic() - started:.0f} s)")
+    model.eval()

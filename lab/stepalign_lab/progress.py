@@ -1,0 +1,116 @@
+"""Live progress of a run in the terminal, read from the files that its processes write."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from stepalign.config import Config
+from stepalign_lab.report import read_rows, sum_counts
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+class RunProgress:
+    """A progress bar, the last update's figures and the validation curve; one line a checkpoint without a terminal."""
+
+    def __init__(self, config: Config, console: Console) -> None:
+        self.config = config
+        self.console = console
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self.task = self.bar.add_task("starting processes", total=config.trainer.steps)
+        self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
+        self.updates: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
+        self.printed = 0
+
+    def __enter__(self) -> RunProgress:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.live.stop()
+
+    def watch(self) -> None:
+        """Read what is new."""
+        self.updates = read_rows(self.config.run_dir / "metrics.jsonl")
+        self.evaluations = read_rows(self.config.run_dir / "evaluation.jsonl")
+        description = "training" if self.updates else "starting processes"
+        if len(self.updates) == self.config.trainer.steps:
+            description = "evaluating" if self.config.data.test is not None else "finishing"
+        self.bar.update(self.task, completed=len(self.updates), description=description)
+        for row in self.evaluations[self.printed :]:
+            self.console.print(self._evaluation_line(row), highlight=False)
+        self.printed = len(self.evaluations)
+
+    def _evaluation_line(self, row: dict[str, Any]) -> str:
+        k = self.config.evaluation.samples
+        figures = row["figures"]
+        return (
+            f"  {row['split']:>10} · step {row['step']:>4} · Avg@{k} {figures[f'avg_at_{k}']:6.2f} · "
+            f"Maj@{k} {figures[f'maj_at_{k}']:6.2f} · Pass@{k} {figures[f'pass_at_{k}']:6.2f}"
+        )
+
+    def _render(self) -> Group:
+        if not self.updates:
+            return Group(self.bar)
+        last = self.updates[-1]
+        table = Table.grid(padding=(0, 2))
+        outcomes = sum_counts(self.updates, "critiques")
+        total = sum(row["rollouts"] for row in self.updates)
+        table.add_row("loss", _figure(last["loss"], 4), "entropy", _figure(last["entropy"], 3))
+        table.add_row(
+            "advantage before / at / after the first error",
+            f"{_figure(last['advantage_correct'])} / {_figure(last['advantage_at_error'])} / "
+            f"{_figure(last['advantage_after_error'])}",
+            "mean tokens",
+            _figure(last["mean_tokens"], 1),
+        )
+        table.add_row("rollouts", str(total), "critiques", ", ".join(f"{k} {v}" for k, v in outcomes.items()))
+        return Group(self.bar, table)
+
+
+def result_table(config: Config, report: dict[str, Any]) -> Table:
+    """Base against trained on the test problems."""
+    k = config.evaluation.samples
+    arm = report["arms"][config.run.arm]
+    table = Table(title=f"{report['base']['test']['problems']} test problems, {k} samples each, seed {report['seed']}")
+    for heading in ("", f"Avg@{k}", f"Maj@{k}", f"Pass@{k}", "mean tokens"):
+        table.add_column(heading, justify="right" if heading else "left")
+    rows = (("base", report["base"]["test"]), (f"{config.run.arm} (step {arm['selected_step']})", arm["test"]))
+    for name, figures in rows:
+        shares = [f"{figures[f'{key}_at_{k}']:.1f}" for key in ("avg", "maj", "pass")]
+        table.add_row(name, *shares, f"{figures['mean_tokens']:.1f}")
+    return table
+
+
+def summary_table(config: Config, report: dict[str, Any]) -> Table:
+    """What became of the rollouts and of the critiques."""
+    arm = report["arms"][config.run.arm]
+    table = Table(title=f"run {report['run']}: {report['steps']} updates")
+    table.add_column("what")
+    table.add_column("count", justify="right")
+    rollouts = arm["rollouts"]
+    table.add_row("rollouts published", str(rollouts["published"]))
+    table.add_row("  trained on", str(rollouts["trained"]))
+    for reason, count in rollouts["skipped"].items():
+        table.add_row(f"  skipped: {reason}", str(count))
+    for name in ("stale", "dead", "pending"):
+        table.add_row(f"  {name}", str(rollouts[name]))
+    for outcome, count in arm["critiques"].items():
+        table.add_row(f"critiques: {outcome}", str(count))
+    return table

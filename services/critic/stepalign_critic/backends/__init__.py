@@ -1,0 +1,17 @@
+"""Backends by their name in the configuration. Model libraries are imported only when their backend is made."""
+
+from __future__ import annotations
+
+from stepalign.config import CriticSection
+from stepalign_critic.backends.base import Backend
+
+
+def create_backend(section: CriticSection) -> Backend:
+    """The backend that the configuration names, not started. Raises ConfigError when it is incomplete."""
+    if section.backend == "program":
+        from stepalign_critic.backends.program import ProgramBackend
+
+        return ProgramBackend.from_config(section)
+    from stepalign_critic.backends.transformers import TransformersBackend
+
+    return TransformersBackend(section)

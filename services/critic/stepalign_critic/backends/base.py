@@ -1,0 +1,68 @@
+"""What a backend is: something that answers a rendered prompt with text, behind one small protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from stepalign.prompts import Message
+from stepalign.types import CriticIdentity, CritiqueRequest, FinishReason
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A request and the prompt made of it. ``token_ids`` is None when the backend has no tokenizer."""
+
+    request: CritiqueRequest
+    messages: list[Message]
+    token_ids: list[int] | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A backend's answer, thinking included and EOS left out. A backend without a tokenizer counts no tokens."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Backend(Protocol):
+    """A frozen critic. The same prompt gets the same answer, whatever else is generated with it.
+
+    ``render``, ``generate`` and ``identity`` are for started backends; before that they raise NotReadyError.
+    """
+
+    @property
+    def name(self) -> str:
+        """The backend's name in the configuration."""
+        ...
+
+    def identity(self, prompt_version: str) -> CriticIdentity:
+        """What makes the critiques; fixed while the process lives."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model. Raises ConfigError on one that cannot be served. Must not block the event loop."""
+        ...
+
+    def render(self, messages: list[Message]) -> list[int] | None:
+        """Messages → token ids, or None without a tokenizer. Called on the event loop. Raises PromptError."""
+        ...
+
+    async def generate(self, prompt: RenderedPrompt) -> Generation:
+        """Answer one prompt; the backend batches. Cancelling drops it unless it is being generated.
+
+        Raises PromptTooLongError and UnsupportedRequestError on a prompt that it will never answer, SaturatedError
+        and EngineError on one that it could not answer now.
+        """
+        ...
+
+    def healthy(self) -> bool:
+        """Whether a started backend still works."""
+        ...
+
+    async def stop(self) -> None:
+        """Release everything. Allowed in every state."""
+        ...

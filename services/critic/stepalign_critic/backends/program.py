@@ -1,0 +1,74 @@
+"""A domain's exact checker as a critic: no model, no tokenizer.
+
+A checker is a function ``(question, attempt) -> critique text`` in the entry-point group ``stepalign.checkers``. It
+raises ValueError on a question that it cannot handle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+from stepalign.config import CriticSection
+from stepalign.errors import ConfigError
+from stepalign.prompts import Message
+from stepalign.types import CriticIdentity, FinishReason
+from stepalign_critic.backends.base import Generation, RenderedPrompt
+from stepalign_critic.errors import EngineError, UnsupportedRequestError
+
+GROUP = "stepalign.checkers"
+
+Checker = Callable[[str, str], str]
+
+
+class ProgramBackend:
+    """Runs ``checker``. ``revision`` stands for its code in every critique's identity."""
+
+    name = "program"
+
+    def __init__(self, model: str, checker: Checker, revision: str) -> None:
+        self._model = model
+        self._checker = checker
+        self._revision = revision
+
+    @classmethod
+    def from_config(cls, section: CriticSection) -> ProgramBackend:
+        """Find ``critic.checker``. Raises ConfigError when no installed distribution has it."""
+        found = [entry for entry in entry_points(group=GROUP) if entry.name == section.checker]
+        if len(found) != 1 or found[0].dist is None:
+            installed = sorted({entry.name for entry in entry_points(group=GROUP)})
+            raise ConfigError(
+                f"critic.checker is {section.checker!r}; it must name one entry point in the group {GROUP}; "
+                f"installed are {installed}"
+            )
+        entry, dist = found[0], found[0].dist
+        return cls(entry.name, entry.load(), f"{dist.name}-{dist.version}")
+
+    def identity(self, prompt_version: str) -> CriticIdentity:
+        return CriticIdentity(
+            model=self._model, weights_revision=self._revision, prompt_version=prompt_version, backend=self.name
+        )
+
+    async def start(self) -> None:
+        return
+
+    def render(self, messages: list[Message]) -> None:
+        return None
+
+    async def generate(self, prompt: RenderedPrompt) -> Generation:
+        """The checker's text. It reads the request, not the prompt, and no part of it is a token."""
+        request = prompt.request
+        try:
+            text = await asyncio.to_thread(self._checker, request.question, request.attempt)
+        except ValueError as error:
+            raise UnsupportedRequestError(f"the checker {self._model!r} cannot handle this request: {error}") from None
+        except Exception as error:
+            raise EngineError(f"the checker {self._model!r} failed: {type(error).__name__}: {error}") from error
+        return Generation(text=text, finish_reason=FinishReason.STOP, prompt_tokens=0, completion_tokens=0)
+
+    def healthy(self) -> bool:
+        return True
+
+    async def stop(self) -> None:
+        return

@@ -1,0 +1,18 @@
+"""The command ``stepalign critic``, found through the entry-point group ``stepalign.commands``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from stepalign.config import load_config
+from stepalign.logging import configure_logging
+from stepalign_critic.server import serve
+
+
+def critic(ctx: typer.Context, config: Path = typer.Argument(help="TOML configuration of the run.")) -> None:
+    """Serve the critic. Further options override the configuration, as in --critic.port 8300."""
+    settings = load_config(config, ctx.args)
+    configure_logging("critic")
+    serve(settings)

@@ -1,0 +1,48 @@
+"""The errors that become HTTP answers. Each class fixes its status and code; the message says what to change.
+
+An *answer* of the model that does not align is none of these: it is a 200 with ``failure``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from stepalign.errors import StepalignError
+
+
+class ServiceError(StepalignError):
+    """Base: a request that got no answer from the critic."""
+
+    status: ClassVar[int] = 500
+    code: str = "internal_error"
+
+
+class SaturatedError(ServiceError):
+    """Too many requests wait already; the client should come back."""
+
+    status = 503
+    code = "saturated"
+
+
+class NotReadyError(ServiceError):
+    """The process is loading, draining or broken. ``code`` says which."""
+
+    status = 503
+
+    def __init__(self, message: str, code: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class EngineError(ServiceError):
+    """The backend failed while it generated; every request of the batch gets this."""
+
+    status = 502
+    code = "engine_error"
+
+
+class UnsupportedRequestError(ServiceError):
+    """The backend cannot handle this request, now or later."""
+
+    status = 422
+    code = "unsupported_request"

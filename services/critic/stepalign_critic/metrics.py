@@ -1,0 +1,54 @@
+"""The service's Prometheus metrics, in a registry of their own: one per app, so that tests and processes never share.
+
+Units are in the names; ``outcome`` is a verdict or a failure reason, ``path`` a route or ``other``.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from stepalign.types import CritiqueResponse
+
+_PREFIX = "stepalign_critic_"
+_LATENCY_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            f"{_PREFIX}requests", "HTTP requests by status; 499: hung up", ["path", "status"], registry=self.registry
+        )
+        self.critiques = Counter(
+            f"{_PREFIX}critiques", "Answers of the critic by verdict or failure", ["outcome"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            f"{_PREFIX}critique_seconds",
+            "Time from a critique's request to its answer",
+            buckets=_LATENCY_BUCKETS_SECONDS,
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(f"{_PREFIX}in_flight", "Critiques that are being made or wait", registry=self.registry)
+        self.tokens = Counter(
+            f"{_PREFIX}tokens", "Tokens read (prompt) and written (completion)", ["kind"], registry=self.registry
+        )
+
+    def count_request(self, path: str, status: int) -> None:
+        self.requests.labels(path=path, status=str(status)).inc()
+
+    def count_critique(self, response: CritiqueResponse) -> None:
+        self.critiques.labels(outcome=outcome_of(response)).inc()
+        self.tokens.labels(kind="prompt").inc(response.usage.prompt_tokens)
+        self.tokens.labels(kind="completion").inc(response.usage.completion_tokens)
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self.registry)
+
+
+def outcome_of(response: CritiqueResponse) -> str:
+    """The verdict, or the reason of the failure."""
+    if response.critique is not None:
+        return response.critique.verdict.value
+    assert response.failure is not None
+    return response.failure.reason.value

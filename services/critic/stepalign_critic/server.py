@@ -1,0 +1,111 @@
+"""The critic process: bind, write the address where the supervisor looks for it, serve until SIGTERM, exit with 0."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from stepalign.config import Config
+from stepalign.errors import ConfigError
+from stepalign.logging import get_logger
+from stepalign_critic.app import create_app
+from stepalign_critic.backends import create_backend
+from stepalign_critic.lifecycle import Lifecycle
+from stepalign_critic.service import CriticService
+
+URL_FILE = "critic.url"
+
+_log = get_logger(__name__)
+
+
+def serve(config: Config) -> None:
+    """Serve the configured critic until SIGTERM or SIGINT. Returns after a graceful shutdown.
+
+    ``<run_dir>/critic.url`` holds the address while the process listens. Raises ConfigError on a host that is no
+    loopback address, on an address that is taken, and on a backend that does not start.
+    """
+    refuse_public_host(config.critic.host)
+    service = CriticService(create_backend(config.critic), config.critic.prompts)
+    url_file = config.run_dir / URL_FILE
+    url_file.unlink(missing_ok=True)
+    listening = _bind(config.critic.host, config.critic.port)
+    _log.info("listening on loopback only: there are no API keys yet", url=_url(listening))
+    server = _Server(create_app(service), service.lifecycle, url_file, _url(listening))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit_cleanly)
+    try:
+        server.run(sockets=[listening])
+    finally:
+        url_file.unlink(missing_ok=True)
+    if service.lifecycle.failure is not None:
+        raise service.lifecycle.failure
+
+
+def refuse_public_host(host: str) -> None:
+    """Raises ConfigError unless ``host`` is ``localhost`` or a loopback address."""
+    if host == "localhost":
+        return
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ConfigError(
+            f"critic.host is {host!r}; there are no API keys yet, so it must be a loopback address such as 127.0.0.1"
+        )
+
+
+def _exit_cleanly(_signal: int, _frame: FrameType | None) -> None:
+    """uvicorn raises a captured signal again after its shutdown; being told to stop is no failure."""
+    sys.exit(0)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on critic.host:port {host}:{port}: {error}") from error
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` so that a reader sees all of it or no file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that drains on the first signal, ends when the backend cannot start, and announces its address."""
+
+    def __init__(self, app: FastAPI, lifecycle: Lifecycle, url_file: Path, url: str) -> None:
+        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
+        self._lifecycle = lifecycle
+        self._url_file = url_file
+        self._url = url
+        lifecycle.on_failure = self._stop
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            write_atomically(self._url_file, self._url)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._lifecycle.drain()
+        super().handle_exit(sig, frame)

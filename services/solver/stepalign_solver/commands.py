@@ -1,0 +1,72 @@
+"""``stepalign solver`` and ``stepalign evaluate``. Torch is imported only once the configuration has been read."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+
+from stepalign.config import Config, load_config
+from stepalign.logging import configure_logging
+from stepalign.problems import load_problems
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
+
+POLL_SECONDS = 0.2
+
+
+def solver(ctx: typer.Context, config: ConfigPath) -> None:
+    """Sample rollouts from the newest policy and publish them."""
+    settings = load_config(config, ctx.args)
+    configure_logging("solver")
+    structlog.contextvars.bind_contextvars(run_id=settings.run.name)
+    problems = load_problems(settings.data.train)
+
+    from stepalign.policy_store import open_policy_store
+    from stepalign.queue import open_queue
+    from stepalign_solver.policy import load_policy, load_tokenizer
+    from stepalign_solver.sampling import Sampler
+    from stepalign_solver.worker import RolloutWorker
+
+    tokenizer = load_tokenizer(settings.model.path)
+
+    def load_sampler(adapter: Path | None) -> Sampler:
+        return Sampler(load_policy(settings.model, adapter, merge=settings.solver.merge_adapter), tokenizer)
+
+    async def work() -> None:
+        queue = open_queue(settings.queue, settings.run.name, consumer="solver")
+        policies = open_policy_store(settings.queue, settings.run.name)
+        await queue.start()
+        try:
+            await RolloutWorker(settings, queue, policies, problems, tokenizer, load_sampler).run()
+        finally:
+            await queue.close()
+            await policies.close()
+
+    asyncio.run(work())
+
+
+def evaluate(
+    ctx: typer.Context,
+    config: ConfigPath,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for checkpoints of a run in progress.")] = False,
+) -> None:
+    """Score checkpoints on validation, then base and best on test."""
+    settings = load_config(config, ctx.args)
+    configure_logging("evaluate")
+    structlog.contextvars.bind_contextvars(run_id=settings.run.name)
+
+    from stepalign_solver.evaluation import Evaluator
+
+    wait = (lambda: time.sleep(POLL_SECONDS)) if follow else None
+    _print_summary(settings, Evaluator(settings, wait).run())
+
+
+def _print_summary(settings: Config, summary: dict[str, object]) -> None:
+    import json
+
+    typer.echo(json.dumps({"run": settings.run.name, **summary}, indent=1))

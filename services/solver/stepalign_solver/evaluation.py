@@ -1,0 +1,145 @@
+"""Evaluation of checkpoints: sample, grade, score; pick on validation; only then look at the test problems.
+
+The random numbers of an evaluation depend on (run seed, split, problem, sample), not on the checkpoint: checkpoints are
+compared on common random numbers. Results go to ``evaluation.jsonl`` in the run's folder, one row per scored pair of
+policy version and split, so an interrupted evaluation continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from stepalign.config import Config
+from stepalign.errors import ConfigError
+from stepalign.logging import get_logger
+from stepalign.policy_store import file_sha256
+from stepalign.problems import load_problems
+from stepalign.scoring import GradedSample, Score, grade, score
+from stepalign.types import FinishReason, Problem
+from stepalign_solver.policy import load_policy, load_tokenizer
+from stepalign_solver.sampling import Sampler, stable_seed
+from stepalign_solver.worker import StudentPrompts
+
+log = get_logger(__name__)
+
+ROWS = "evaluation.jsonl"
+
+
+def evaluate(sampler: Sampler, prompts: StudentPrompts, problems: list[Problem], config: Config, split: str) -> Score:
+    """Score ``evaluation.samples`` completions of every problem."""
+    settings = config.evaluation
+    draws = [(problem, sample) for problem in problems for sample in range(settings.samples)]
+    graded: dict[str, list[GradedSample]] = {problem.id: [] for problem in problems}
+    truncated = 0
+    for start in range(0, len(draws), settings.batch):
+        part = draws[start : start + settings.batch]
+        parameters = [
+            settings.parameters(stable_seed(config.run.seed, "evaluation", split, problem.id, sample))
+            for problem, sample in part
+        ]
+        completions = sampler.sample([prompts.token_ids[problem.id] for problem, _ in part], parameters)
+        for (problem, _), completion in zip(part, completions, strict=True):
+            truncated += completion.finish_reason is FinishReason.LENGTH
+            graded[problem.id].append(
+                grade(completion.text, len(completion.token_ids), completion.finish_reason, problem.answer)
+            )
+    return score([graded[problem.id] for problem in problems], truncated)
+
+
+def evaluated_steps(config: Config) -> list[int]:
+    """Steps whose checkpoints are evaluated: the base, every ``evaluation.every`` steps, and the last."""
+    every, last = config.evaluation.every, config.trainer.steps
+    return sorted({0, *range(every, last + 1, every), last})
+
+
+def select_step(validation: dict[int, dict[str, Any]], key: str) -> int:
+    """The checkpoint with the best validation figure, the earliest of equals. The base (step 0) is a candidate."""
+    return max(sorted(validation), key=lambda step: validation[step][key])
+
+
+class Evaluator:
+    """Evaluates a run's published adapters; ``wait`` is called until the next one exists."""
+
+    def __init__(self, config: Config, wait: Callable[[], None] | None = None) -> None:
+        if config.data.validation is None or config.data.test is None:
+            raise ConfigError("evaluation needs data.validation, which picks the checkpoint, and data.test")
+        self.config = config
+        self.wait = wait
+        self.tokenizer = load_tokenizer(config.model.path)
+        self.problems = {
+            "validation": load_problems(config.data.validation),
+            "test": load_problems(config.data.test),
+        }
+        sources = {"validation": config.data.validation, "test": config.data.test}
+        self.prompts = {
+            split: StudentPrompts(config, self.tokenizer, problems, sources[split])
+            for split, problems in self.problems.items()
+        }
+        self.rows_path = config.run_dir / ROWS
+        self.rows: dict[tuple[int, str], dict[str, Any]] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Evaluate every checkpoint on validation, then the base and the picked one on test."""
+        self.rows = self._read_rows()
+        validation: dict[int, dict[str, Any]] = {}
+        for step in self._available_steps():
+            validation[step] = self._score(step, "validation")
+        selected = select_step(validation, f"avg_at_{self.config.evaluation.samples}")
+        summary = {
+            "validation": {str(step): figures for step, figures in validation.items()},
+            "selected_step": selected,
+            "base_test": self._score(0, "test"),
+            "selected_test": self._score(selected, "test"),
+            "temperature": self.config.evaluation.temperature,
+            "max_new_tokens": self.config.evaluation.max_new_tokens,
+        }
+        target = self.config.run_dir / "evaluation.json"
+        scratch = target.with_suffix(".tmp")
+        scratch.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        os.replace(scratch, target)
+        return summary
+
+    def adapter(self, step: int) -> Path | None:
+        return self.config.run_dir / "adapters" / f"v{step:06d}" if step else None
+
+    def _available_steps(self) -> Iterator[int]:
+        for step in evaluated_steps(self.config):
+            adapter = self.adapter(step)
+            while adapter is not None and not adapter.is_dir() and self.wait is not None:
+                self.wait()
+            if adapter is None or adapter.is_dir():
+                yield step
+
+    def _score(self, step: int, split: str) -> dict[str, Any]:
+        adapter = self.adapter(step)
+        revision = file_sha256(adapter / "adapter_model.safetensors") if adapter is not None else ""
+        known = self.rows.get((step, split))
+        if known is not None and known["adapter_sha256"] == revision:
+            return known["figures"]
+        started = time.monotonic()
+        model = load_policy(self.config.model, adapter, merge=self.config.solver.merge_adapter)
+        sampler = Sampler(model, self.tokenizer)
+        figures = evaluate(sampler, self.prompts[split], self.problems[split], self.config, split).as_report()
+        row = {"step": step, "split": split, "adapter_sha256": revision, "figures": figures}
+        self.rows[step, split] = row
+        with self.rows_path.open("a", encoding="utf-8") as rows:
+            rows.write(json.dumps(row) + "\n")
+        log.info("evaluated", step=step, split=split, seconds=round(time.monotonic() - started, 2), **figures)
+        return figures
+
+    def _read_rows(self) -> dict[tuple[int, str], dict[str, Any]]:
+        """Rows of an earlier session. A last line that a kill cut short is dropped and evaluated again."""
+        if not self.rows_path.exists():
+            self.rows_path.parent.mkdir(parents=True, exist_ok=True)
+            return {}
+        text = self.rows_path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self.rows_path.write_text(whole, encoding="utf-8")
+        rows = [json.loads(line) for line in whole.splitlines()]
+        return {(row["step"], row["split"]): row for row in rows}

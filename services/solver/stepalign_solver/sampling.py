@@ -1,0 +1,113 @@
+"""Sampling with one random stream per completion, so that a completion does not depend on its batch.
+
+transformers' ``generate`` runs the batch with its KV cache; :class:`SeededSampling` makes the choice. Each completion
+draws one uniform number a token from a generator of its own and inverts the distribution at it, so a seed gives the
+same completion whatever else is sampled beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+
+from stepalign.types import FinishReason, SamplingParameters
+
+
+def stable_seed(*parts: object) -> int:
+    """A 63-bit seed from any parts, the same on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Token ids (EOS last when the model stopped by itself), their decoding without EOS, and log-probabilities."""
+
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    logprobs: list[float]
+
+
+class SeededSampling(LogitsProcessor):
+    """Temperature, top-k, top-p, then the choice: all scores but the chosen token's become −∞.
+
+    ``uniforms [B, T]`` are the random numbers, ``logprobs`` gathers the chosen tokens' natural-log probabilities
+    under the filtered distribution.
+    """
+
+    def __init__(self, parameters: SamplingParameters, uniforms: torch.Tensor) -> None:
+        self.parameters = parameters
+        self.uniforms = uniforms
+        self.logprobs: list[torch.Tensor] = []
+        self.warpers = LogitsProcessorList()
+        if parameters.top_k:
+            self.warpers.append(TopKLogitsWarper(parameters.top_k))
+        if parameters.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(parameters.top_p))
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = self.warpers(input_ids, scores.float() / self.parameters.temperature)
+        probabilities = scores.softmax(-1).cpu().double()
+        cumulative = probabilities.cumsum(-1)
+        drawn = self.uniforms[:, len(self.logprobs)].unsqueeze(-1) * cumulative[:, -1:]
+        # right=True: a zero-probability token has the same cumulative value as its predecessor and is never chosen.
+        chosen = torch.searchsorted(cumulative, drawn, right=True).clamp(max=scores.shape[-1] - 1)
+        self.logprobs.append(probabilities.gather(-1, chosen).log().squeeze(-1))
+        chosen = chosen.to(scores.device)
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
+
+
+class Sampler:
+    """Samples completions of prompts from one model."""
+
+    def __init__(self, model: torch.nn.Module, tokenizer: Any) -> None:
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.device: torch.device = self.model.device
+        eos = self.model.generation_config.eos_token_id
+        self.eos_ids: list[int] = [eos] if isinstance(eos, int) else list(eos)
+        pad = tokenizer.pad_token_id
+        self.pad_id: int = pad if pad is not None else self.eos_ids[0]
+
+    @torch.inference_mode()
+    def sample(self, prompts: Sequence[list[int]], parameters: Sequence[SamplingParameters]) -> list[Completion]:
+        """One completion per prompt. The parameters may differ in their seed only (ValueError otherwise)."""
+        shared = {p.model_copy(update={"seed": 0}).model_dump_json() for p in parameters}
+        if len(shared) != 1 or len(prompts) != len(parameters):
+            raise ValueError("a batch needs one set of sampling parameters per prompt, equal but for the seed")
+        budget = parameters[0].max_new_tokens
+        generators = [torch.Generator().manual_seed(p.seed) for p in parameters]
+        uniforms = torch.stack([torch.rand(budget, generator=g, dtype=torch.float64) for g in generators])
+        choice = SeededSampling(parameters[0], uniforms)
+        width = max(map(len, prompts))
+        input_ids = torch.tensor([[self.pad_id] * (width - len(p)) + p for p in prompts], device=self.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        output = self.model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            # A fresh configuration: the model's own may hold penalties that the loss knows nothing of.
+            generation_config=GenerationConfig(
+                do_sample=False, max_new_tokens=budget, eos_token_id=self.eos_ids, pad_token_id=self.pad_id
+            ),
+            logits_processor=LogitsProcessorList([choice]),
+        )
+        rows: list[list[int]] = output[:, width:].tolist()
+        logprobs: list[list[float]] = torch.stack(choice.logprobs, dim=-1).tolist()
+        return [self._cut(row, values) for row, values in zip(rows, logprobs, strict=True)]
+
+    def _cut(self, token_ids: list[int], logprobs: list[float]) -> Completion:
+        """Cut after the first EOS. Lengths come from its position, never from comparing with the padding token."""
+        stop = next((i for i, token in enumerate(token_ids) if token in self.eos_ids), None)
+        length = len(token_ids) if stop is None else stop + 1
+        return Completion(
+            token_ids=token_ids[:length],
+            text=self.tokenizer.decode(token_ids[: length if stop is None else stop], skip_special_tokens=False),
+            finish_reason=FinishReason.LENGTH if stop is None else FinishReason.STOP,
+            logprobs=logprobs[:length],
+        )

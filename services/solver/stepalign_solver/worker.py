@@ -1,0 +1,127 @@
+"""The rollout worker: samples the batch of each policy version and publishes it.
+
+Synchronous: the batch of update ``v`` is sampled by policy ``v``, then the worker waits for version ``v + 1``. Sampling
+seeds come from (run seed, problem, policy version, sample), so a worker that was killed and started again samples the
+same rollouts, and the queue refuses those that it already holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from stepalign.config import Config
+from stepalign.errors import ProblemFileError, PromptTooLongError
+from stepalign.logging import get_logger
+from stepalign.policy_store import PolicyStore, PolicyVersion, verify_adapter
+from stepalign.prompts import load_prompt, render_token_ids
+from stepalign.queue import Admission, RolloutQueue
+from stepalign.types import Problem, Rollout
+from stepalign_solver.sampling import Completion, stable_seed
+from stepalign_solver.schedule import Draw, ProblemSchedule
+
+log = get_logger(__name__)
+
+FULL_WAIT_SECONDS = 0.2
+
+
+class CompletionSampler(Protocol):
+    def sample(self, prompts: Any, parameters: Any) -> list[Completion]: ...
+
+
+class StudentPrompts:
+    """Token ids of the student's prompts. All problems are checked before the first is sampled."""
+
+    def __init__(self, config: Config, tokenizer: Any, problems: list[Problem], source: Path) -> None:
+        prompt = load_prompt(config.model.prompts, "student")
+        self.token_ids: dict[str, list[int]] = {}
+        refused: list[tuple[int, str]] = []
+        for row, problem in enumerate(problems, start=1):
+            ids = render_token_ids(
+                tokenizer, prompt.fill(question=problem.question), **config.model.chat_template_options
+            )
+            if len(ids) > config.solver.max_prompt_tokens:
+                error = PromptTooLongError(f"the prompt of problem {problem.id!r}", len(ids), config.solver.max_prompt_tokens)
+                refused.append((row, str(error)))
+            self.token_ids[problem.id] = ids
+        if refused:
+            raise ProblemFileError(str(source), refused)
+
+
+class RolloutWorker:
+    def __init__(
+        self,
+        config: Config,
+        queue: RolloutQueue,
+        policies: PolicyStore,
+        problems: list[Problem],
+        tokenizer: Any,
+        load_sampler: Callable[[Path | None], CompletionSampler],
+    ) -> None:
+        self.config = config
+        self.queue = queue
+        self.policies = policies
+        self.load_sampler = load_sampler
+        self.prompts = StudentPrompts(config, tokenizer, problems, config.data.train)
+        self.schedule = ProblemSchedule(problems, config.trainer.batch, config.run.seed)
+
+    async def run(self, poll_seconds: float = 0.01) -> None:
+        """Serve versions until the trainer says that it has finished."""
+        served = -1
+        while not await self.policies.finished():
+            policy = await self.policies.latest()
+            if policy is None or policy.version <= served or policy.version >= self.config.trainer.steps:
+                await asyncio.sleep(poll_seconds)
+                continue
+            await self.serve(policy)
+            served = policy.version
+        log.info("training has finished", served_version=served)
+
+    async def serve(self, policy: PolicyVersion) -> None:
+        """Sample and publish the batch of one policy version."""
+        verify_adapter(policy)
+        sampler = await asyncio.to_thread(self.load_sampler, Path(policy.path) if policy.path else None)
+        draws = self.schedule.draws(policy.version)
+        size = self.config.solver.batch
+        for start in range(0, len(draws), size):
+            for rollout in await asyncio.to_thread(self._sample, sampler, policy.version, draws[start : start + size]):
+                await self._publish(rollout)
+        log.info("published", policy_version=policy.version, rollouts=len(draws))
+
+    def _sample(self, sampler: CompletionSampler, version: int, draws: list[Draw]) -> list[Rollout]:
+        seed = self.config.run.seed
+        parameters = [
+            self.config.solver.parameters(stable_seed(seed, draw.problem.id, version, draw.sample)) for draw in draws
+        ]
+        completions = sampler.sample([self.prompts.token_ids[draw.problem.id] for draw in draws], parameters)
+        return [
+            Rollout(
+                run_id=self.config.run.name,
+                rollout_id=f"v{version:06d}/{draw.problem.id}/{draw.sample}",
+                group_id=f"v{version:06d}/{draw.problem.id}/{draw.sample}",
+                problem=draw.problem,
+                policy_version=version,
+                prompt_token_ids=self.prompts.token_ids[draw.problem.id],
+                completion_token_ids=completion.token_ids,
+                text=completion.text,
+                finish_reason=completion.finish_reason,
+                sampling=parameters_,
+                behaviour_logprobs=completion.logprobs,
+            )
+            for draw, completion, parameters_ in zip(draws, completions, parameters, strict=True)
+        ]
+
+    async def _publish(self, rollout: Rollout) -> None:
+        waiting = False
+        while True:
+            admission = await self.queue.publish([rollout])
+            if admission is not Admission.FULL:
+                break
+            if not waiting:
+                log.info("the queue is full; waiting", rollout_id=rollout.rollout_id)
+                waiting = True
+            await asyncio.sleep(FULL_WAIT_SECONDS)
+        if admission is Admission.DUPLICATE:
+            log.info("already published", rollout_id=rollout.rollout_id)

@@ -1,0 +1,193 @@
+"""The client of the critic service, for the trainer and for other projects.
+
+A call is retried while its deadline allows it: on connections that fail and on 429, 502, 503 and 504, with exponential
+backoff and jitter, never before the server's ``Retry-After``. A critique that does not align is no error: it is a
+response whose ``failure`` is set.
+
+::
+
+    async with CriticClient("http://127.0.0.1:8300") as critic:
+        response = await critic.critique(CritiqueRequest(question="3 + 4", attempt="<step_1> 3 + 4 = 7 </step_1>"))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
+from stepalign.types import CritiqueRequest, CritiqueResponse
+
+_RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+_RETRIED_ERRORS = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, TimeoutError)
+_CONNECT_SECONDS = 5.0
+
+
+class _ErrorDetail(BaseModel):
+    message: str
+    code: str | None = None
+
+
+class _ErrorEnvelope(BaseModel):
+    error: _ErrorDetail
+
+
+class CriticClient:
+    """Calls the critic at ``base_url``.
+
+    ``timeout`` is the deadline of one call in seconds, retries included. ``backoff`` is the first pause in seconds; it
+    doubles up to ``max_backoff``, and each pause is a random half to whole of it. ``transport``, ``sleep``, ``uniform``
+    (a random number in [0, 1)) and ``clock`` (monotonic seconds) are injected by tests. Proxies that the environment
+    names are not used. Raises ConfigError when ``base_url`` is no http or https address.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout: float = 120.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+        backoff: float = 0.25,
+        max_backoff: float = 8.0,
+        sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
+        uniform: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        _check_url(base_url)
+        self._http = httpx.AsyncClient(base_url=base_url, transport=transport, trust_env=False)
+        self._timeout = timeout
+        self._backoff = backoff
+        self._max_backoff = max_backoff
+        self._sleep = sleep
+        self._uniform = uniform
+        self._clock = clock
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse:
+        """The critic's answer. ``request_id`` goes into both sides' logs; all tries of a call share it.
+
+        Raises CriticUnavailableError when no try gave an answer before the deadline, CriticRequestError when the
+        service refused the request, and CriticError on an answer that is no critique response.
+        """
+        headers = {"content-type": "application/json", "x-request-id": request_id or f"req_{uuid4().hex}"}
+        body = request.model_dump_json().encode()
+        deadline = self._clock() + self._timeout
+        attempt = 0
+        while True:
+            try:
+                answer = await self._send("POST", "/v1/critiques", deadline, content=body, headers=headers)
+                return _read(answer)
+            except CriticUnavailableError as error:
+                await self._pause(error, attempt, deadline)
+                attempt += 1
+
+    async def wait_ready(self, timeout: float = 60.0, poll: float = 0.1) -> None:
+        """Return once the critic takes requests; asks every ``poll`` seconds.
+
+        Raises CriticUnavailableError with the last reason after ``timeout`` seconds, and CriticError when something
+        else than a critic answers.
+        """
+        deadline = self._clock() + timeout
+        while True:
+            try:
+                answer = await self._send("GET", "/health/ready", deadline)
+            except CriticUnavailableError as error:
+                if self._clock() + poll > deadline:
+                    raise CriticUnavailableError(f"the critic is not ready after {timeout:g} s: {error}") from error
+                await self._sleep(poll)
+                continue
+            if answer.status_code != 200:
+                raise CriticError(f"{self._http.base_url} is no critic: /health/ready gave {answer.status_code}")
+            return
+
+    async def _send(self, method: str, path: str, deadline: float, **options: Any) -> httpx.Response:
+        """One try. Raises CriticUnavailableError on what may be different the next time."""
+        remaining = deadline - self._clock()
+        timeout = httpx.Timeout(max(remaining, 0.001), connect=max(min(remaining, _CONNECT_SECONDS), 0.001))
+        try:
+            async with asyncio.timeout(max(remaining, 0.001)):
+                answer = await self._http.request(method, path, timeout=timeout, **options)
+        except _RETRIED_ERRORS as error:
+            raise CriticUnavailableError(f"no answer from the critic: {type(error).__name__}: {error}") from error
+        except httpx.HTTPError as error:
+            raise CriticError(f"the critic cannot be called: {type(error).__name__}: {error}") from error
+        if answer.status_code in _RETRIED_STATUSES:
+            message, code = _explain(answer)
+            raise CriticUnavailableError(f"{answer.status_code} {code}: {message}", retry_after=_retry_after(answer))
+        return answer
+
+    async def _pause(self, error: CriticUnavailableError, attempt: int, deadline: float) -> None:
+        """Wait before the next try. Raises ``error`` when the deadline would pass meanwhile."""
+        longest = min(self._max_backoff, self._backoff * 2 ** min(attempt, 30))
+        seconds = longest * (0.5 + 0.5 * self._uniform()) + (error.retry_after or 0.0)
+        if self._clock() + seconds >= deadline:
+            raise CriticUnavailableError(
+                f"gave up after {attempt + 1} tries in {self._timeout:g} s; last: {error}", error.retry_after
+            ) from error
+        await self._sleep(seconds)
+
+
+def _check_url(base_url: str) -> None:
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"the critic's address {base_url!r} is no URL: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigError(f"the critic's address is {base_url!r}; it must look like http://127.0.0.1:8300")
+
+
+def _read(answer: httpx.Response) -> CritiqueResponse:
+    if 400 <= answer.status_code < 500:
+        message, code = _explain(answer)
+        raise CriticRequestError(f"{answer.status_code} {code}: {message}", answer.status_code, code)
+    if answer.status_code != 200:
+        message, code = _explain(answer)
+        raise CriticError(f"the critic answered {answer.status_code} {code}: {message}")
+    try:
+        return CritiqueResponse.model_validate_json(answer.content)
+    except ValidationError as error:
+        raise CriticError(f"the critic's answer is no critique response: {error}") from error
+
+
+def _explain(answer: httpx.Response) -> tuple[str, str | None]:
+    """Message and code of an error answer; of one that is not ours (a load balancer's), its first characters."""
+    try:
+        detail = _ErrorEnvelope.model_validate_json(answer.content).error
+    except ValidationError:
+        return answer.text[:200], None
+    return detail.message, detail.code
+
+
+def _retry_after(answer: httpx.Response) -> float | None:
+    """``Retry-After`` in seconds from now, given as seconds or as a date; None when absent or neither."""
+    value = answer.headers.get("retry-after", "").strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())

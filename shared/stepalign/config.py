@@ -1,0 +1,358 @@
+"""Configuration of a run: one TOML file for every process, overridable by environment and command line.
+
+Precedence, highest first: command line (``--trainer.steps 50``), environment (``STEPALIGN_TRAINER__STEPS=50``), the
+file. Unknown keys are refused in all three. Paths in the file are relative to the file's folder, paths from the command
+line and the environment to the working directory.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from stepalign.errors import ConfigError
+from stepalign.types import ContextKind, SamplingParameters
+
+ENV_PREFIX = "STEPALIGN_"
+_DELIMITER = "__"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Dtype(StrEnum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class RunSection(Section):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)] = "run"
+    """Name of the run; its files go to ``dir/name`` and its Redis keys under its name."""
+    dir: Path = Path("runs")
+    """Folder of all runs."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of problem order, sampling and adapter initialisation."""
+    arm: Literal["stepalign", "stepalign_scoped", "refsol", "null"] = "stepalign_scoped"
+    """The experimental condition; it fixes the context kind and the scope."""
+
+
+class ModelSection(Section):
+    path: Path
+    """Folder of the solver model: safetensors, tokenizer, config.json."""
+    prompts: str = "chat-v1"
+    """Prompt set of the student and the teacher."""
+    device: str = "auto"
+    """A torch device, or ``auto``: CUDA, then MPS, then CPU."""
+    dtype: Dtype = Dtype.FLOAT32
+    """Number format of the weights."""
+    chat_template_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the chat template for the student, such as ``enable_thinking = false``."""
+    teacher_chat_template_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the chat template for the teacher. An empty context uses the student's."""
+
+
+class DataSection(Section):
+    train: Path
+    """Problems to train on (JSONL)."""
+    validation: Path | None = None
+    """Problems that pick the checkpoint (JSONL)."""
+    test: Path | None = None
+    """Problems of the reported figures (JSONL)."""
+
+
+class QueueSection(Section):
+    redis_url: str | None = None
+    """A Redis (≥ 7.0) or Valkey server. Unset, ``stepalign run`` starts the embedded one."""
+    capacity: Annotated[int, Field(ge=1)] = 256
+    """Most rollouts in the queue, claimed ones included; a producer waits above it."""
+    claim_idle_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A claimed rollout whose consumer gave no sign of life for so long goes to another consumer."""
+    max_deliveries: Annotated[int, Field(ge=1)] = 5
+    """Deliveries after which a rollout goes to the dead letters."""
+    max_entry_bytes: Annotated[int, Field(ge=1024)] = 4 * 2**20
+    """Largest encoded rollout."""
+
+
+class CriticSection(Section):
+    url: str | None = None
+    """Address of a critic service or load balancer. Unset, ``stepalign run`` starts a critic."""
+    backend: Literal["transformers", "program"] = "transformers"
+    """``transformers``: a frozen language model. ``program``: an exact checker."""
+    path: Path | None = None
+    """Folder of the critic model (backend ``transformers``)."""
+    checker: str | None = None
+    """Name in the entry-point group ``stepalign.checkers`` (backend ``program``)."""
+    prompts: str = "chat-v1"
+    """Prompt set of the critic."""
+    chat_template_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the critic's chat template."""
+    device: str = "auto"
+    """A torch device, or ``auto``: CUDA, then MPS, then CPU."""
+    dtype: Dtype = Dtype.FLOAT32
+    """Number format of the weights."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Without API keys only loopback addresses are accepted."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8300
+    """Port to listen on; 0 takes a free one."""
+    max_prompt_tokens: Annotated[int, Field(ge=1)] = 8192
+    """A longer prompt is refused, never cut."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Budget of the critique; a critique that needs more is refused as truncated."""
+    max_batch: Annotated[int, Field(ge=1)] = 32
+    """Most requests generated together."""
+    max_queue: Annotated[int, Field(ge=1)] = 256
+    """Most requests waiting; above it the service answers 503 with Retry-After."""
+    batch_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
+    """How long a first request waits for others to be generated with it."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """How long the trainer waits for one critique."""
+    concurrency: Annotated[int, Field(ge=1)] = 32
+    """Most critiques that the trainer requests at once."""
+
+    @model_validator(mode="after")
+    def _backend_is_complete(self) -> CriticSection:
+        if self.url is None and self.backend == "transformers" and self.path is None:
+            raise ValueError("backend 'transformers' needs critic.path, the folder of the critic model")
+        if self.url is None and self.backend == "program" and self.checker is None:
+            raise ValueError("backend 'program' needs critic.checker, a name in the group stepalign.checkers")
+        return self
+
+
+class SamplingSection(Section):
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.1
+    """Sampling temperature. The loss does not divide logits by it."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus; 1 is off."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Most likely tokens kept; 0 is off."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 2048
+    """Budget of a completion, EOS included."""
+
+    def parameters(self, seed: int) -> SamplingParameters:
+        return SamplingParameters(seed=seed, **self.model_dump())
+
+
+class SolverSection(SamplingSection):
+    batch: Annotated[int, Field(ge=1)] = 32
+    """Completions sampled together."""
+    max_prompt_tokens: Annotated[int, Field(ge=1)] = 2048
+    """A longer question is refused, never cut."""
+    merge_adapter: bool = True
+    """Add the adapter to the weights for sampling: faster, exact in float32 only."""
+
+
+class LoraSection(Section):
+    rank: Annotated[int, Field(ge=1)] = 64
+    """Rank of the adapter."""
+    alpha: Annotated[float, Field(gt=0)] = 128
+    """The adapter's output is scaled by alpha / rank."""
+    target_modules: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
+    )
+    """Linear layers that get an adapter. Never the output head: student and teacher share it."""
+
+    @model_validator(mode="after")
+    def _head_is_shared(self) -> LoraSection:
+        if {"lm_head", "all-linear"} & set(self.target_modules):
+            raise ValueError("target_modules must not hold lm_head: student and teacher share the output head")
+        return self
+
+
+class TrainerSection(Section):
+    steps: Annotated[int, Field(ge=1)] = 70
+    """Updates, each on one batch of rollouts."""
+    batch: Annotated[int, Field(ge=1)] = 32
+    """Rollouts of an update."""
+    micro_batch: Annotated[int, Field(ge=1)] = 8
+    """Rollouts computed together; the loss does not depend on it."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
+    """AdamW, constant, no weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm."""
+    max_teacher_prompt_tokens: Annotated[int, Field(ge=1)] = 6144
+    """A longer teacher prompt drops the rollout with the counted reason ``teacher_prompt_too_long``."""
+    logit_chunk: Annotated[int, Field(ge=1)] = 512
+    """Tokens whose full-vocabulary logits exist at once."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """Newest checkpoints kept for resuming; there is one a step. Published adapters are all kept."""
+    max_staleness: Literal[0] = 0
+    """Newest policy version minus a rollout's. 0: synchronous and on-policy, as in the paper."""
+    lora: LoraSection = LoraSection()
+
+
+class EvaluationSection(SamplingSection):
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Sampling temperature of evaluations, reported with the figures."""
+    samples: Annotated[int, Field(ge=1)] = 12
+    """Completions per problem: n of Avg@k, Maj@k and Pass@k, with k = n."""
+    every: Annotated[int, Field(ge=1)] = 10
+    """Steps between evaluated checkpoints."""
+    batch: Annotated[int, Field(ge=1)] = 64
+    """Completions sampled together."""
+
+
+class Config(BaseSettings):
+    """The whole configuration. Read it with :func:`load_config`."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=_DELIMITER,
+        nested_model_default_partial_update=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=False,
+        cli_prog_name="stepalign",
+    )
+
+    run: RunSection = RunSection()
+    model: ModelSection
+    data: DataSection
+    queue: QueueSection = QueueSection()
+    critic: CriticSection
+    solver: SolverSection = SolverSection()
+    trainer: TrainerSection = TrainerSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _queue_holds_two_batches(self) -> Config:
+        needed = 2 * self.trainer.batch
+        if self.queue.capacity < needed:
+            raise ValueError(
+                f"queue.capacity is {self.queue.capacity}; it must be at least 2 × trainer.batch = {needed}, "
+                "or the solver and the trainer wait for each other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _merging_is_exact(self) -> Config:
+        if self.solver.merge_adapter and self.model.dtype is not Dtype.FLOAT32:
+            raise ValueError("solver.merge_adapter rounds small adapters away in 16 bits; set it to false")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return self.run.dir / self.run.name
+
+    @property
+    def context_kind(self) -> ContextKind:
+        kinds = {"refsol": ContextKind.REFERENCE, "null": ContextKind.NULL}
+        return kinds.get(self.run.arm, ContextKind.CRITIQUE)
+
+    @property
+    def scope(self) -> Literal["full", "through_first_error"]:
+        return "through_first_error" if self.run.arm == "stepalign_scoped" else "full"
+
+
+_PATHS = (
+    ("run", "dir"),
+    ("model", "path"),
+    ("data", "train"),
+    ("data", "validation"),
+    ("data", "test"),
+    ("critic", "path"),
+)
+
+
+def load_config(
+    path: Path, overrides: Sequence[str] = (), environ: dict[str, str] | None = None
+) -> Config:
+    """Read a TOML file with overrides such as ``["--trainer.steps", "50"]``.
+
+    Raises ConfigError with a message that names every unknown or invalid key.
+    """
+    values = _read_toml(path)
+    env = dict(os.environ if environ is None else environ)
+    _refuse_unknown_variables(env)
+
+    class _Sources(Config):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            command_line = CliSettingsSource[Any](settings_cls, cli_parse_args=list(overrides))
+            return command_line, _Environment(settings_cls, env), init_settings
+
+    try:
+        settings = _Sources(**values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from None
+    except SettingsError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return Config.model_construct(**{name: getattr(settings, name) for name in Config.model_fields})
+
+
+class _Environment(EnvSettingsSource):
+    def __init__(self, settings_cls: type[BaseSettings], environ: dict[str, str]) -> None:
+        self._environ = environ
+        super().__init__(settings_cls)
+
+    def _load_env_vars(self) -> dict[str, str | None]:
+        return {key.lower(): value for key, value in self._environ.items()}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    for section, key in _PATHS:
+        table = values.get(section)
+        if isinstance(table, dict) and isinstance(table.get(key), str):  # pyright: ignore[reportUnknownMemberType]
+            table[key] = str((path.parent / table[key]).resolve())
+    return values
+
+
+def known_variables() -> set[str]:
+    """Every environment variable that has an effect."""
+
+    def walk(model: type[BaseModel], prefix: str) -> set[str]:
+        names: set[str] = set()
+        for name, info in model.model_fields.items():
+            full = prefix + name.upper()
+            names.add(full)
+            annotation = info.annotation
+            for kind in (annotation, *get_args(annotation)):
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    names |= walk(kind, full + _DELIMITER)
+        return names
+
+    return walk(Config, ENV_PREFIX)
+
+
+def _refuse_unknown_variables(environ: dict[str, str]) -> None:
+    known = known_variables()
+    unknown = sorted(key for key in environ if key.upper().startswith(ENV_PREFIX) and key.upper() not in known)
+    if unknown:
+        raise ConfigError(
+            f"unknown environment variable(s) {', '.join(unknown)}; sections and keys are joined by two underscores, "
+            f"as in {ENV_PREFIX}TRAINER{_DELIMITER}STEPS"
+        )
+
+
+def _explain(error: ValidationError) -> str:
+    lines = [f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {item['msg']}" for item in error.errors()]
+    return "; ".join(lines)

@@ -1,0 +1,103 @@
+"""Typed errors. Each message says what to change.
+
+::
+
+    StepalignError
+    ├── ConfigError            a configuration that cannot be run
+    ├── ProblemFileError       rows of a problem file that are refused, by line
+    ├── PromptError            a prompt template or a prompt over its token budget
+    │   └── PromptTooLongError
+    ├── QueueError
+    │   ├── QueueUnavailableError   the Redis server cannot be reached
+    │   ├── UnsupportedServerError  the Redis server is older than 7.0 or is misconfigured for work
+    │   └── CorruptEntryError       an entry that is no rollout of this schema version
+    ├── CriticError            a call of the critic that gave no critique at all
+    │   ├── CriticUnavailableError  not reachable, loading, draining or saturated: try again
+    │   └── CriticRequestError      the service refused the request: do not try again
+    ├── PolicyError            an adapter that is missing or whose checksum is wrong
+    ├── CheckpointError        a checkpoint that is torn, corrupt or of another run
+    └── ProcessFailedError     a supervised process ended with an error
+"""
+
+from __future__ import annotations
+
+
+class StepalignError(Exception):
+    """Base of every error that stepalign raises on purpose."""
+
+
+class ConfigError(StepalignError):
+    """A configuration that cannot be run."""
+
+
+class ProblemFileError(StepalignError):
+    """A problem file with rows that are refused. ``rows`` holds ``(line number, reason)``."""
+
+    def __init__(self, path: str, rows: list[tuple[int, str]]) -> None:
+        self.path = path
+        self.rows = rows
+        shown = "\n".join(f"  line {line}: {reason}" for line, reason in rows[:20])
+        more = f"\n  … and {len(rows) - 20} more" if len(rows) > 20 else ""
+        super().__init__(f"{path}: {len(rows)} row(s) refused; nothing was run\n{shown}{more}")
+
+
+class PromptError(StepalignError):
+    """A prompt template that cannot be filled or rendered."""
+
+
+class PromptTooLongError(PromptError):
+    """A prompt over its token budget. Prompts are never cut: a cut prompt loses the problem and keeps the rest."""
+
+    def __init__(self, what: str, tokens: int, budget: int) -> None:
+        self.tokens = tokens
+        self.budget = budget
+        super().__init__(f"{what} has {tokens} tokens, over its budget of {budget}; raise the budget or drop the problem")
+
+
+class QueueError(StepalignError):
+    """Base of the queue's errors."""
+
+
+class QueueUnavailableError(QueueError):
+    """The Redis server cannot be reached."""
+
+
+class UnsupportedServerError(QueueError):
+    """The server is older than Redis 7.0 or its settings would lose work."""
+
+
+class CorruptEntryError(QueueError):
+    """A queue entry that is no rollout of this schema version."""
+
+
+class CriticError(StepalignError):
+    """A call of the critic that gave no critique and no typed failure."""
+
+
+class CriticUnavailableError(CriticError):
+    """The critic is not reachable, loading, draining or saturated. ``retry_after`` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class CriticRequestError(CriticError):
+    """The critic refused the request; the same request will be refused again."""
+
+    def __init__(self, message: str, status: int, code: str | None = None) -> None:
+        self.status = status
+        self.code = code
+        super().__init__(message)
+
+
+class PolicyError(StepalignError):
+    """An adapter version that is missing or does not match its checksum."""
+
+
+class CheckpointError(StepalignError):
+    """A checkpoint that is torn, corrupt or belongs to another run."""
+
+
+class ProcessFailedError(StepalignError):
+    """A supervised process ended with an error."""

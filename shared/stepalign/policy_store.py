@@ -1,0 +1,166 @@
+"""The hand-over of adapter versions from the trainer to the solver. The adapter's files stay on a shared disk.
+
+A store holds the newest version and whether training has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import Annotated, Protocol
+
+from pydantic import Field, model_validator
+
+from stepalign.errors import PolicyError
+from stepalign.queue.connection import RedisConnection, run_key
+from stepalign.types import Wire
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+class PolicyVersion(Wire):
+    """A published adapter. Version 0 is the base model: no adapter, empty ``path`` and ``sha256``."""
+
+    version: Annotated[int, Field(ge=0)]
+    path: str
+    """Folder of the adapter."""
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    """Of the adapter's weights file, in hexadecimal."""
+
+    @model_validator(mode="after")
+    def _only_the_base_has_no_adapter(self) -> PolicyVersion:
+        given = {bool(self.path), bool(self.sha256)}
+        if given != {self.version > 0}:
+            raise ValueError("path and sha256 are empty for version 0 and set for every later one")
+        return self
+
+
+class TrainingFinishedError(PolicyError):
+    """The version that is waited for will never come: training has ended before it."""
+
+
+class PolicyStore(Protocol):
+    """Every method raises QueueUnavailableError when the server cannot be reached."""
+
+    async def publish(self, policy: PolicyVersion) -> bool:
+        """Make a version the newest, and training unfinished. False, and nothing changed, if a later one is there."""
+        ...
+
+    async def latest(self) -> PolicyVersion | None: ...
+
+    async def wait_for(self, version: int, poll_seconds: float) -> PolicyVersion:
+        """Wait until the newest version is ``version`` or later. Raises TrainingFinishedError if that cannot be."""
+        ...
+
+    async def finish(self) -> None:
+        """Tell the solver that no version will follow. Publishing again takes it back."""
+        ...
+
+    async def finished(self) -> bool: ...
+
+    async def close(self) -> None: ...
+
+
+async def _wait_for(store: PolicyStore, version: int, poll_seconds: float) -> PolicyVersion:
+    while True:
+        # Asked first: a version that was published before the end must still be seen.
+        ended = await store.finished()
+        latest = await store.latest()
+        if latest is not None and latest.version >= version:
+            return latest
+        if ended:
+            newest = "none" if latest is None else latest.version
+            raise TrainingFinishedError(f"training ended before policy version {version}; the newest is {newest}")
+        await asyncio.sleep(poll_seconds)
+
+
+_PUBLISH = """
+-- KEYS: policy finished; ARGV: version, JSON
+local current = redis.call('GET', KEYS[1])
+if current and cjson.decode(current).version > tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+redis.call('DEL', KEYS[2])
+return 1
+"""
+
+
+class RedisPolicyStore:
+    """Keys: ``stepalign:{<run_id>}:policy`` holds the newest version as JSON, ``…:finished`` exists after the end."""
+
+    def __init__(self, url: str, run_id: str) -> None:
+        self._redis = RedisConnection(url)
+        self._policy = run_key(run_id, "policy")
+        self._finished = run_key(run_id, "finished")
+
+    async def publish(self, policy: PolicyVersion) -> bool:
+        arguments = (policy.version, policy.model_dump_json())
+        return await self._redis.script(_PUBLISH, (self._policy, self._finished), arguments) == 1
+
+    async def latest(self) -> PolicyVersion | None:
+        stored: bytes | None = await self._redis.command("GET", self._policy)
+        return None if stored is None else PolicyVersion.model_validate_json(stored)
+
+    async def wait_for(self, version: int, poll_seconds: float) -> PolicyVersion:
+        return await _wait_for(self, version, poll_seconds)
+
+    async def finish(self) -> None:
+        await self._redis.command("SET", self._finished, "1")
+
+    async def finished(self) -> bool:
+        return await self._redis.command("EXISTS", self._finished) == 1
+
+    async def close(self) -> None:
+        await self._redis.close()
+
+
+class MemoryPolicyStore:
+    """The twin inside one process."""
+
+    def __init__(self) -> None:
+        self._latest: PolicyVersion | None = None
+        self._ended = False
+
+    async def publish(self, policy: PolicyVersion) -> bool:
+        if self._latest is not None and self._latest.version > policy.version:
+            return False
+        self._latest = policy
+        self._ended = False
+        return True
+
+    async def latest(self) -> PolicyVersion | None:
+        return self._latest
+
+    async def wait_for(self, version: int, poll_seconds: float) -> PolicyVersion:
+        return await _wait_for(self, version, poll_seconds)
+
+    async def finish(self) -> None:
+        self._ended = True
+
+    async def finished(self) -> bool:
+        return self._ended
+
+    async def close(self) -> None:
+        """Nothing to disconnect from."""
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_adapter(policy: PolicyVersion) -> None:
+    """Raise PolicyError unless the adapter's weights are there and are those that were published."""
+    if policy.version == 0:
+        return
+    path = Path(policy.path) / ADAPTER_FILE
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise PolicyError(f"policy version {policy.version}: {path} cannot be read: {error.strerror}") from None
+    if found != policy.sha256:
+        raise PolicyError(
+            f"policy version {policy.version}: {path} has SHA-256 {found}, published was {policy.sha256}; "
+            "the file was changed or copied in part"
+        )

@@ -1,0 +1,45 @@
+"""The rollout queue between solver and trainer: bounded, at least once, with a ledger that adds up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from stepalign.config import QueueSection
+from stepalign.errors import ConfigError
+from stepalign.queue.base import Admission, DeadLetter, Delivery, QueueStatus, RolloutQueue
+from stepalign.queue.codec import decode, encode
+from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
+from stepalign.queue.redis_streams import RedisRolloutQueue
+
+__all__ = [
+    "Admission",
+    "DeadLetter",
+    "Delivery",
+    "MemoryBroker",
+    "MemoryRolloutQueue",
+    "QueueStatus",
+    "RedisRolloutQueue",
+    "RolloutQueue",
+    "decode",
+    "encode",
+    "open_queue",
+    "redis_url",
+]
+
+
+def redis_url(settings: QueueSection, environ: Mapping[str, str] | None = None) -> str | None:
+    """The server's address: ``queue.redis_url``, else the environment's REDIS_URL, else None."""
+    return settings.redis_url or (os.environ if environ is None else environ).get("REDIS_URL") or None
+
+
+def open_queue(settings: QueueSection, run_id: str, consumer: str) -> RolloutQueue:
+    """The Redis queue of a run; ``start()`` it before use. Raises ConfigError when no server is named.
+
+    ``settings.redis_url`` must hold the address; callers resolve REDIS_URL with :func:`redis_url`.
+    """
+    if settings.redis_url is None:
+        raise ConfigError(
+            "no Redis server is named: set queue.redis_url or REDIS_URL, or let `stepalign run` start the embedded one"
+        )
+    return RedisRolloutQueue(settings.redis_url, run_id, consumer, settings)

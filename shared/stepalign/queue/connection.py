@@ -1,0 +1,87 @@
+"""A connection pool to a Redis server whose failures are ours: the one place that knows redis-py's exceptions."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import EqualJitterBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from stepalign.errors import ConfigError, QueueError, QueueUnavailableError
+
+Argument = str | bytes | int | float
+
+_RETRIES = 5
+_BACKOFF_BASE_SECONDS = 0.1
+_BACKOFF_CAP_SECONDS = 1.0
+
+
+class ServerReplyError(QueueError):
+    """The server answered with an error. ``code`` is the reply's first word, such as NOGROUP."""
+
+    def __init__(self, reply: str) -> None:
+        self.code = reply.split(" ", 1)[0]
+        super().__init__(f"the Redis server answered: {reply}")
+
+
+def run_key(run_id: str, name: str) -> str:
+    """The Redis key of one thing of one run. The braces keep a run's keys in one cluster slot, as scripts need."""
+    return f"stepalign:{{{run_id}}}:{name}"
+
+
+class RedisConnection:
+    """A pool: concurrent commands use connections of their own.
+
+    A brief outage is retried with growing waits, some three seconds in all. So every command sent here must bear being
+    sent twice. Raises ConfigError for an address that is no Redis URL. Messages never hold the password.
+    """
+
+    def __init__(self, url: str, timeout_seconds: float = 10.0) -> None:
+        retry = Retry(EqualJitterBackoff(_BACKOFF_CAP_SECONDS, _BACKOFF_BASE_SECONDS), _RETRIES)
+        # RESP2, whose replies have one shape in every redis-py from 6.4 on.
+        options: dict[str, Any] = {"protocol": 2, "socket_timeout": timeout_seconds, "retry": retry}
+        try:
+            self.address = _without_password(url)
+            self._redis: Redis = Redis.from_url(url, **options)  # pyright: ignore[reportUnknownMemberType]
+        except ValueError as error:
+            raise ConfigError(f"queue.redis_url (or REDIS_URL) is no Redis address: {error}") from None
+
+    async def command(self, *parts: Argument) -> Any:
+        execute = cast("Callable[..., Awaitable[Any]]", self._redis.execute_command)  # pyright: ignore[reportUnknownMemberType]
+        with self._named_errors():
+            return await execute(*parts)
+
+    async def script(self, source: str, keys: Sequence[str], arguments: Sequence[Argument] = ()) -> Any:
+        """Run a Lua script in one step. redis-py sends its text once and its hash from then on."""
+        run: Callable[[Sequence[str], Sequence[Argument]], Awaitable[Any]] = self._redis.register_script(source)
+        with self._named_errors():
+            return await run(keys, arguments)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    @contextmanager
+    def _named_errors(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except AuthenticationError as error:
+            raise QueueUnavailableError(f"the Redis server at {self.address} refuses the password: {error}") from error
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            raise QueueUnavailableError(f"no Redis server answers at {self.address}: {error}") from error
+        except ResponseError as error:
+            raise ServerReplyError(str(error)) from error
+        except RedisError as error:
+            raise QueueError(f"redis at {self.address}: {error}") from error
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"

@@ -1,0 +1,259 @@
+"""The same contract on every critic backend, and what only a language model has to keep."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepalign.config import CriticSection
+from stepalign.errors import ConfigError, PromptTooLongError
+from stepalign.types import CritiqueRequest, FinishReason
+from stepalign_critic.backends import create_backend
+from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
+from stepalign_critic.errors import NotReadyError, SaturatedError
+from stepalign_critic.service import CriticService
+
+STEP = "<step_1> 3 + 4 = 7 </step_1>"
+REQUESTS = [
+    CritiqueRequest(question="3 + 4 * 7", attempt=f"{STEP} <step_2> 7 * 7 = 9 </step_2> <answer> 9 </answer>"),
+    CritiqueRequest(question="9 * 9", attempt=""),
+    CritiqueRequest(question="3 + 4 - 8 * 2 + 6", attempt=STEP, reference_solution="7 is 4 + of 3 ; so 7"),
+    CritiqueRequest(question="5 - 8", attempt="<step_1> 5 - 8 = 7 </step_1> <answer> 7 </answer>"),
+    CritiqueRequest(question="3 + 4 * 7", attempt=f"{STEP} <step_2> 7 * 7 = 1 </step_2>"),
+]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama. Its weights are large, so that its greedy answers depend on the prompt."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from stepalign_lab.tokenizer import build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.6,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("critic")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Kind:
+    """A kind of backend and the configuration that makes one."""
+
+    name: str
+    options: dict[str, Any]
+
+    def section(self, **options: Any) -> CriticSection:
+        return CriticSection(prompts="lab-v1", **{**self.options, **options})
+
+
+@pytest.fixture
+def language_model(model_folder: Path) -> Kind:
+    options = {
+        "backend": "transformers",
+        "path": model_folder,
+        "device": "cpu",
+        "max_new_tokens": 12,
+        "max_prompt_tokens": 100,
+    }
+    return Kind("transformers", options)
+
+
+@pytest.fixture(params=["program", "transformers"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    if request.param == "program":
+        return Kind("program", {"backend": "program", "checker": "lab"})
+    return request.getfixturevalue("language_model")
+
+
+def started(section: CriticSection, act: Callable[[Backend], Awaitable[Any]]) -> Any:
+    async def main() -> Any:
+        backend = create_backend(section)
+        await backend.start()
+        try:
+            return await act(backend)
+        finally:
+            await backend.stop()
+
+    return asyncio.run(main())
+
+
+def render(backend: Backend, request: CritiqueRequest) -> RenderedPrompt:
+    messages = CriticService(backend, "lab-v1").messages(request)
+    return RenderedPrompt(request, messages, backend.render(messages))
+
+
+async def together(backend: Backend, requests: Sequence[CritiqueRequest]) -> list[Generation]:
+    return await asyncio.gather(*(backend.generate(render(backend, request)) for request in requests))
+
+
+async def one_by_one(backend: Backend, requests: Sequence[CritiqueRequest]) -> list[Generation]:
+    return [await backend.generate(render(backend, request)) for request in requests]
+
+
+def test_the_same_prompt_gets_the_same_answer(kind: Kind) -> None:
+    first = started(kind.section(batch_wait_ms=0), lambda backend: one_by_one(backend, [REQUESTS[0]] * 2))
+    again = started(kind.section(batch_wait_ms=0), lambda backend: one_by_one(backend, [REQUESTS[0]]))
+    assert first == again * 2
+    assert first[0].text
+
+
+def test_the_answer_does_not_depend_on_what_is_generated_with_it(kind: Kind) -> None:
+    alone = started(kind.section(batch_wait_ms=0), lambda backend: one_by_one(backend, REQUESTS))
+    batched = started(
+        kind.section(batch_wait_ms=1000, max_batch=len(REQUESTS)), lambda backend: together(backend, REQUESTS)
+    )
+    assert batched == alone
+    assert len({generation.text for generation in alone}) >= 3
+
+
+def test_the_identity_is_stable_and_names_what_made_the_critique(kind: Kind) -> None:
+    async def identity(backend: Backend) -> Any:
+        before = backend.identity("lab-v1")
+        await backend.generate(render(backend, REQUESTS[0]))
+        assert backend.identity("lab-v1") == before
+        return before
+
+    first, second = (started(kind.section(), identity) for _ in range(2))
+    assert first == second
+    assert (first.backend, first.prompt_version) == (kind.name, "lab-v1")
+    assert first.model and first.weights_revision
+
+
+def test_a_started_backend_is_healthy_and_may_be_stopped_twice(kind: Kind) -> None:
+    async def act(backend: Backend) -> None:
+        assert backend.healthy()
+        await backend.stop()
+
+    started(kind.section(), act)
+
+
+def test_a_backend_that_was_not_started_may_be_stopped(kind: Kind) -> None:
+    asyncio.run(create_backend(kind.section()).stop())
+
+
+def test_an_unknown_checker_is_refused_and_the_installed_ones_named() -> None:
+    with pytest.raises(ConfigError, match=r"'nobody'.*installed are .*'lab'"):
+        create_backend(CriticSection(backend="program", checker="nobody"))
+
+
+def test_a_generation_over_its_budget_ends_by_length(language_model: Kind) -> None:
+    (whole,) = started(language_model.section(), lambda backend: one_by_one(backend, REQUESTS[:1]))
+    budget = whole.completion_tokens - 2
+    (cut,) = started(language_model.section(max_new_tokens=budget), lambda backend: one_by_one(backend, REQUESTS[:1]))
+    assert cut.finish_reason is FinishReason.LENGTH
+    assert cut.completion_tokens == budget
+    assert cut.text.split() == whole.text.split()[:budget]
+
+
+def test_every_configured_eos_ends_an_answer_and_is_left_out_of_the_text(
+    language_model: Kind, model_folder: Path, tmp_path: Path
+) -> None:
+    from transformers import GenerationConfig
+
+    from stepalign_lab.tokenizer import build_tokenizer
+
+    (endless,) = started(language_model.section(), lambda backend: one_by_one(backend, REQUESTS[:1]))
+    words = endless.text.split()
+    position = next(i for i, word in enumerate(words) if i > 0 and word not in words[:i])
+    tokenizer = build_tokenizer()
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(words[position])]
+    folder = shutil.copytree(model_folder, tmp_path / "critic")
+    GenerationConfig(eos_token_id=ends, repetition_penalty=5.0).save_pretrained(folder)
+    (ended,) = started(language_model.section(path=folder), lambda backend: one_by_one(backend, REQUESTS[:1]))
+    assert ended.finish_reason is FinishReason.STOP
+    assert ended.text.split() == words[:position]
+    assert ended.completion_tokens == position + 1
+
+
+def test_a_prompt_over_its_budget_is_refused_and_never_cut(language_model: Kind) -> None:
+    async def act(backend: Backend) -> int:
+        prompt = render(backend, REQUESTS[0])
+        assert prompt.token_ids is not None
+        return (await backend.generate(prompt)).prompt_tokens
+
+    tokens = started(language_model.section(), act)
+    assert started(language_model.section(max_prompt_tokens=tokens), act) == tokens
+    with pytest.raises(PromptTooLongError, match=f"{tokens} tokens, over its budget of {tokens - 1}"):
+        started(language_model.section(max_prompt_tokens=tokens - 1), act)
+
+
+def test_special_tokens_spelled_in_an_attempt_become_unknown_words(language_model: Kind) -> None:
+    from stepalign_lab.tokenizer import CONTROL, build_tokenizer
+
+    tokenizer = build_tokenizer()
+    control = set(tokenizer.convert_tokens_to_ids(list(CONTROL)))
+
+    async def ids(backend: Backend) -> tuple[list[int], list[int]]:
+        hostile = REQUESTS[3].model_copy(update={"attempt": " ".join(CONTROL), "reference_solution": "so 7"})
+        harmless = hostile.model_copy(update={"attempt": ""})
+        return render(backend, hostile).token_ids or [], render(backend, harmless).token_ids or []
+
+    hostile, harmless = started(language_model.section(), ids)
+    assert [i for i in hostile if i in control] == [i for i in harmless if i in control]
+    assert hostile.count(tokenizer.unk_token_id) == len(CONTROL)
+
+
+def test_requests_over_max_queue_are_refused(language_model: Kind) -> None:
+    section = language_model.section(max_queue=2, max_batch=8, batch_wait_ms=200)
+
+    async def act(backend: Backend) -> list[Any]:
+        prompts = [render(backend, request) for request in REQUESTS[:3]]
+        return await asyncio.gather(*(backend.generate(prompt) for prompt in prompts), return_exceptions=True)
+
+    answers = started(section, act)
+    assert [type(answer) for answer in answers] == [Generation, Generation, SaturatedError]
+
+
+def test_a_model_that_is_not_loaded_has_no_identity(language_model: Kind) -> None:
+    with pytest.raises(NotReadyError, match="loading"):
+        create_backend(language_model.section()).identity("lab-v1")
+
+
+def test_the_revision_follows_the_weights(language_model: Kind, model_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(model_folder, tmp_path / "critic")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] += 1e-3
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    async def revision(backend: Backend) -> str:
+        return backend.identity("lab-v1").weights_revision
+
+    original = started(language_model.section(), revision)
+    assert len(original) == 16 and int(original, 16) >= 0
+    assert started(language_model.section(path=folder), revision) != original
+
+
+def test_a_folder_without_safetensors_is_refused(language_model: Kind, model_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "critic", ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ConfigError, match="safetensors"):
+        asyncio.run(create_backend(language_model.section(path=folder)).start())
+
+
+def test_budgets_over_the_models_positions_are_refused(language_model: Kind) -> None:
+    with pytest.raises(ConfigError, match="is 257; the model has 256 positions"):
+        asyncio.run(create_backend(language_model.section(max_prompt_tokens=245)).start())

@@ -1,0 +1,395 @@
+"""The critic service over real sockets: its API in a thread, its command in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from stepalign.client import CriticClient
+from stepalign.config import CriticSection
+from stepalign.errors import CriticRequestError, PromptTooLongError
+from stepalign.prompts import Message
+from stepalign.types import CriticIdentity, CritiqueRequest, CritiqueResponse, FinishReason, Verdict
+from stepalign_critic.app import AppSettings, create_app
+from stepalign_critic.backends import create_backend
+from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
+from stepalign_critic.batching import MicroBatcher
+from stepalign_critic.service import CriticService
+from stepalign_lab.checker import exact_critique
+
+QUESTION = "3 + 4 * 7"
+STEP_1, STEP_2, ANSWER = "<step_1> 3 + 4 = 7 </step_1>", "<step_2> 7 * 7 = 9 </step_2>", "<answer> 9 </answer>"
+CORRECT = {"question": QUESTION, "attempt": f"{STEP_1} {STEP_2} {ANSWER}", "answer": "9"}
+COMMAND = """
+import typer
+from stepalign_critic.commands import critic
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(critic)
+app()
+"""
+
+
+class GatedBackend:
+    """Loads until ``load`` is set, generates (one at a time, one waiting) until ``gate`` is set."""
+
+    name = "gated"
+
+    def __init__(self) -> None:
+        self.load, self.gate = threading.Event(), threading.Event()
+        self.attempts: list[str] = []
+        self._batcher = MicroBatcher[str, str](self._copy, max_batch=1, max_queue=1, wait_seconds=0)
+
+    def _copy(self, attempts: list[str]) -> list[str]:
+        self.attempts += attempts
+        assert self.gate.wait(10)
+        return [exact_critique(QUESTION, attempt) for attempt in attempts]
+
+    def identity(self, prompt_version: str) -> CriticIdentity:
+        return CriticIdentity(model="m", weights_revision="w", prompt_version=prompt_version, backend=self.name)
+
+    async def start(self) -> None:
+        assert await asyncio.to_thread(self.load.wait, 10)
+        self._batcher.start()
+
+    def render(self, messages: list[Message]) -> None:
+        return None
+
+    async def generate(self, prompt: RenderedPrompt) -> Generation:
+        if prompt.request.attempt == "too long":
+            raise PromptTooLongError("the critique prompt", 9, 8)
+        if prompt.request.attempt == "bug":
+            raise KeyError("a bug")
+        return Generation(await self._batcher.submit(prompt.request.attempt), FinishReason.STOP, 5, 3)
+
+    def healthy(self) -> bool:
+        return self._batcher.running
+
+    async def stop(self) -> None:
+        self.load.set()
+        self.gate.set()
+        await self._batcher.stop()
+
+
+@contextmanager
+def serving(service: CriticService, settings: AppSettings | None = None) -> Iterator[str]:
+    config = uvicorn.Config(create_app(service, settings), log_config=None, access_log=False, lifespan="on")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        wait_until(lambda: server.started)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A ready critic with the lab's exact checker."""
+    backend: Backend = create_backend(CriticSection(backend="program", checker="lab", prompts="lab-v1"))
+    with serving(CriticService(backend, "lab-v1")) as address:
+        wait_until(lambda: httpx.get(f"{address}/health/ready").status_code == 200)
+        yield address
+
+
+@pytest.fixture
+def gated() -> Iterator[tuple[str, GatedBackend, CriticService]]:
+    backend = GatedBackend()
+    service = CriticService(backend, "lab-v1")
+    with serving(service, AppSettings(retry_after_seconds=2.5)) as address:
+        yield address, backend, service
+        backend.load.set()
+        backend.gate.set()
+
+
+def ask(url: str, request: CritiqueRequest) -> CritiqueResponse:
+    async def main() -> CritiqueResponse:
+        async with CriticClient(url, timeout=10) as client:
+            await client.wait_ready(10)
+            return await client.critique(request)
+
+    return asyncio.run(main())
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    body = answer.json()
+    assert list(body) == ["error"]
+    assert sorted(body["error"]) == ["code", "message", "param", "type"]
+    return body["error"]
+
+
+def metric(url: str, line: str) -> float:
+    found = [text for text in httpx.get(f"{url}/metrics").text.splitlines() if text.startswith(f"{line} ")]
+    return float(found[0].split()[-1]) if found else 0.0
+
+
+@pytest.mark.parametrize(
+    ("attempt", "verdict", "first_error"),
+    [
+        (f"{STEP_1} {STEP_2} {ANSWER}", Verdict.CORRECT, None),
+        ("<step_1> 7 * 7 = 9 </step_1> <answer> 9 </answer>", Verdict.UNJUSTIFIED, 1),
+        (f"{STEP_1} <step_2> 7 *", Verdict.INCOMPLETE, None),
+        (f"{STEP_1} <step_2> 7 * 7 = 1 </step_2> <answer> 1 </answer>", Verdict.INCORRECT, 2),
+    ],
+)
+def test_every_verdict_reaches_the_client(url: str, attempt: str, verdict: Verdict, first_error: int | None) -> None:
+    outcome = f'stepalign_critic_critiques_total{{outcome="{verdict}"}}'
+    before = metric(url, outcome)
+    response = ask(url, CritiqueRequest(question=QUESTION, attempt=attempt, answer="9"))
+    assert response.critique is not None
+    assert (response.critique.verdict, response.critique.first_error_step) == (verdict, first_error)
+    assert response.critique.answer == "9"
+    assert metric(url, outcome) == before + 1
+
+
+def test_an_unaligned_answer_is_an_answer_with_a_failure(url: str) -> None:
+    outcome = 'stepalign_critic_critiques_total{outcome="verdict_disagrees"}'
+    before = metric(url, outcome)
+    answer = httpx.post(f"{url}/v1/critiques", json={**CORRECT, "answer": "5"})
+    assert answer.status_code == 200
+    assert answer.json()["critique"] is None
+    assert answer.json()["failure"]["reason"] == "verdict_disagrees"
+    assert metric(url, outcome) == before + 1
+
+
+def test_health_and_version_answer(url: str) -> None:
+    for path, status in (("/health", "ready"), ("/health/ready", "ready"), ("/health/live", "live")):
+        answer = httpx.get(url + path)
+        assert (answer.status_code, answer.json()) == (200, {"status": status})
+    version = httpx.get(f"{url}/version").json()
+    assert version["schema_version"] == 1
+    assert (version["critic"]["backend"], version["critic"]["model"]) == ("program", "lab")
+    assert "/v1/critiques" in httpx.get(f"{url}/openapi.json").json()["paths"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status", "code", "param"),
+    [
+        ("GET", "/nowhere", None, 404, "not_found", None),
+        ("GET", "/health/", None, 404, "not_found", None),
+        ("GET", "/v1/critiques", None, 405, "method_not_allowed", None),
+        ("POST", "/v1/critiques", '{"question": "", "attempt": ""}', 422, "invalid_request", "question"),
+        ("POST", "/v1/critiques", '{"question": "1 + 1"}', 422, "invalid_request", "attempt"),
+        ("POST", "/v1/critiques", '{"question": "1", "attempt": "", "x": 1}', 422, "invalid_request", "x"),
+        ("POST", "/v1/critiques", '{"question": "\\ud800", "attempt": ""}', 422, "invalid_request", "question"),
+        ("POST", "/v1/critiques", "{", 422, "invalid_request", None),
+        ("POST", "/v1/critiques", "[" * 100_000, 400, "invalid_request", None),
+        ("POST", "/v1/critiques", '{"question": "hello", "attempt": ""}', 422, "unsupported_request", None),
+    ],
+)
+def test_every_refusal_has_the_envelope_and_a_request_id(
+    url: str, method: str, path: str, content: str | None, status: int, code: str, param: str | None
+) -> None:
+    headers = {"content-type": "application/json"}
+    answer = httpx.request(method, url + path, content=content, headers=headers)
+    error = error_of(answer)
+    assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    assert answer.headers["x-request-id"].startswith("req_")
+
+
+def test_a_405_says_what_is_allowed(url: str) -> None:
+    assert httpx.get(f"{url}/v1/critiques").headers["allow"] == "POST"
+
+
+def test_a_request_id_is_echoed_and_a_hostile_one_replaced(url: str) -> None:
+    for given, echoed in (("rollout-7", True), ("x" * 201, False), ("a b", False)):
+        answer = httpx.post(f"{url}/v1/critiques", json=CORRECT, headers={"x-request-id": given})
+        assert (answer.headers["x-request-id"] == given) is echoed
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_sent(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(b"POST /v1/critiques HTTP/1.1\r\nHost: x\r\nContent-Length: 1048577\r\n\r\n")
+        answer = connection.recv(4096)
+        assert b" 413 " in answer.splitlines()[0]
+
+
+def test_a_body_that_grows_over_the_limit_is_refused(url: str) -> None:
+    counter = 'stepalign_critic_requests_total{path="/v1/critiques",status="413"}'
+    before = metric(url, counter)
+    chunks = (b" " * 2**16 for _ in range(40))
+    answer = httpx.post(f"{url}/v1/critiques", content=chunks)
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "body_too_large")
+    assert metric(url, counter) == before + 1
+
+
+def test_a_client_with_a_body_over_the_limit_is_told_so_and_does_not_retry(url: str) -> None:
+    with pytest.raises(CriticRequestError, match="413 body_too_large"):
+        ask(url, CritiqueRequest(question=QUESTION, attempt="x" * 3 * 2**20))
+
+
+def test_a_body_at_the_limit_is_read(url: str) -> None:
+    body = json.dumps(CORRECT).encode()
+    answer = httpx.post(f"{url}/v1/critiques", content=body.ljust(2**20), headers={"content-type": "application/json"})
+    assert answer.status_code == 200
+
+
+def test_requests_tokens_and_times_are_counted(gated: tuple[str, GatedBackend, CriticService]) -> None:
+    url, backend, _ = gated
+    backend.load.set()
+    backend.gate.set()
+    for _ in range(2):
+        ask(url, CritiqueRequest(**CORRECT))
+    httpx.get(f"{url}/nowhere")
+    assert metric(url, 'stepalign_critic_requests_total{path="/v1/critiques",status="200"}') == 2
+    assert metric(url, 'stepalign_critic_requests_total{path="other",status="404"}') == 1
+    assert metric(url, 'stepalign_critic_critiques_total{outcome="correct"}') == 2
+    assert metric(url, 'stepalign_critic_tokens_total{kind="prompt"}') == 10
+    assert metric(url, 'stepalign_critic_tokens_total{kind="completion"}') == 6
+    assert metric(url, "stepalign_critic_critique_seconds_count") == 2
+    assert metric(url, "stepalign_critic_in_flight") == 0
+
+
+def test_a_loading_critic_lives_but_is_not_ready(gated: tuple[str, GatedBackend, CriticService]) -> None:
+    url, backend, _ = gated
+    assert httpx.get(f"{url}/health/live").status_code == 200
+    assert httpx.get(f"{url}/version").json()["critic"] is None
+    for answer in (httpx.get(f"{url}/health/ready"), httpx.post(f"{url}/v1/critiques", json=CORRECT)):
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "loading")
+        assert answer.headers["retry-after"] == "3"
+    backend.load.set()
+    wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+
+
+def test_a_draining_critic_finishes_what_it_has_and_takes_nothing_new(
+    gated: tuple[str, GatedBackend, CriticService],
+) -> None:
+    url, backend, service = gated
+    backend.load.set()
+    wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(httpx.post, f"{url}/v1/critiques", json=CORRECT)
+        wait_until(lambda: backend.attempts)
+        service.lifecycle.drain()
+        for answer in (httpx.get(f"{url}/health/ready"), httpx.post(f"{url}/v1/critiques", json=CORRECT)):
+            assert (answer.status_code, error_of(answer)["code"]) == (503, "draining")
+        backend.gate.set()
+        assert running.result(10).status_code == 200
+
+
+def test_a_saturated_critic_says_when_to_come_back(gated: tuple[str, GatedBackend, CriticService]) -> None:
+    url, backend, _ = gated
+    backend.load.set()
+    wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(httpx.post, f"{url}/v1/critiques", json=CORRECT)
+        wait_until(lambda: backend.attempts)
+        waiting = threads.submit(httpx.post, f"{url}/v1/critiques", json=CORRECT)
+        wait_until(lambda: metric(url, "stepalign_critic_in_flight") == 2)
+        answer = httpx.post(f"{url}/v1/critiques", json=CORRECT)
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "saturated")
+        assert answer.headers["retry-after"] == "3"
+        backend.gate.set()
+        assert [running.result(10).status_code, waiting.result(10).status_code] == [200, 200]
+
+
+def test_a_client_that_hangs_up_is_not_generated_for(gated: tuple[str, GatedBackend, CriticService]) -> None:
+    url, backend, _ = gated
+    backend.load.set()
+    wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(httpx.post, f"{url}/v1/critiques", json=CORRECT)
+        wait_until(lambda: backend.attempts)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/critiques", json={**CORRECT, "attempt": "abandoned"}, timeout=0.2)
+        wait_until(lambda: metric(url, 'stepalign_critic_requests_total{path="/v1/critiques",status="499"}') == 1)
+        backend.gate.set()
+        assert running.result(10).status_code == 200
+    ask(url, CritiqueRequest(**CORRECT))
+    assert "abandoned" not in backend.attempts
+
+
+def test_a_prompt_over_its_budget_and_a_bug_are_told_apart(gated: tuple[str, GatedBackend, CriticService]) -> None:
+    url, backend, _ = gated
+    backend.load.set()
+    wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+    for attempt, status, code in (("too long", 422, "prompt_too_long"), ("bug", 500, "internal_error")):
+        answer = httpx.post(f"{url}/v1/critiques", json={**CORRECT, "attempt": attempt})
+        assert (answer.status_code, error_of(answer)["code"]) == (status, code)
+        assert "x-request-id" in answer.headers
+        assert metric(url, f'stepalign_critic_requests_total{{path="/v1/critiques",status="{status}"}}') == 1
+
+
+def write_config(folder: Path, **critic: Any) -> Path:
+    values = {"backend": "program", "checker": "lab", "prompts": "lab-v1", "port": 0, **critic}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    path = folder / "critic.toml"
+    path.write_text(
+        '[run]\nname = "test"\ndir = "runs"\n[model]\npath = "model"\n[data]\ntrain = "train.jsonl"\n[critic]\n'
+        + "\n".join(lines)
+    )
+    return path
+
+
+def critic_command(config: Path, *options: str) -> list[str]:
+    return [sys.executable, "-c", COMMAND, str(config), *options]
+
+
+def test_the_command_announces_its_address_serves_and_ends_with_0(tmp_path: Path) -> None:
+    url_file = tmp_path / "runs" / "test" / "critic.url"
+    process = subprocess.Popen(critic_command(write_config(tmp_path)), stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: url_file.exists() or process.poll() is not None)
+        response = ask(url_file.read_text(), CritiqueRequest(**CORRECT))
+        assert response.critique is not None
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+    assert not url_file.exists()
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert any("loopback only" in line["event"] for line in lines)
+    (line,) = [line for line in lines if line["event"] == "critique"]
+    assert (line["critique_id"], line["outcome"], line["process"]) == (response.id, "correct", "critic")
+    assert line["request_id"].startswith("req_")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--critic.host", "0.0.0.0"], "must be a loopback address"),
+        (["--critic.host", "example.org"], "must be a loopback address"),
+        (["--critic.checker", "nobody"], "must name one entry point"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_serve(tmp_path: Path, options: list[str], message: str) -> None:
+    done = subprocess.run(
+        critic_command(write_config(tmp_path), *options), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode != 0
+    assert "ConfigError" in done.stderr and message in done.stderr
+
+
+def test_the_command_ends_with_an_error_when_its_model_cannot_be_loaded(tmp_path: Path) -> None:
+    config = write_config(tmp_path, backend="transformers", path="nowhere")
+    done = subprocess.run(critic_command(config), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "ConfigError: critic.path is" in done.stderr
+    assert not (tmp_path / "runs" / "test" / "critic.url").exists()

@@ -1,0 +1,232 @@
+"""The critic client over a scripted transport and a fake clock: retries, pauses, deadlines, typed errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from stepalign.client import CriticClient
+from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
+from stepalign.types import CritiqueRequest, CritiqueResponse
+
+REQUEST = CritiqueRequest(question="3 + 4", attempt="<step_1> 3 + 4 = 7 </step_1>")
+RESPONSE = {
+    "id": "crq_1",
+    "critique": None,
+    "failure": {"reason": "unparseable", "detail": "d", "text": "t"},
+    "critic": {"model": "m", "weights_revision": "w", "prompt_version": "p", "backend": "b"},
+    "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+}
+Reply = httpx.Response | Exception
+
+
+def ok() -> httpx.Response:
+    return httpx.Response(200, json=RESPONSE)
+
+
+def refused(status: int, code: str = "saturated", **headers: str) -> httpx.Response:
+    body = {"error": {"message": "no", "type": "server_error", "code": code, "param": None}}
+    return httpx.Response(status, json=body, headers={key.replace("_", "-"): value for key, value in headers.items()})
+
+
+class World:
+    """Replies in order (the last one for ever), a clock that only pauses move, and a record of both."""
+
+    def __init__(self, *replies: Reply, latency: float = 0.0) -> None:
+        self.replies = list(replies)
+        self.latency = latency
+        self.requests: list[httpx.Request] = []
+        self.pauses: list[float] = []
+        self.now = 1000.0
+
+    def handle(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        self.now += self.latency
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    def call(self, act: Callable[[CriticClient], Any], **options: Any) -> Any:
+        settings = {"timeout": 60.0, "backoff": 1.0, "max_backoff": 8.0, "uniform": lambda: 0.5, **options}
+
+        async def main() -> Any:
+            transport = httpx.MockTransport(self.handle)
+            async with CriticClient(
+                "http://critic", transport=transport, sleep=self.sleep, clock=lambda: self.now, **settings
+            ) as client:
+                return await act(client)
+
+        return asyncio.run(main())
+
+    def critique(self, **options: Any) -> CritiqueResponse:
+        return self.call(lambda client: client.critique(REQUEST), **options)
+
+
+def test_a_request_is_sent_as_it_is_and_the_answer_read() -> None:
+    world = World(ok())
+    assert world.critique() == CritiqueResponse.model_validate(RESPONSE)
+    (sent,) = world.requests
+    assert (sent.method, sent.url.path) == ("POST", "/v1/critiques")
+    assert CritiqueRequest.model_validate_json(sent.content) == REQUEST
+    assert world.pauses == []
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_passing_trouble_is_retried(status: int) -> None:
+    world = World(refused(status), ok())
+    assert world.critique().id == "crq_1"
+    assert len(world.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("x"), httpx.ReadError("x"), httpx.RemoteProtocolError("x"), httpx.ReadTimeout("x")]
+)
+def test_a_failed_connection_is_retried(error: Exception) -> None:
+    world = World(error, ok())
+    assert world.critique().id == "crq_1"
+    assert len(world.requests) == 2
+
+
+def test_pauses_double_up_to_their_limit_with_jitter() -> None:
+    world = World(*[refused(503)] * 6, ok())
+    world.critique()
+    assert world.pauses == [0.75, 1.5, 3.0, 6.0, 6.0, 6.0]
+
+
+@pytest.mark.parametrize(("draw", "pause"), [(0.0, 0.5), (0.999, 0.9995)])
+def test_jitter_spans_half_to_whole_of_a_pause(draw: float, pause: float) -> None:
+    world = World(refused(503), ok())
+    world.critique(uniform=lambda: draw)
+    assert world.pauses == [pytest.approx(pause)]
+
+
+def test_a_pause_is_never_shorter_than_retry_after() -> None:
+    world = World(refused(503, retry_after="7"), ok())
+    world.critique()
+    assert world.pauses == [7.75]
+
+
+def test_retry_after_may_be_a_date() -> None:
+    world = World(refused(429, retry_after=format_datetime(datetime.now(UTC) + timedelta(seconds=20))), ok())
+    world.critique()
+    assert 18 <= world.pauses[0] <= 21
+
+
+def test_a_retry_after_that_is_neither_is_ignored() -> None:
+    world = World(refused(503, retry_after="soon"), ok())
+    world.critique()
+    assert world.pauses == [0.75]
+
+
+def test_the_deadline_ends_the_tries_with_the_last_reason() -> None:
+    world = World(refused(503, code="loading"))
+    with pytest.raises(CriticUnavailableError, match=r"gave up after 4 tries in 6 s; last: 503 loading"):
+        world.critique(timeout=6.0)
+    assert world.now - 1000 < 6.0
+
+
+def test_a_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
+    world = World(refused(503, retry_after="100"))
+    with pytest.raises(CriticUnavailableError) as unavailable:
+        world.critique(timeout=60.0)
+    assert unavailable.value.retry_after == 100
+    assert world.pauses == []
+
+
+def test_the_time_of_the_calls_counts_towards_the_deadline() -> None:
+    world = World(httpx.ReadTimeout("slow"), latency=10.0)
+    with pytest.raises(CriticUnavailableError, match="ReadTimeout"):
+        world.critique(timeout=9.0)
+    assert len(world.requests) == 1
+
+
+def test_a_call_that_never_ends_is_given_up_at_the_deadline() -> None:
+    async def hang(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(30)
+        raise AssertionError("not reached")
+
+    async def main() -> None:
+        async with CriticClient("http://critic", timeout=0.1, transport=httpx.MockTransport(hang)) as client:
+            await client.critique(REQUEST)
+
+    with pytest.raises(CriticUnavailableError, match="TimeoutError"):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize(("status", "code"), [(422, "prompt_too_long"), (413, "body_too_large"), (404, "not_found")])
+def test_a_refused_request_is_not_retried(status: int, code: str) -> None:
+    world = World(refused(status, code))
+    with pytest.raises(CriticRequestError) as request_error:
+        world.critique()
+    assert (request_error.value.status, request_error.value.code) == (status, code)
+    assert len(world.requests) == 1
+
+
+def test_a_refusal_in_foreign_words_is_quoted() -> None:
+    with pytest.raises(CriticRequestError, match="403 None: <html>forbidden") as request_error:
+        World(httpx.Response(403, text="<html>forbidden</html>")).critique()
+    assert request_error.value.code is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        httpx.Response(200, text="hello"),
+        httpx.Response(200, json={"id": "crq_1"}),
+        httpx.Response(200, json={**RESPONSE, "failure": None}),
+        httpx.Response(204),
+        refused(500, "internal_error"),
+        httpx.Response(302, headers={"location": "/elsewhere"}),
+    ],
+)
+def test_an_answer_that_is_no_critique_response_is_an_error_and_not_retried(reply: httpx.Response) -> None:
+    world = World(reply)
+    with pytest.raises(CriticError) as error:
+        world.critique()
+    assert type(error.value) is CriticError
+    assert len(world.requests) == 1
+
+
+def test_all_tries_of_a_call_share_a_request_id_and_calls_do_not() -> None:
+    world = World(refused(503), ok())
+    world.call(lambda client: client.critique(REQUEST, request_id="rollout-7"))
+    world.critique()
+    ids = [request.headers["x-request-id"] for request in world.requests]
+    assert ids[:2] == ["rollout-7", "rollout-7"]
+    assert ids[2].startswith("req_")
+
+
+def test_wait_ready_polls_until_the_critic_is_ready() -> None:
+    world = World(httpx.ConnectError("x"), refused(503, "loading"), httpx.Response(200, json={"status": "ready"}))
+    world.call(lambda client: client.wait_ready(timeout=5, poll=0.5))
+    assert world.pauses == [0.5, 0.5]
+    assert {request.url.path for request in world.requests} == {"/health/ready"}
+
+
+def test_wait_ready_gives_up_with_the_last_reason() -> None:
+    world = World(refused(503, "loading"))
+    with pytest.raises(CriticUnavailableError, match=r"not ready after 2 s: 503 loading"):
+        world.call(lambda client: client.wait_ready(timeout=2, poll=0.5))
+    assert world.now - 1000 <= 2
+
+
+def test_wait_ready_refuses_something_else_than_a_critic() -> None:
+    with pytest.raises(CriticError, match="is no critic"):
+        World(httpx.Response(404)).call(lambda client: client.wait_ready(timeout=2))
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8300", "ftp://critic", "http://", "http://[::1"])
+def test_an_address_that_is_no_http_url_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="the critic's address"):
+        CriticClient(url)

@@ -1,0 +1,214 @@
+"""The critic service around fake backends: prompts, thinking, validation, states."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from stepalign.errors import ConfigError, PromptError
+from stepalign.prompts import Message, Prompt
+from stepalign.types import (
+    CriticIdentity,
+    Critique,
+    CritiqueFailure,
+    CritiqueRequest,
+    CritiqueResponse,
+    FailureReason,
+    FinishReason,
+    Verdict,
+)
+from stepalign_critic.backends.base import Generation, RenderedPrompt
+from stepalign_critic.backends.program import ProgramBackend
+from stepalign_critic.errors import EngineError, NotReadyError, UnsupportedRequestError
+from stepalign_critic.lifecycle import State
+from stepalign_critic.service import CriticService, read_answer
+from stepalign_lab.checker import exact_critique
+
+ATTEMPT = "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 9 </step_2> <answer> 9 </answer>"
+COPY = exact_critique("3 + 4 * 7", ATTEMPT)
+REQUEST = CritiqueRequest(question="3 + 4 * 7", attempt=ATTEMPT, answer="9")
+
+
+class FakeBackend:
+    """Answers with ``write(prompt)``; ``prompts`` holds what it was asked."""
+
+    name = "fake"
+
+    def __init__(self, write: Callable[[RenderedPrompt], str], finish: FinishReason = FinishReason.STOP) -> None:
+        self._write = write
+        self._finish = finish
+        self.prompts: list[RenderedPrompt] = []
+
+    def identity(self, prompt_version: str) -> CriticIdentity:
+        return CriticIdentity(model="m", weights_revision="w", prompt_version=prompt_version, backend=self.name)
+
+    async def start(self) -> None: ...
+
+    def render(self, messages: list[Message]) -> list[int]:
+        return [len(message["content"]) for message in messages]
+
+    async def generate(self, prompt: RenderedPrompt) -> Generation:
+        self.prompts.append(prompt)
+        return Generation(self._write(prompt), self._finish, prompt_tokens=11, completion_tokens=7)
+
+    def healthy(self) -> bool:
+        return True
+
+    async def stop(self) -> None: ...
+
+
+def critique(backend: FakeBackend | ProgramBackend, request: CritiqueRequest = REQUEST) -> CritiqueResponse:
+    async def main() -> CritiqueResponse:
+        service = CriticService(backend, "lab-v1")
+        service.lifecycle.begin()
+        while service.lifecycle.state is State.LOADING:
+            await asyncio.sleep(0)
+        try:
+            return await service.critique(request)
+        finally:
+            await service.lifecycle.end()
+
+    return asyncio.run(main())
+
+
+def failure_of(text: str, finish: FinishReason = FinishReason.STOP) -> CritiqueFailure:
+    outcome = read_answer(Generation(text, finish, 0, 0), REQUEST)
+    assert isinstance(outcome, CritiqueFailure)
+    return outcome
+
+
+def test_an_unchanged_copy_is_a_critique_with_identity_and_usage() -> None:
+    response = critique(FakeBackend(lambda prompt: exact_critique("3 + 4 * 7", prompt.request.attempt)))
+    assert response.critique is not None and response.failure is None
+    assert response.critique.verdict is Verdict.CORRECT
+    assert response.critique.alignment.copied_steps == 2
+    assert response.critic.model_dump() == {
+        "model": "m",
+        "weights_revision": "w",
+        "prompt_version": "lab-v1",
+        "backend": "fake",
+    }
+    assert (response.usage.prompt_tokens, response.usage.completion_tokens) == (11, 7)
+
+
+def test_every_response_has_its_own_id() -> None:
+    backend = FakeBackend(lambda _: COPY)
+    ids = {critique(backend).id for _ in range(3)}
+    assert len(ids) == 3
+    assert all(name.startswith("crq_") and len(name) == 36 for name in ids)
+
+
+def test_one_changed_character_of_a_copied_step_is_a_failure() -> None:
+    response = critique(FakeBackend(lambda _: COPY.replace("3 + 4 = 7", "3 + 4 = 8")))
+    assert response.critique is None and response.failure is not None
+    assert response.failure.reason is FailureReason.COPIED_STEP_ALTERED
+    assert "step 1" in response.failure.detail
+
+
+def test_the_known_answer_of_the_request_is_held_against_the_critique() -> None:
+    response = critique(FakeBackend(lambda _: COPY), REQUEST.model_copy(update={"answer": "4"}))
+    assert response.failure is not None
+    assert response.failure.reason is FailureReason.VERDICT_DISAGREES
+
+
+def test_thinking_is_cut_through_its_last_closing_tag() -> None:
+    text = f"<think> <step_1> no </step_1> </think> and so </think> {COPY}"
+    outcome = read_answer(Generation(text, FinishReason.STOP, 0, 0), REQUEST)
+    assert isinstance(outcome, Critique)
+    assert "no" not in outcome.text
+
+
+def test_thinking_that_the_chat_template_opened_is_cut() -> None:
+    assert isinstance(read_answer(Generation(f"hm </think>{COPY}", FinishReason.STOP, 0, 0), REQUEST), Critique)
+
+
+@pytest.mark.parametrize("finish", list(FinishReason))
+def test_thinking_that_never_ends_is_truncated(finish: FinishReason) -> None:
+    failure = failure_of(f"<think> {COPY}", finish)
+    assert failure.reason is FailureReason.TRUNCATED
+    assert failure.text.startswith("<think>")
+
+
+def test_a_generation_over_its_budget_is_truncated_even_when_it_reads_well() -> None:
+    assert failure_of(COPY, FinishReason.LENGTH).reason is FailureReason.TRUNCATED
+
+
+def test_text_without_the_grammar_is_unparseable() -> None:
+    assert failure_of("looks fine to me").reason is FailureReason.UNPARSEABLE
+
+
+def test_a_missing_reference_solution_is_written_as_none() -> None:
+    service = CriticService(FakeBackend(lambda _: COPY), "lab-v1")
+    assert service.messages(REQUEST)[0]["content"] == f"question : 3 + 4 * 7 reference : none attempt : {ATTEMPT}"
+
+
+def test_the_backend_gets_request_messages_and_token_ids() -> None:
+    backend = FakeBackend(lambda _: COPY)
+    critique(backend)
+    (prompt,) = backend.prompts
+    assert prompt.request == REQUEST
+    assert prompt.token_ids == [len(prompt.messages[0]["content"])]
+
+
+def test_the_nonce_depends_on_the_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = Prompt("critique", "test-v1", (("user", "{{nonce}} {{attempt}}"),))
+    monkeypatch.setattr("stepalign_critic.service.load_prompt", lambda *_: prompt)
+    service, again = (CriticService(FakeBackend(lambda _: COPY), "test-v1") for _ in range(2))
+    nonce = service.messages(REQUEST)[0]["content"].split()[0]
+    assert len(nonce) == 8 and int(nonce, 16) >= 0
+    assert again.messages(REQUEST) == service.messages(REQUEST)
+    other = service.messages(REQUEST.model_copy(update={"question": "3 + 4 * 8"}))
+    assert other[0]["content"].split()[0] != nonce
+
+
+def test_a_prompt_with_a_field_that_no_request_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = Prompt("critique", "test-v1", (("user", "{{attempt}} {{mood}}"),))
+    monkeypatch.setattr("stepalign_critic.service.load_prompt", lambda *_: prompt)
+    with pytest.raises(PromptError, match="mood"):
+        CriticService(FakeBackend(lambda _: COPY), "test-v1")
+
+
+def test_a_checkers_value_error_is_an_unsupported_request_and_any_other_an_engine_error() -> None:
+    def broken(question: str, attempt: str) -> str:
+        raise KeyError(question)
+
+    with pytest.raises(UnsupportedRequestError, match="hello"):
+        critique(ProgramBackend("lab", exact_critique, "r"), REQUEST.model_copy(update={"question": "hello"}))
+    with pytest.raises(EngineError, match="KeyError"):
+        critique(ProgramBackend("lab", broken, "r"))
+
+
+def test_a_critic_that_loads_or_drains_takes_no_request() -> None:
+    async def main() -> list[str]:
+        service = CriticService(FakeBackend(lambda _: COPY), "lab-v1")
+        codes: list[str] = []
+        for act in (lambda: None, service.lifecycle.drain):
+            act()
+            with pytest.raises(NotReadyError) as refused:
+                await service.critique(REQUEST)
+            codes.append(refused.value.code)
+        return codes
+
+    assert asyncio.run(main()) == ["loading", "draining"]
+
+
+def test_a_backend_that_does_not_start_is_reported_once_and_names_the_reason() -> None:
+    class Broken(FakeBackend):
+        async def start(self) -> None:
+            raise ConfigError("no weights")
+
+    async def main() -> None:
+        service, calls = CriticService(Broken(lambda _: COPY), "lab-v1"), list[str]()
+        service.lifecycle.on_failure = lambda: calls.append("failed")
+        service.lifecycle.begin()
+        while service.lifecycle.state is State.LOADING:
+            await asyncio.sleep(0)
+        with pytest.raises(NotReadyError, match="no weights"):
+            await service.critique(REQUEST)
+        assert calls == ["failed"]
+        assert isinstance(service.lifecycle.failure, ConfigError)
+        await service.lifecycle.end()
+
+    asyncio.run(main())

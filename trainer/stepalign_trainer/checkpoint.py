@@ -1,0 +1,133 @@
+"""Checkpoints that are whole or not there, and adapters under names that are never used twice.
+
+Layout of a run's folder::
+
+    adapters/v000012/        adapter_model.safetensors, adapter_config.json: policy version 12, PEFT's format
+    checkpoints/step-000012/ the same adapter, optimizer.pt, state.json (step, settled rollouts, checksums; last)
+
+A directory is written beside its place, synced, and renamed into it; ``state.json`` lists the SHA-256 of every file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from stepalign.errors import CheckpointError
+from stepalign.policy_store import file_sha256
+from stepalign_trainer.learner import Learner
+
+STATE = "state.json"
+OPTIMIZER = "optimizer.pt"
+ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What a checkpoint knows besides weights. ``settled`` maps the rollout ids of its step to their outcome."""
+
+    step: int
+    fingerprint: str
+    settled: dict[str, str]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write a directory, then sync it and rename it to ``target``, replacing what is there."""
+    scratch = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    fill(scratch)
+    for path in scratch.rglob("*"):
+        if path.is_file():
+            _sync(path)
+    _sync(scratch)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(scratch, target)
+    _sync(target.parent)
+
+
+def publish_adapter(learner: Learner, run_dir: Path, version: int) -> Path:
+    """Write policy version ``version``. An equal one that a resumed run already published is left untouched."""
+    target = run_dir / "adapters" / f"v{version:06d}"
+    if not target.is_dir():
+        write_directory(target, learner.save_adapter)
+    return target
+
+
+def save_checkpoint(learner: Learner, run_dir: Path, state: TrainerState, keep: int) -> Path:
+    """Write a checkpoint, then remove all but the newest ``keep``."""
+
+    def fill(directory: Path) -> None:
+        learner.save_adapter(directory)
+        torch.save(learner.optimizer.state_dict(), directory / OPTIMIZER)
+        files = {path.name: file_sha256(path) for path in sorted(directory.iterdir()) if path.is_file()}
+        content = {
+            "step": state.step,
+            "fingerprint": state.fingerprint,
+            "settled": state.settled,
+            "files": files,
+        }
+        (directory / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    folder = run_dir / "checkpoints"
+    target = folder / f"step-{state.step:06d}"
+    write_directory(target, fill)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    found = sorted((run_dir / "checkpoints").glob("step-*"))
+    return found[-1] if found else None
+
+
+def load_checkpoint(learner: Learner, directory: Path, fingerprint: str) -> TrainerState:
+    """Restore weights and optimizer. Raises CheckpointError when torn, corrupt, or of another configuration."""
+    try:
+        content: dict[str, Any] = json.loads((directory / STATE).read_text(encoding="utf-8"))
+        checksums = {name: file_sha256(directory / name) for name in content["files"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{directory}: torn or unreadable ({error}); remove it to use the one before") from None
+    broken = [name for name, digest in content["files"].items() if checksums[name] != digest]
+    if broken:
+        raise CheckpointError(f"{directory}: {', '.join(broken)} does not match its checksum; remove the directory")
+    if content["fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"{directory} was made with another configuration or model; start a run under another name, "
+            "or resume with the settings of the first"
+        )
+    _load_adapter(learner, load_file(directory / ADAPTER))
+    learner.optimizer.load_state_dict(
+        torch.load(directory / OPTIMIZER, weights_only=True, map_location=learner.device)
+    )
+    return TrainerState(step=content["step"], fingerprint=fingerprint, settled=content["settled"])
+
+
+def _load_adapter(learner: Learner, weights: dict[str, torch.Tensor]) -> None:
+    own = {
+        name.replace(".default.weight", ".weight"): parameter
+        for name, parameter in learner.model.named_parameters()
+        if parameter.requires_grad
+    }
+    if own.keys() != weights.keys():
+        raise CheckpointError("the checkpoint's adapter has other layers than this model")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])

@@ -1,0 +1,53 @@
+"""``stepalign trainer``. Torch is imported only once the configuration has been read."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+
+from stepalign.config import load_config
+from stepalign.errors import ConfigError
+from stepalign.logging import configure_logging
+from stepalign.types import ContextKind
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
+
+
+def trainer(ctx: typer.Context, config: ConfigPath) -> None:
+    """Train on queued rollouts and publish each new policy."""
+    settings = load_config(config, ctx.args)
+    configure_logging("trainer")
+    structlog.contextvars.bind_contextvars(run_id=settings.run.name)
+    if settings.context_kind is ContextKind.CRITIQUE and settings.critic.url is None:
+        raise ConfigError("critic.url is not set: give the address of a critic or of its load balancer")
+
+    from transformers import AutoTokenizer
+
+    from stepalign.client import CriticClient
+    from stepalign.policy_store import open_policy_store
+    from stepalign.queue import open_queue
+    from stepalign_trainer.contexts import Contexts
+    from stepalign_trainer.journal import MetricsJournal
+    from stepalign_trainer.learner import Learner
+    from stepalign_trainer.loop import Trainer
+
+    learner = Learner(settings, AutoTokenizer.from_pretrained(settings.model.path, local_files_only=True))
+
+    async def work() -> None:
+        queue = open_queue(settings.queue, settings.run.name, consumer="trainer")
+        policies = open_policy_store(settings.queue, settings.run.name)
+        await queue.start()
+        critic = CriticClient(settings.critic.url or "", timeout=settings.critic.timeout_seconds)
+        try:
+            contexts = Contexts(settings.context_kind, critic, settings.critic.concurrency)
+            await Trainer(settings, learner, queue, policies, contexts, MetricsJournal(settings.run_dir)).train()
+        finally:
+            await critic.aclose()
+            await policies.close()
+            await queue.close()
+
+    asyncio.run(work())

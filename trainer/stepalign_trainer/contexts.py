@@ -1,0 +1,90 @@
+"""The context of each rollout: what its self-teacher will see. Critiques are fetched with bounded concurrency."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from stepalign.errors import CriticRequestError, CriticUnavailableError
+from stepalign.logging import get_logger
+from stepalign.types import Context, ContextKind, Critique, CritiqueRequest, CritiqueResponse, Rollout
+
+log = get_logger(__name__)
+
+RETRY_SECONDS = 2.0
+
+
+class CritiqueSource(Protocol):
+    async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse: ...
+
+
+@dataclass(frozen=True)
+class ContextResult:
+    """A context, or the counted reason why the rollout is skipped. ``critique_outcome`` is None without a critic."""
+
+    context: Context | None
+    critique: Critique | None = None
+    skip_reason: str | None = None
+    critique_outcome: str | None = None
+
+
+class Contexts:
+    """Makes the contexts of one kind."""
+
+    def __init__(self, kind: ContextKind, critic: CritiqueSource, concurrency: int) -> None:
+        self.kind = kind
+        self.critic = critic
+        self.slots = asyncio.Semaphore(concurrency)
+
+    async def fetch(self, rollouts: Sequence[Rollout]) -> list[ContextResult]:
+        """One result per rollout, in order."""
+        return list(await asyncio.gather(*(self._context(rollout) for rollout in rollouts)))
+
+    async def _context(self, rollout: Rollout) -> ContextResult:
+        if self.kind is ContextKind.NULL:
+            return ContextResult(Context(kind=self.kind, text=""))
+        if self.kind is ContextKind.REFERENCE:
+            reference = rollout.problem.reference_solution
+            if reference is None:
+                return ContextResult(None, skip_reason="no_reference_solution")
+            return ContextResult(Context(kind=self.kind, text=reference))
+        async with self.slots:
+            with structlog.contextvars.bound_contextvars(rollout_id=rollout.rollout_id):
+                return await self._critique(rollout)
+
+    async def _critique(self, rollout: Rollout) -> ContextResult:
+        request = CritiqueRequest(
+            question=rollout.problem.question,
+            attempt=rollout.text,
+            reference_solution=rollout.problem.reference_solution,
+            answer=rollout.problem.answer,
+            finish_reason=rollout.finish_reason,
+        )
+        try:
+            response = await self._insist(request, rollout.rollout_id)
+        except CriticRequestError as error:
+            log.warning("the critic refused the request", status=error.status, code=error.code, error=str(error))
+            reason = f"critic_refused_{error.code or error.status}"
+            return ContextResult(None, skip_reason=reason, critique_outcome=reason)
+        if response.critique is None:
+            assert response.failure is not None
+            reason = response.failure.reason.value
+            log.info("critique refused", reason=reason, detail=response.failure.detail)
+            return ContextResult(None, skip_reason=f"critique_{reason}", critique_outcome=reason)
+        critique = response.critique
+        context = Context(kind=self.kind, text=critique.text)
+        return ContextResult(context, critique, critique_outcome=critique.verdict.value)
+
+    async def _insist(self, request: CritiqueRequest, rollout_id: str) -> CritiqueResponse:
+        """Wait for an unreachable critic as long as it takes: a rollout is never lost to an outage."""
+        while True:
+            try:
+                return await self.critic.critique(request, request_id=rollout_id)
+            except CriticUnavailableError as error:
+                delay = error.retry_after or RETRY_SECONDS
+                log.warning("the critic is not available; waiting", error=str(error), retry_seconds=delay)
+                await asyncio.sleep(delay)

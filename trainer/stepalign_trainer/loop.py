@@ -1,0 +1,215 @@
+"""The training loop: claim → contexts → update → checkpoint → publish → acknowledge."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from stepalign.config import Config
+from stepalign.errors import PromptTooLongError
+from stepalign.logging import get_logger
+from stepalign.policy_store import PolicyStore, PolicyVersion, file_sha256
+from stepalign.queue import Delivery, RolloutQueue
+from stepalign_trainer.checkpoint import (
+    ADAPTER,
+    TrainerState,
+    latest_checkpoint,
+    load_checkpoint,
+    publish_adapter,
+    save_checkpoint,
+)
+from stepalign_trainer.contexts import ContextResult, Contexts
+from stepalign_trainer.examples import Example, build_example
+from stepalign_trainer.journal import MetricsJournal
+from stepalign_trainer.learner import Learner, UpdateMetrics
+
+log = get_logger(__name__)
+
+CLAIM_BLOCK_SECONDS = 1.0
+TRAINED = "trained"
+STALE = "stale"
+
+
+def fingerprint(config: Config, base_sha256: str) -> str:
+    """What must be the same for a checkpoint to be continued: everything that shapes the weights but the length."""
+    shaping = config.trainer.model_dump(mode="json", exclude={"steps", "keep_checkpoints"})
+    content = {
+        "seed": config.run.seed,
+        "arm": config.run.arm,
+        "base": base_sha256,
+        "prompts": config.model.prompts,
+        "dtype": config.model.dtype,
+        "trainer": shaping,
+        "solver": config.solver.model_dump(mode="json", exclude={"batch"}),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def base_sha256(config: Config) -> str:
+    digests = [file_sha256(path) for path in sorted(config.model.path.glob("*.safetensors"))]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+class Trainer:
+    """Consumes rollouts and publishes policy versions; version ``v`` is the policy after ``v`` updates."""
+
+    def __init__(
+        self,
+        config: Config,
+        learner: Learner,
+        queue: RolloutQueue,
+        policies: PolicyStore,
+        contexts: Contexts,
+        journal: MetricsJournal,
+    ) -> None:
+        self.config = config
+        self.learner = learner
+        self.queue = queue
+        self.policies = policies
+        self.contexts = contexts
+        self.journal = journal
+        self.step = 0
+        self.fingerprint = fingerprint(config, base_sha256(config))
+        self.settled: dict[str, str] = {}
+
+    async def train(self) -> None:
+        """Run to ``trainer.steps``, from the newest checkpoint if there is one."""
+        self._resume()
+        await self._publish()
+        while self.step < self.config.trainer.steps:
+            deliveries = await self._claim_batch()
+            async with self._alive(deliveries):
+                await self._train_on(deliveries)
+        await self.policies.finish()
+        log.info("training has finished", step=self.step)
+
+    def _resume(self) -> None:
+        directory = latest_checkpoint(self.config.run_dir)
+        if directory is None:
+            self.journal.resume_at(0)
+            return
+        state = load_checkpoint(self.learner, directory, self.fingerprint)
+        self.step, self.settled = state.step, state.settled
+        self.journal.resume_at(self.step)
+        log.info("resumed", step=self.step, checkpoint=directory.name)
+
+    async def _claim_batch(self) -> list[Delivery]:
+        """The batch of this step: as many rollouts as it has, fewer only when some went to the dead letters."""
+        wanted = self.config.trainer.batch
+        batch: list[Delivery] = []
+        while len(batch) < wanted:
+            claimed = await self.queue.claim(wanted - len(batch), CLAIM_BLOCK_SECONDS)
+            batch.extend(await self._keep_fresh(claimed))
+            if batch:
+                await self.queue.heartbeat([delivery.entry_id for delivery in batch])
+            if not claimed and await self._no_more_will_come(len(batch)):
+                log.warning("a short batch: rollouts of this step are dead letters", rollouts=len(batch))
+                break
+        return sorted(batch, key=lambda delivery: delivery.rollout.rollout_id)
+
+    async def _no_more_will_come(self, held: int) -> bool:
+        status = await self.queue.status()
+        everything_published = status.published >= (self.step + 1) * self.config.trainer.batch
+        return everything_published and status.length == held
+
+    async def _keep_fresh(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Acknowledge what a checkpoint already holds, and what another policy sampled; return the rest."""
+        fresh: list[Delivery] = []
+        settled: dict[str, str] = {}
+        for delivery in deliveries:
+            rollout = delivery.rollout
+            if rollout.rollout_id in self.settled:
+                settled[delivery.entry_id] = self.settled[rollout.rollout_id]
+            elif rollout.policy_version != self.step:
+                log.warning("stale rollout", rollout_id=rollout.rollout_id, policy_version=rollout.policy_version)
+                settled[delivery.entry_id] = STALE
+            else:
+                fresh.append(delivery)
+        if settled:
+            await self.queue.acknowledge(settled)
+        return fresh
+
+    async def _train_on(self, deliveries: Sequence[Delivery]) -> None:
+        results = await self.contexts.fetch([delivery.rollout for delivery in deliveries])
+        examples, outcomes = self._examples(deliveries, results)
+        metrics = await asyncio.to_thread(self._update, examples)
+        self.step += 1
+        self.settled = {d.rollout.rollout_id: outcome for d, outcome in zip(deliveries, outcomes, strict=True)}
+        self._record(metrics, outcomes, results)
+        await self._checkpoint()
+        await self._publish()
+        # Only now: the checkpoint that contains these rollouts is durable.
+        await self.queue.acknowledge({d.entry_id: outcome for d, outcome in zip(deliveries, outcomes, strict=True)})
+
+    def _update(self, examples: Sequence[Example]) -> UpdateMetrics:
+        if self.step == 0 and examples:
+            self.learner.check_teacher_is_student(examples[0].student_prompt, examples[0].completion)
+        return self.learner.update(examples)
+
+    def _examples(
+        self, deliveries: Sequence[Delivery], results: Sequence[ContextResult]
+    ) -> tuple[list[Example], list[str]]:
+        examples: list[Example] = []
+        outcomes: list[str] = []
+        for delivery, result in zip(deliveries, results, strict=True):
+            if result.context is None:
+                outcomes.append(f"skipped:{result.skip_reason}")
+                continue
+            try:
+                example = build_example(
+                    self.config, self.learner.tokenizer, delivery.rollout, result.context, result.critique
+                )
+            except PromptTooLongError as error:
+                log.warning("skipped", rollout_id=delivery.rollout.rollout_id, error=str(error))
+                outcomes.append("skipped:teacher_prompt_too_long")
+                continue
+            examples.append(example)
+            outcomes.append(TRAINED)
+        return examples, outcomes
+
+    def _record(self, metrics: UpdateMetrics, outcomes: Sequence[str], results: Sequence[ContextResult]) -> None:
+        critiques = Counter(result.critique_outcome for result in results if result.critique_outcome is not None)
+        row: dict[str, Any] = {
+            "step": self.step,
+            "rollouts": len(outcomes),
+            **metrics.as_row(),
+            "outcomes": dict(sorted(Counter(outcomes).items())),
+            "critiques": dict(sorted(critiques.items())),
+        }
+        self.journal.append(row)
+        log.info("update", **row)
+
+    async def _checkpoint(self) -> None:
+        state = TrainerState(step=self.step, fingerprint=self.fingerprint, settled=self.settled)
+        keep = self.config.trainer.keep_checkpoints
+        await asyncio.to_thread(save_checkpoint, self.learner, self.config.run_dir, state, keep)
+
+    async def _publish(self) -> None:
+        if self.step == 0:
+            policy = PolicyVersion(version=0, path="", sha256="")
+        else:
+            path = await asyncio.to_thread(publish_adapter, self.learner, self.config.run_dir, self.step)
+            policy = PolicyVersion(version=self.step, path=str(path.resolve()), sha256=file_sha256(path / ADAPTER))
+        await self.policies.publish(policy)
+
+    @asynccontextmanager
+    async def _alive(self, deliveries: Sequence[Delivery]) -> AsyncIterator[None]:
+        """Tell the queue that the claimed rollouts are being worked on, however long it takes."""
+        held = [delivery.entry_id for delivery in deliveries]
+
+        async def beat() -> None:
+            while True:
+                await asyncio.sleep(self.config.queue.claim_idle_seconds / 3)
+                await self.queue.heartbeat(held)
+
+        task = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
