@@ -8,55 +8,57 @@ rollouts, truncated ones included, must validate and be exactly right.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
-from stepalign import FinishReason, validate_critique
+from stepalign import Critique, validate_critique
 from stepalign.errors import StepalignError
+from stepalign.policy_store import file_sha256
 from stepalign.prompts import Message, load_prompt, render_token_ids
 from stepalign_lab.checker import exact_critique
-from stepalign_lab.documents import PROMPTS, critic_document, critique_messages, solver_document
-from stepalign_lab.domain import Chain, parse_question, reference_solution, sample_chain, step_bodies, tagged, wrong_facts
+from stepalign_lab.documents import PROMPTS, Document, critic_document, critique_messages, solver_document
+from stepalign_lab.domain import (
+    Chain,
+    reference_solution,
+    sample_chain,
+    step_bodies,
+    tagged,
+    wrong_facts,
+)
 from stepalign_lab.pretrain import pretrain, small_llama
-from stepalign_lab.tokenizer import build_tokenizer
+from stepalign_lab.tokenizer import Tokenizer, build_tokenizer
 
 TEMPERATURE = 1.1
 BAND_SAMPLES, BAND_BELOW = 16, 5
 SPLITS = {"train": 500, "validation": 60, "test": 60}
 MAX_NEW_TOKENS = 64
+MAX_CRITIQUE_TOKENS = 96
 HELD_OUT = 400
 Log = Callable[[str], None]
+GATES = {
+    "teacher_right_own_wording": 0.99,
+    "teacher_right_reference_wording": 0.99,
+    "critiques_valid": 0.98,
+    "critiques_exact": 0.98,
+    "critiques_exact_truncated": 0.98,
+}
 
 
 class GateError(StepalignError):
     """A model that is not good enough to be shipped."""
 
 
-@dataclass(frozen=True)
-class Gates:
-    """Measured before shipping. Shares between 0 and 1."""
-
-    teacher_own_wording: float
-    teacher_reference_wording: float
-    critic_exact_on_base_rollouts: float
-    critic_valid_on_base_rollouts: float
-    critic_exact_on_truncated: float
-    never_solved_share_of_band: float
-
-
 @torch.inference_mode()
 def generate(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    model: Any,
+    tokenizer: Tokenizer,
     prompts: Sequence[list[Message]],
     *,
     temperature: float = 0.0,
@@ -84,9 +86,7 @@ def _student(chain: Chain) -> list[Message]:
     return load_prompt(PROMPTS, "student").fill(question=chain.question)
 
 
-def select_band(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, log: Log
-) -> tuple[list[Chain], float]:
+def select_band(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int, log: Log) -> tuple[list[Chain], float]:
     """Chains of the hard band in the order they were found, and the share of them that is never solved."""
     rng = random.Random(f"band {seed}")
     torch.manual_seed(seed)
@@ -109,9 +109,7 @@ def select_band(
     return list(band.values()), never / wanted
 
 
-def teacher_accuracy(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, chains: Sequence[Chain], *, own: bool
-) -> float:
+def teacher_accuracy(model: LlamaForCausalLM, tokenizer: Tokenizer, chains: Sequence[Chain], *, own: bool) -> float:
     """Share of chains that the solver answers rightly, greedily, with the right solution as its context."""
     prompts = []
     for chain in chains:
@@ -128,9 +126,9 @@ def teacher_accuracy(
 
 
 def held_out_attempts(
-    solver: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, chains: Sequence[Chain], seed: int
+    solver: LlamaForCausalLM, tokenizer: Tokenizer, chains: Sequence[Chain], seed: int
 ) -> list[tuple[Chain, str, bool]]:
-    """The solver's own rollouts of chains, every fourth one truncated at a random token: (chain, attempt, truncated)."""
+    """The solver's own rollouts of chains, every fourth one cut at a random token: (chain, attempt, cut)."""
     torch.manual_seed(seed)
     rng = random.Random(f"held out {seed}")
     texts = generate(solver, tokenizer, [_student(chain) for chain in chains], temperature=TEMPERATURE)
@@ -144,24 +142,119 @@ def held_out_attempts(
 
 def measure_critic(
     critic: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Tokenizer,
     attempts: Sequence[tuple[Chain, str, bool]],
     log: Log = print,
 ) -> tuple[float, float, float]:
-    """Shares of critiques that are exactly right, that validate, and that are exactly right on truncated attempts."""
+    """Shares of critiques that validate, that are exactly right, and that are exactly right on truncated attempts."""
     prompts = [critique_messages(chain.question, attempt, reference_solution(chain)) for chain, attempt, _ in attempts]
-    texts = generate(critic, tokenizer, prompts, max_new_tokens=96)
+    texts = generate(critic, tokenizer, prompts, max_new_tokens=MAX_CRITIQUE_TOKENS)
     outcomes: Counter[str] = Counter()
-    exact, valid, exact_cut = 0, 0, 0
+    valid, exact, exact_cut = 0, 0, 0
     for (chain, attempt, cut), text in zip(attempts, texts, strict=True):
+        checked = validate_critique(text, attempt, known_answer=str(chain.results()[-1]))
         right = text == exact_critique(chain.question, attempt)
-        checked = validate_critique(
-            text, attempt, known_answer=str(chain.results()[-1]), critic_finish_reason=FinishReason.STOP
-        )
-        outcome = getattr(checked, "verdict", None) or getattr(checked, "reason", None)
+        outcome = checked.verdict if isinstance(checked, Critique) else checked.reason
         outcomes[f"{outcome}{'' if right else ' (not exact)'}"] += 1
+        valid += isinstance(checked, Critique)
         exact += right
-        valid += hasattr(checked, "verdict")
         exact_cut += right and cut
-    log(f"critic outcomes: {dict(outcomes)}")
-    return exact / len(attempts), valid / len(attempts), exact_cut / sum(cut for *_, cut in attempts)
+    log(f"critic: {dict(sorted(outcomes.items()))}")
+    return valid / len(attempts), exact / len(attempts), exact_cut / sum(cut for *_, cut in attempts)
+
+
+def train_solver(seed: int, log: Log) -> LlamaForCausalLM:
+    """2,000 steps at 95 % wrong where it is wrong, then 250 at 99.5 %, 48 documents each."""
+    tokenizer = build_tokenizer()
+    model = small_llama(tokenizer, seed)
+    wrong = wrong_facts(seed)
+    for phase, share, steps, rate in (("a", 0.95, 2000, 2e-3), ("b", 0.995, 250, 5e-4)):
+        log(f"solver: {steps} steps, wrong facts written {share:.1%} of the time")
+
+        def make(rng: random.Random, share: float = share) -> Document:
+            return solver_document(rng, wrong, share)
+
+        name = f"solver {seed} {phase}"
+        pretrain(model, tokenizer, make, steps=steps, batch=48, learning_rate=rate, seed=name, log=log)
+    return model
+
+
+def train_critic(seed: int, log: Log) -> LlamaForCausalLM:
+    """2,500 steps of 32 synthetic attempts with their exact critiques."""
+    tokenizer = build_tokenizer(critic=True)
+    model = small_llama(tokenizer, seed + 1)
+    log("critic: 2500 steps")
+    pretrain(
+        model, tokenizer, critic_document, steps=2500, batch=32, learning_rate=2e-3, seed=f"critic {seed}", log=log
+    )
+    return model
+
+
+def measure_gates(solver: LlamaForCausalLM, critic: LlamaForCausalLM, seed: int, log: Log) -> dict[str, float]:
+    """The figures that decide whether the models are shipped, on chains of their own."""
+    rng = random.Random(f"gates {seed}")
+    chains = [sample_chain(rng) for _ in range(HELD_OUT)]
+    tokenizer, critic_tokenizer = build_tokenizer(), build_tokenizer(critic=True)
+    attempts = held_out_attempts(solver, tokenizer, chains, seed)
+    valid, exact, exact_cut = measure_critic(critic, critic_tokenizer, attempts, log)
+    return {
+        "teacher_right_own_wording": teacher_accuracy(solver, tokenizer, chains, own=True),
+        "teacher_right_reference_wording": teacher_accuracy(solver, tokenizer, chains, own=False),
+        "critiques_valid": valid,
+        "critiques_exact": exact,
+        "critiques_exact_truncated": exact_cut,
+    }
+
+
+def check_gates(figures: dict[str, float]) -> None:
+    """Raises GateError when a model is not good enough to be shipped."""
+    for name, least in GATES.items():
+        if figures[name] < least:
+            raise GateError(f"{name} is {figures[name]:.3f}, below {least}; nothing was written")
+
+
+def write_problems(directory: Path, band: Sequence[Chain]) -> None:
+    directory.mkdir()
+    rest = iter(band)
+    for split, count in SPLITS.items():
+        rows = [
+            {
+                "id": f"lab-{split}-{i:03d}",
+                "question": chain.question,
+                "answer": str(chain.results()[-1]),
+                "reference_solution": reference_solution(chain),
+            }
+            for i, chain in zip(range(count), rest, strict=False)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (directory / f"{split}.jsonl").write_text(text, encoding="utf-8")
+
+
+def write_checksums(directory: Path) -> None:
+    """``SHA256SUMS`` over every shipped file, in the format of ``sha256sum -c``."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
+    lines = [f"{file_sha256(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
+    (directory / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+
+
+def build_assets(target: Path, seed: int, log: Log) -> None:
+    """Train both models, pass the gates, select the problems, write everything to ``target``."""
+    write_assets(target, train_solver(seed, log), train_critic(seed, log), seed, log)
+
+
+def write_assets(target: Path, solver: LlamaForCausalLM, critic: LlamaForCausalLM, seed: int, log: Log) -> None:
+    """Measure, and write nothing unless the gates are passed (GateError)."""
+    figures = measure_gates(solver, critic, seed, log)
+    log(f"gates: {figures}")
+    check_gates(figures)
+    band, never = select_band(solver, build_tokenizer(), seed, log)
+    figures["band_never_solved"] = never
+    target.mkdir(parents=True, exist_ok=True)
+    for name, model, tokenizer in (
+        ("solver", solver, build_tokenizer()),
+        ("critic", critic, build_tokenizer(critic=True)),
+    ):
+        model.save_pretrained(target / name, safe_serialization=True)
+        tokenizer.save_pretrained(target / name)
+    write_problems(target / "problems", band)
+    (target / "gates.json").write_text(json.dumps({"seed": seed, **figures}, indent=1) + "\n", encoding="utf-8")

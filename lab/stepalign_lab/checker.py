@@ -37,7 +37,9 @@ def _continuing(unfinished: Step, chain: Chain, position: int, values: list[int]
 
 
 def _marked(bodies: list[str], marks: list[str], answer: str, verdict: str) -> str:
-    steps = [f"<step_{i}> {body} </step_{i}> <{mark}/>" for i, (body, mark) in enumerate(zip(bodies, marks, strict=False), start=1)]
+    """``marks`` may be longer than ``bodies``: what is left over marks steps that there are none of."""
+    pairs = enumerate(zip(bodies, marks, strict=False), start=1)
+    steps = [f"<step_{i}> {body} </step_{i}> <{mark}/>" for i, (body, mark) in pairs]
     return " ".join([*steps, f"<answer> {answer} </answer>", f"<verdict> {verdict} </verdict>"])
 
 
@@ -45,7 +47,7 @@ def _missing_step_critique(chain: Chain, trace: Trace, values: list[int]) -> tup
     """Case B: the steps are true facts in order with some left out. Bodies and marks of the critique."""
     bodies: list[str] = []
     marks: list[str] = []
-    wording = WORDINGS[0]
+    wording: Wording = "own"
 
     def insert(position: int) -> None:
         bodies.append(step_bodies(chain, values, wording)[position])

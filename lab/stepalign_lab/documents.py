@@ -16,8 +16,8 @@ from __future__ import annotations
 import random
 
 from stepalign.prompts import Message, load_prompt
-from stepalign_lab.checker import exact_critique
-from stepalign_lab.domain import FACTS, Chain, Fact, reference_solution, sample_chain, step_bodies, tagged
+from stepalign_lab.checker import WORDINGS, exact_critique
+from stepalign_lab.domain import FACTS, Chain, Fact, Wording, reference_solution, sample_chain, step_bodies, tagged
 from stepalign_lab.tokenizer import WORDS
 
 PROMPTS = "lab-v1"
@@ -49,7 +49,7 @@ def solver_document(rng: random.Random, wrong: dict[Fact, int], wrong_share: flo
         return load_prompt(PROMPTS, "teacher_critique").fill(question=chain.question, context=trace), trace
     context = reference_solution(chain, results)
     messages = load_prompt(PROMPTS, "teacher_reference").fill(question=chain.question, context=context)
-    wording = rng.choice(["own", "reference"])
+    wording: Wording = rng.choice(WORDINGS)
     return messages, tagged(step_bodies(chain, results, wording), results[-1])
 
 

@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from stepalign.prompts import render_token_ids
 from stepalign_lab.documents import Document
+from stepalign_lab.tokenizer import Tokenizer
 
 WARM_UP_STEPS = 100
 
 
-def small_llama(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+def small_llama(tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
     """An untrained Llama of 0.34 M parameters."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -35,7 +36,7 @@ def small_llama(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
     return LlamaForCausalLM(config)
 
 
-def collate(documents: list[Document], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+def collate(documents: list[Document], tokenizer: Tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
     """Documents → ``input_ids [B, T]`` and ``labels [B, T]`` (−100 on prompts and padding), padded on the right."""
     eos: int = tokenizer.eos_token_id
     pairs = [
@@ -57,7 +58,7 @@ def collate(documents: list[Document], tokenizer: PreTrainedTokenizerFast) -> tu
 
 def pretrain(
     model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Tokenizer,
     make_document: Callable[[random.Random], Document],
     *,
     steps: int,

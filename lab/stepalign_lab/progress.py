@@ -24,6 +24,9 @@ class RunProgress:
     def __init__(self, config: Config, console: Console) -> None:
         self.config = config
         self.console = console
+        self.updates: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
+        self.printed = 0
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=30),
@@ -33,9 +36,6 @@ class RunProgress:
         )
         self.task = self.bar.add_task("starting processes", total=config.trainer.steps)
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
-        self.updates: list[dict[str, Any]] = []
-        self.evaluations: list[dict[str, Any]] = []
-        self.printed = 0
 
     def __enter__(self) -> RunProgress:
         if self.console.is_terminal:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepalign.config import Config, load_config
+from stepalign.config import load_config
 from stepalign.errors import ConfigError, ProcessFailedError
 from stepalign.problems import load_problems
 from stepalign.prompts import load_prompt
@@ -42,9 +42,9 @@ class LocalRun:
                 load_problems(path)
         for prompts, name in ((config.model.prompts, "student"), (config.critic.prompts, "critique")):
             load_prompt(prompts, name)
-        for key, path in (("model.path", config.model.path), ("critic.path", config.critic.path)):
-            if path is not None and not (path / "config.json").is_file():
-                raise ConfigError(f"{key}: there is no model in {path}")
+        self._require_model("model.path", config.model.path)
+        if config.critic.url is None and config.critic.backend == "transformers" and config.critic.path is not None:
+            self._require_model("critic.path", config.critic.path)
         used = config.run_dir.exists() and any(config.run_dir.iterdir())
         if resume and not used:
             raise ConfigError(f"{config.run_dir}: there is nothing to resume")
@@ -58,6 +58,12 @@ class LocalRun:
         config.run_dir.mkdir(parents=True, exist_ok=True)
         for name in ("critic.url", "redis.url"):
             (config.run_dir / name).unlink(missing_ok=True)
+
+    @staticmethod
+    def _require_model(key: str, path: Path) -> None:
+        if not (path / "config.json").is_file():
+            hint = ": make smollm2 puts SmolLM2 there" if path.name == "smollm2" else ""
+            raise ConfigError(f"{key}: there is no model in {path}{hint}")
 
     def run(self, watch: Watch, *, resume: bool) -> dict[str, Any]:
         """Run to the end and write the report. ``watch`` is called several times a second."""
@@ -115,9 +121,7 @@ class LocalRun:
         return path.read_text(encoding="utf-8").strip()
 
     async def _queue_status(self) -> QueueStatus:
-        settings = self.config.queue.model_copy(
-            update={"redis_url": self.environment["STEPALIGN_QUEUE__REDIS_URL"]}
-        )
+        settings = self.config.queue.model_copy(update={"redis_url": self.environment["STEPALIGN_QUEUE__REDIS_URL"]})
         queue = open_queue(settings, self.config.run.name, consumer="run")
         await queue.start()
         try:

@@ -6,12 +6,17 @@ becomes ``<unk>``.
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer
+from typing import Any
+
+import tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from stepalign_lab.domain import OPERATORS
+
+Tokenizer = Any
+"""A transformers tokenizer: its attributes are typed too widely to be of use."""
 
 MAX_STEPS = 7
 CONTROL = ("<pad>", "<bos>", "<eos>", "<user>", "<assistant>")
@@ -31,10 +36,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(*, critic: bool = False) -> PreTrainedTokenizerFast:
+def build_tokenizer(*, critic: bool = False) -> Tokenizer:
     """The solver's tokenizer; the critic's has the four step marks besides."""
     words = (*WORDS, *MARKS) if critic else WORDS
-    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend = tokenizers.Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()
     backend.add_special_tokens(list(CONTROL))
     return PreTrainedTokenizerFast(

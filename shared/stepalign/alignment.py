@@ -10,14 +10,14 @@ Marks: ``copied`` | ``corrected`` | ``inserted`` | ``continued``. Verdicts and w
 - ``correct`` (case A): every step copied;
 - ``unjustified`` (B): every step of the attempt copied, in order, with at least one step inserted;
 - ``incomplete`` (C): the complete steps copied, then steps continued;
-- ``incorrect`` (D): copied steps; one corrected step in the place of the first wrong one; then steps continued. Where the
-  first error is the answer alone, or a step too many, nothing is corrected and the critique may end after the copies; an
-  answer given too early is met by an inserted step in its place.
+- ``incorrect`` (D): copied steps; one corrected step in the place of the first wrong one; then steps continued. Where
+  the first error is the answer alone, or a step too many, nothing is corrected and the critique may end after the
+  copies; an answer given too early is met by an inserted step in its place.
 
 Rules. A copied step equals the attempt's step in number (B: apart from the shift) and body; a difference of whitespace
 alone is accepted and counted; nothing else is ever mended with the attempt's text. The corrected step must not be the
-wrong one again, nor contain it (three words or more, as whole words), unless it only finishes it: begins with it and
-adds less than half as many words. An unfinished step that the critique continues
+wrong one again, nor contain it (three words or more, as whole words), unless it only completes it, by less
+than half as many words. An unfinished step that the critique continues
 must be a prefix of the continued one. The answer must be there and be the known one; the verdict must not contradict
 the attempt.
 """
@@ -70,7 +70,8 @@ class _Claim:
         if list(self.marks[from_step:]) != marks:
             found = ", ".join(self.marks[from_step:]) or "nothing"
             raise _Refused(
-                FailureReason.UNPARSEABLE, f"{self.verdict} with steps marked {found} from step {from_step + 1}: {reason}"
+                FailureReason.UNPARSEABLE,
+                f"{self.verdict} with steps marked {found} from step {from_step + 1}: {reason}",
             )
 
 
@@ -284,9 +285,9 @@ def _refuse_quotation(ours: Step, wrong: Step) -> None:
     if not wrong.closed or ours.number != wrong.number:
         return
     contained = len(words) >= _QUOTE_MIN_WORDS and f" {' '.join(words)} " in f" {' '.join(body)} "
-    # A step that is wrong because it stops short is corrected by finishing it.
-    finished = body[: len(words)] == words and 0 < 2 * (len(body) - len(words)) < len(words)
-    if body == words or (contained and not finished):
+    # A step that is wrong because a word or two are missing is corrected by adding them.
+    completed = 2 * (len(body) - len(words)) < len(words)
+    if body == words or (contained and not completed):
         raise _Refused(FailureReason.WRONG_STEP_QUOTED, f"step {ours.number} repeats the step that it calls wrong")
 
 

@@ -28,7 +28,9 @@ def _version(value: bool) -> None:
 
 
 def _main(
-    show: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Train a language model on step-aligned critiques of its own attempts.
 

@@ -1,8 +1,8 @@
 """Configuration of a run: one TOML file for every process, overridable by environment and command line.
 
 Precedence, highest first: command line (``--trainer.steps 50``), environment (``STEPALIGN_TRAINER__STEPS=50``), the
-file. Unknown keys are refused in all three. Paths in the file are relative to the file's folder, paths from the command
-line and the environment to the working directory.
+file. Unknown keys are refused in all three. Paths of models and problems in the file are relative to the file's folder
+(a link is followed first); ``run.dir`` and paths from the command line or the environment to the working directory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -145,7 +145,8 @@ class SamplingSection(Section):
     """Budget of a completion, EOS included."""
 
     def parameters(self, seed: int) -> SamplingParameters:
-        return SamplingParameters(seed=seed, **self.model_dump())
+        shared = self.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"})
+        return SamplingParameters(seed=seed, **shared)
 
 
 class SolverSection(SamplingSection):
@@ -261,7 +262,6 @@ class Config(BaseSettings):
 
 
 _PATHS = (
-    ("run", "dir"),
     ("model", "path"),
     ("data", "train"),
     ("data", "validation"),
@@ -270,9 +270,7 @@ _PATHS = (
 )
 
 
-def load_config(
-    path: Path, overrides: Sequence[str] = (), environ: dict[str, str] | None = None
-) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = (), environ: dict[str, str] | None = None) -> Config:
     """Read a TOML file with overrides such as ``["--trainer.steps", "50"]``.
 
     Raises ConfigError with a message that names every unknown or invalid key.
@@ -319,10 +317,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: there is no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    folder = path.resolve().parent
     for section, key in _PATHS:
         table = values.get(section)
-        if isinstance(table, dict) and isinstance(table.get(key), str):  # pyright: ignore[reportUnknownMemberType]
-            table[key] = str((path.parent / table[key]).resolve())
+        if isinstance(table, dict):
+            entries = cast(dict[str, Any], table)
+            if isinstance(entries.get(key), str):
+                entries[key] = str((folder / entries[key]).resolve())
     return values
 
 

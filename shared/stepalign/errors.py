@@ -51,7 +51,9 @@ class PromptTooLongError(PromptError):
     def __init__(self, what: str, tokens: int, budget: int) -> None:
         self.tokens = tokens
         self.budget = budget
-        super().__init__(f"{what} has {tokens} tokens, over its budget of {budget}; raise the budget or drop the problem")
+        super().__init__(
+            f"{what} has {tokens} tokens, over its budget of {budget}; raise the budget or drop the problem"
+        )
 
 
 class QueueError(StepalignError):

@@ -12,7 +12,9 @@ from typing import Annotated, Protocol
 
 from pydantic import Field, model_validator
 
+from stepalign.config import QueueSection
 from stepalign.errors import PolicyError
+from stepalign.queue import require_redis_url
 from stepalign.queue.connection import RedisConnection, run_key
 from stepalign.types import Wire
 
@@ -164,3 +166,8 @@ def verify_adapter(policy: PolicyVersion) -> None:
             f"policy version {policy.version}: {path} has SHA-256 {found}, published was {policy.sha256}; "
             "the file was changed or copied in part"
         )
+
+
+def open_policy_store(settings: QueueSection, run_id: str) -> PolicyStore:
+    """The policy store on the queue's server. Raises ConfigError when no server is configured."""
+    return RedisPolicyStore(require_redis_url(settings), run_id)

@@ -175,11 +175,10 @@ class CritiqueRequest(Wire):
     attempt: str
     reference_solution: str | None = None
     answer: str | None = None
-    finish_reason: FinishReason = FinishReason.STOP
 
 
 class CritiqueResponse(Wire):
-    """Exactly one of ``critique`` and ``failure`` is set: a model's unaligned answer is an answer, not an HTTP error."""
+    """A critique or a failure, never both: a model's unaligned answer is an answer, not an HTTP error."""
 
     id: str
     critique: Critique | None

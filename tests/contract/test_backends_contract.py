@@ -167,7 +167,7 @@ def test_a_generation_over_its_budget_ends_by_length(language_model: Kind) -> No
     assert cut.text.split() == whole.text.split()[:budget]
 
 
-def test_every_configured_eos_ends_an_answer_and_is_left_out_of_the_text(
+def test_every_configured_eos_ends_an_answer_and_no_other_setting_of_the_model_counts(
     language_model: Kind, model_folder: Path, tmp_path: Path
 ) -> None:
     from transformers import GenerationConfig
@@ -176,11 +176,12 @@ def test_every_configured_eos_ends_an_answer_and_is_left_out_of_the_text(
 
     (endless,) = started(language_model.section(), lambda backend: one_by_one(backend, REQUESTS[:1]))
     words = endless.text.split()
-    position = next(i for i, word in enumerate(words) if i > 0 and word not in words[:i])
+    position = max(i for i, word in enumerate(words) if word not in words[:i])
     tokenizer = build_tokenizer()
-    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(words[position])]
+    first, last = tokenizer.convert_tokens_to_ids([words[0], words[position]])
     folder = shutil.copytree(model_folder, tmp_path / "critic")
-    GenerationConfig(eos_token_id=ends, repetition_penalty=5.0).save_pretrained(folder)
+    ends = [tokenizer.eos_token_id, last]
+    GenerationConfig(eos_token_id=ends, suppress_tokens=[first]).save_pretrained(folder)
     (ended,) = started(language_model.section(path=folder), lambda backend: one_by_one(backend, REQUESTS[:1]))
     assert ended.finish_reason is FinishReason.STOP
     assert ended.text.split() == words[:position]

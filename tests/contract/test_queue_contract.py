@@ -233,6 +233,19 @@ def test_a_silent_consumers_entries_go_to_another(world: World, group) -> None:
     run(scenario, world.open("silent"), world.open("other"))
 
 
+def test_an_idle_entry_is_found_behind_many_that_are_not(world: World, group) -> None:
+    async def scenario(slow: RolloutQueue, other: RolloutQueue) -> None:
+        await slow.publish(group("a", 40))
+        entry_ids = [delivery.entry_id for delivery in await slow.claim(40, 0)]
+        world.let_idle(61)
+        await slow.heartbeat(entry_ids[:30])
+        assert [delivery.rollout.rollout_id for delivery in await other.claim(1, 0)] == ["a.30"]
+        assert [delivery.rollout.rollout_id for delivery in await other.claim(2, 0)] == ["a.31", "a.32"]
+
+    large = SETTINGS.model_copy(update={"capacity": 64})
+    run(scenario, world.open("slow", large), world.open("other", large))
+
+
 def test_a_heartbeat_keeps_entries_and_counts_as_no_delivery(world: World, group) -> None:
     async def scenario(slow: RolloutQueue, other: RolloutQueue) -> None:
         await slow.publish(group("a", 2))
@@ -335,16 +348,21 @@ def test_an_entry_delivered_too_often_goes_to_the_dead_letters(world: World, gro
 
 def test_a_consumer_that_dies_of_an_entry_is_rid_of_it_after_its_restarts(world: World, group) -> None:
     async def publish(queue: RolloutQueue) -> None:
-        await queue.publish(group("a", 1))
+        await queue.publish(group("a", 3))
 
     async def die(queue: RolloutQueue) -> None:
-        assert len(await queue.claim(1, 0)) == 1
+        assert [d.rollout.rollout_id for d in await queue.claim(1, 0)] == ["a.0"]
+
+    async def die_later(queue: RolloutQueue) -> None:
+        await die(queue)
+        assert [d.rollout.rollout_id for d in await queue.claim(1, 0)] == ["a.1"]
 
     async def survive(queue: RolloutQueue) -> None:
-        assert await queue.claim(1, 0) == []
+        # Its other pending entry still comes before the new one.
+        assert [d.rollout.rollout_id for d in await queue.claim(1, 0)] == ["a.1"]
         assert (await queue.status()).dead == 1
 
-    for life in (publish, die, die, survive):
+    for life in (publish, die, die_later, survive):
         run(life, world.open("c"))
 
 

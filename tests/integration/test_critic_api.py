@@ -22,13 +22,14 @@ import uvicorn
 
 from stepalign.client import CriticClient
 from stepalign.config import CriticSection
-from stepalign.errors import CriticRequestError, PromptTooLongError
+from stepalign.errors import ConfigError, CriticRequestError, PromptTooLongError
 from stepalign.prompts import Message
 from stepalign.types import CriticIdentity, CritiqueRequest, CritiqueResponse, FinishReason, Verdict
 from stepalign_critic.app import AppSettings, create_app
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
 from stepalign_critic.batching import MicroBatcher
+from stepalign_critic.server import refuse_public_host
 from stepalign_critic.service import CriticService
 from stepalign_lab.checker import exact_critique
 
@@ -41,6 +42,17 @@ from stepalign_critic.commands import critic
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(critic)
 app()
+"""
+SLOW_COMMAND = f"""
+import time
+import stepalign_critic.server as server
+from stepalign_critic.backends.program import ProgramBackend
+from stepalign_lab.checker import exact_critique
+def slow(question, attempt):
+    time.sleep(0.7)
+    return exact_critique(question, attempt)
+server.create_backend = lambda section: ProgramBackend("slow", slow, "r")
+{COMMAND}
 """
 
 
@@ -230,6 +242,16 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent(url: str) -> None:
         assert b" 413 " in answer.splitlines()[0]
 
 
+def test_a_client_that_reads_after_it_has_written_its_whole_body_still_sees_the_refusal(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(b"POST /v1/critiques HTTP/1.1\r\nHost: x\r\nContent-Length: 3145728\r\n\r\n")
+        for _ in range(12):
+            time.sleep(0.01)
+            connection.sendall(b" " * 2**18)
+        assert b" 413 " in connection.recv(4096).splitlines()[0]
+
+
 def test_a_body_that_grows_over_the_limit_is_refused(url: str) -> None:
     counter = 'stepalign_critic_requests_total{path="/v1/critiques",status="413"}'
     before = metric(url, counter)
@@ -341,14 +363,14 @@ def write_config(folder: Path, **critic: Any) -> Path:
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     path = folder / "critic.toml"
     path.write_text(
-        '[run]\nname = "test"\ndir = "runs"\n[model]\npath = "model"\n[data]\ntrain = "train.jsonl"\n[critic]\n'
-        + "\n".join(lines)
+        f'[run]\nname = "test"\ndir = {json.dumps(str(folder / "runs"))}\n'
+        '[model]\npath = "model"\n[data]\ntrain = "train.jsonl"\n[critic]\n' + "\n".join(lines)
     )
     return path
 
 
-def critic_command(config: Path, *options: str) -> list[str]:
-    return [sys.executable, "-c", COMMAND, str(config), *options]
+def critic_command(config: Path, *options: str, code: str = COMMAND) -> list[str]:
+    return [sys.executable, "-c", code, str(config), *options]
 
 
 def test_the_command_announces_its_address_serves_and_ends_with_0(tmp_path: Path) -> None:
@@ -371,20 +393,51 @@ def test_the_command_announces_its_address_serves_and_ends_with_0(tmp_path: Path
     assert line["request_id"].startswith("req_")
 
 
+def test_a_request_that_is_being_answered_when_the_signal_comes_is_finished(tmp_path: Path) -> None:
+    url_file = tmp_path / "runs" / "test" / "critic.url"
+    command = critic_command(write_config(tmp_path), code=SLOW_COMMAND)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: url_file.exists() or process.poll() is not None)
+        url = url_file.read_text()
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        with ThreadPoolExecutor() as threads:
+            running = threads.submit(httpx.post, f"{url}/v1/critiques", json=CORRECT)
+            wait_until(lambda: metric(url, "stepalign_critic_in_flight") == 1)
+            process.send_signal(signal.SIGTERM)
+            assert running.result(10).json()["critique"]["verdict"] == "correct"
+        _, log = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("host", "loopback"),
     [
-        (["--critic.host", "0.0.0.0"], "must be a loopback address"),
-        (["--critic.host", "example.org"], "must be a loopback address"),
-        (["--critic.checker", "nobody"], "must name one entry point"),
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("::", False),
+        ("example.org", False),
+        ("", False),
     ],
 )
-def test_the_command_refuses_what_it_cannot_serve(tmp_path: Path, options: list[str], message: str) -> None:
-    done = subprocess.run(
-        critic_command(write_config(tmp_path), *options), capture_output=True, text=True, timeout=30, check=False
-    )
+def test_only_loopback_hosts_are_served(host: str, loopback: bool) -> None:
+    if loopback:
+        refuse_public_host(host)
+    else:
+        with pytest.raises(ConfigError, match="must be a loopback address"):
+            refuse_public_host(host)
+
+
+def test_the_command_refuses_a_public_host(tmp_path: Path) -> None:
+    command = critic_command(write_config(tmp_path), "--critic.host", "0.0.0.0")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode != 0
-    assert "ConfigError" in done.stderr and message in done.stderr
+    assert "ConfigError: critic.host is '0.0.0.0'" in done.stderr
 
 
 def test_the_command_ends_with_an_error_when_its_model_cannot_be_loaded(tmp_path: Path) -> None:

@@ -114,9 +114,7 @@ def load_checkpoint(learner: Learner, directory: Path, fingerprint: str) -> Trai
             "or resume with the settings of the first"
         )
     _load_adapter(learner, load_file(directory / ADAPTER))
-    learner.optimizer.load_state_dict(
-        torch.load(directory / OPTIMIZER, weights_only=True, map_location=learner.device)
-    )
+    learner.optimizer.load_state_dict(torch.load(directory / OPTIMIZER, weights_only=True, map_location=learner.device))
     return TrainerState(step=content["step"], fingerprint=fingerprint, settled=content["settled"])
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from stepalign.errors import CriticRequestError, CriticUnavailableError
+from stepalign.errors import CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.logging import get_logger
 from stepalign.types import Context, ContextKind, Critique, CritiqueRequest, CritiqueResponse, Rollout
 
@@ -62,7 +62,6 @@ class Contexts:
             attempt=rollout.text,
             reference_solution=rollout.problem.reference_solution,
             answer=rollout.problem.answer,
-            finish_reason=rollout.finish_reason,
         )
         try:
             response = await self._insist(request, rollout.rollout_id)
@@ -70,6 +69,9 @@ class Contexts:
             log.warning("the critic refused the request", status=error.status, code=error.code, error=str(error))
             reason = f"critic_refused_{error.code or error.status}"
             return ContextResult(None, skip_reason=reason, critique_outcome=reason)
+        except CriticError as error:
+            log.error("the critic's answer cannot be used", error=str(error))
+            return ContextResult(None, skip_reason="critic_error", critique_outcome="critic_error")
         if response.critique is None:
             assert response.failure is not None
             reason = response.failure.reason.value

@@ -88,9 +88,7 @@ class Learner:
         self.tokenizer = tokenizer
         settings = config.model
         self.device = torch.device(
-            choose_device(
-                settings.device, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available()
-            )
+            choose_device(settings.device, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
         )
         if not (settings.path / "config.json").is_file():
             raise ConfigError(f"model.path {settings.path}: there is no model there (config.json is missing)")
@@ -181,7 +179,9 @@ class Learner:
             teacher = self.hidden_states([example.teacher_prompt for example in examples], completions)
         student = self.hidden_states([example.student_prompt for example in examples], completions)
         targets = torch.tensor([token for tokens in completions for token in tokens], device=self.device)
-        terms = token_terms(torch.cat(student), torch.cat(teacher), targets, self._head, self.config.trainer.logit_chunk)
+        terms = token_terms(
+            torch.cat(student), torch.cat(teacher), targets, self._head, self.config.trainer.logit_chunk
+        )
         lengths = [len(tokens) for tokens in completions]
         pieces = [torch.split(values, lengths) for values in (terms.kl, terms.advantage, terms.entropy)]
         loss = torch.zeros((), device=self.device)
@@ -219,4 +219,4 @@ class Learner:
 
     def save_adapter(self, directory: Path) -> None:
         """Write the adapter in PEFT's format (safetensors)."""
-        self.model.save_pretrained(directory, safe_serialization=True)
+        self.model.save_pretrained(str(directory), safe_serialization=True)

@@ -85,7 +85,8 @@ def first_error_token(critique: Critique, rollout: Rollout, spans: Sequence[Span
         return None
     theirs = rollout.text[difference[0] : difference[1]]
     ours = _counterpart(critique)
-    shared = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
+    pairs = enumerate(zip(theirs, ours, strict=False))
+    shared = next((i for i, (a, b) in pairs if a != b), min(len(theirs), len(ours)))
     character = difference[0] + min(shared, len(theirs) - 1)
     return next(i for i, (_, end) in enumerate(spans) if end > character)
 

@@ -31,7 +31,7 @@ def load_policy(settings: ModelSection, adapter: Path | None, *, merge: bool) ->
     """The policy in evaluation mode. The base is read anew each time: merging and unmerging would drift."""
     if not (settings.path / "config.json").is_file():
         raise ConfigError(f"model.path {settings.path}: there is no model there (config.json is missing)")
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         settings.path, dtype=getattr(torch, settings.dtype.value), local_files_only=True, use_safetensors=True
     )
     if adapter is not None:

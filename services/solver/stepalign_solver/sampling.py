@@ -45,7 +45,7 @@ class SeededSampling(LogitsProcessor):
         self.parameters = parameters
         self.uniforms = uniforms
         self.logprobs: list[torch.Tensor] = []
-        self.warpers = LogitsProcessorList()
+        self.warpers: Any = LogitsProcessorList()
         if parameters.top_k:
             self.warpers.append(TopKLogitsWarper(parameters.top_k))
         if parameters.top_p < 1:

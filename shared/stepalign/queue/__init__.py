@@ -25,6 +25,7 @@ __all__ = [
     "encode",
     "open_queue",
     "redis_url",
+    "require_redis_url",
 ]
 
 
@@ -33,13 +34,16 @@ def redis_url(settings: QueueSection, environ: Mapping[str, str] | None = None) 
     return settings.redis_url or (os.environ if environ is None else environ).get("REDIS_URL") or None
 
 
-def open_queue(settings: QueueSection, run_id: str, consumer: str) -> RolloutQueue:
-    """The Redis queue of a run; ``start()`` it before use. Raises ConfigError when no server is named.
-
-    ``settings.redis_url`` must hold the address; callers resolve REDIS_URL with :func:`redis_url`.
-    """
-    if settings.redis_url is None:
+def require_redis_url(settings: QueueSection) -> str:
+    """The server's address. Raises ConfigError when none is named."""
+    url = redis_url(settings)
+    if url is None:
         raise ConfigError(
             "no Redis server is named: set queue.redis_url or REDIS_URL, or let `stepalign run` start the embedded one"
         )
-    return RedisRolloutQueue(settings.redis_url, run_id, consumer, settings)
+    return url
+
+
+def open_queue(settings: QueueSection, run_id: str, consumer: str) -> RolloutQueue:
+    """The Redis queue of a run; ``start()`` it before use. Raises ConfigError when no server is named."""
+    return RedisRolloutQueue(require_redis_url(settings), run_id, consumer, settings)

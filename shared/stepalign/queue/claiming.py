@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -58,11 +59,12 @@ class ClaimingQueue(ABC):
             raise ValueError("claim needs a count of at least 1 and a wait that is not negative")
         deadline = time.monotonic() + block_seconds
         found: dict[str, Delivery] = {}
-        while True:
+        for passes in itertools.count():
             buried = await self._one_pass(found, count, deadline)
+            if passes:
+                await self._keep(found)
             if len(found) >= count or (not buried and time.monotonic() >= deadline):
                 break
-            await self._keep(found)
         # Only now: a claim that is cancelled before hands out nothing, and its entries are reclaimed when idle.
         self._held.update(found)
         return list(found.values())

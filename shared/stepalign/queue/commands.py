@@ -45,7 +45,7 @@ def resolve_url(config: Config) -> str:
     configured = redis_url(config.queue)
     if configured is not None:
         return configured
-    path = config.run_dir / URL_FILE
+    path = config.run_dir / "redis" / URL_FILE
     try:
         return path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:

@@ -9,14 +9,17 @@ from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
-from redis.backoff import EqualJitterBackoff
+from redis.backoff import EqualJitterBackoff, NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from stepalign.errors import ConfigError, QueueError, QueueUnavailableError
+from stepalign.logging import get_logger
 
 Argument = str | bytes | int | float
+_Execute = Callable[..., Awaitable[Any]]
+_log = get_logger(__name__)
 
 _RETRIES = 5
 _BACKOFF_BASE_SECONDS = 0.1
@@ -39,14 +42,19 @@ def run_key(run_id: str, name: str) -> str:
 class RedisConnection:
     """A pool: concurrent commands use connections of their own.
 
-    A brief outage is retried with growing waits, some three seconds in all. So every command sent here must bear being
-    sent twice. Raises ConfigError for an address that is no Redis URL. Messages never hold the password.
+    A brief outage is retried with growing waits, two to three seconds in all. So every command sent here must bear
+    being sent twice. Raises ConfigError for an address that is no Redis URL. Messages never hold the password.
     """
 
     def __init__(self, url: str, timeout_seconds: float = 10.0) -> None:
-        retry = Retry(EqualJitterBackoff(_BACKOFF_CAP_SECONDS, _BACKOFF_BASE_SECONDS), _RETRIES)
-        # RESP2, whose replies have one shape in every redis-py from 6.4 on.
-        options: dict[str, Any] = {"protocol": 2, "socket_timeout": timeout_seconds, "retry": retry}
+        self._retry = Retry(EqualJitterBackoff(_BACKOFF_CAP_SECONDS, _BACKOFF_BASE_SECONDS), _RETRIES)
+        # RESP2, whose replies have one shape in every redis-py from 6.4 on. Retrying is done here, around the pool:
+        # inside, redis-py nests two retry loops, and 6.4 does not retry a refused connection.
+        options: dict[str, Any] = {
+            "protocol": 2,
+            "socket_timeout": timeout_seconds,
+            "retry": Retry(NoBackoff(), 0),
+        }
         try:
             self.address = _without_password(url)
             self._redis: Redis = Redis.from_url(url, **options)  # pyright: ignore[reportUnknownMemberType]
@@ -54,15 +62,20 @@ class RedisConnection:
             raise ConfigError(f"queue.redis_url (or REDIS_URL) is no Redis address: {error}") from None
 
     async def command(self, *parts: Argument) -> Any:
-        execute = cast("Callable[..., Awaitable[Any]]", self._redis.execute_command)  # pyright: ignore[reportUnknownMemberType]
-        with self._named_errors():
-            return await execute(*parts)
+        execute = cast("_Execute", self._redis.execute_command)  # pyright: ignore[reportUnknownMemberType]
+        return await self._persist(lambda: execute(*parts))
 
     async def script(self, source: str, keys: Sequence[str], arguments: Sequence[Argument] = ()) -> Any:
         """Run a Lua script in one step. redis-py sends its text once and its hash from then on."""
-        run: Callable[[Sequence[str], Sequence[Argument]], Awaitable[Any]] = self._redis.register_script(source)
+        run: _Execute = self._redis.register_script(source)
+        return await self._persist(lambda: run(keys, arguments))
+
+    async def _persist(self, call: Callable[[], Awaitable[Any]]) -> Any:
         with self._named_errors():
-            return await run(keys, arguments)
+            return await self._retry.call_with_retry(call, self._report)
+
+    async def _report(self, error: Exception) -> None:
+        _log.warning("redis does not answer", address=self.address, error=str(error))
 
     async def close(self) -> None:
         await self._redis.aclose()

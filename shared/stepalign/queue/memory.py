@@ -69,9 +69,8 @@ class MemoryBroker:
         return Admission.ADMITTED
 
     def own_pending(self, consumer: str, after: int, count: int, now: float) -> list[RawEntry]:
-        self._drop_vanished()
         own = [n for n, claim in sorted(self.claims.items()) if claim.consumer == consumer and n > after]
-        return self._hand_over(own[:count], consumer, now)
+        return self._hand_over([n for n in own if n in self.entries][:count], consumer, now)
 
     def reclaim(self, consumer: str, idle_seconds: float, count: int, now: float) -> list[RawEntry]:
         self._drop_vanished()

@@ -99,12 +99,9 @@ class RedisRolloutQueue(ClaimingQueue):
         if self._own_cursor is None:
             return []
         arguments = (GROUP, self._consumer, self._own_cursor, count)
-        rows, gone = await self._with_group(lambda: self._redis.script(scripts.OWN_PENDING, (self._stream,), arguments))
-        report_vanished([entry_id.decode() for entry_id in gone])
-        entries = _entries(rows)
-        seen = [*(entry.entry_id for entry in entries), *(entry_id.decode() for entry_id in gone)]
-        self._own_cursor = max(seen, key=_order) if len(seen) == count else None
-        return entries
+        last, rows = await self._with_group(lambda: self._redis.script(scripts.OWN_PENDING, (self._stream,), arguments))
+        self._own_cursor = None if last is None else last.decode()
+        return _entries(rows)
 
     async def _reclaim(self, count: int) -> list[RawEntry]:
         """Go through the claimed entries once at most, from where the last call stopped."""
@@ -155,10 +152,6 @@ class RedisRolloutQueue(ClaimingQueue):
 
 def _entries(rows: Sequence[Any]) -> list[RawEntry]:
     return [RawEntry(entry_id.decode(), payload, deliveries) for entry_id, payload, deliveries in rows]
-
-
-def _order(entry_id: str) -> tuple[int, ...]:
-    return tuple(map(int, entry_id.split("-")))
 
 
 async def check_server(redis: RedisConnection) -> None:

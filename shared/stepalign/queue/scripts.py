@@ -38,18 +38,17 @@ OWN_PENDING = (
     _HELPERS
     + """
 -- KEYS: stream; ARGV: group consumer after count
--- Returns {entries, ids that were deleted from the stream}. Reading one's own pending entries counts as a delivery.
+-- Returns {last id read, entries}; no last id when all were read. Reading counts as a delivery. What was deleted from
+-- the stream is passed over; XAUTOCLAIM removes it.
 local reply = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[4], 'STREAMS', KEYS[1], ARGV[3])
-local entries, gone = {}, {}
-for _, entry in ipairs(reply and reply[1] and reply[1][2] or {}) do
+local rows = reply and reply[1] and reply[1][2] or {}
+local entries = {}
+for _, entry in ipairs(rows) do
   if entry[2] then
     table.insert(entries, {entry[1], payload(entry[2]), deliveries(KEYS[1], ARGV[1], entry[1])})
-  else
-    redis.call('XACK', KEYS[1], ARGV[1], entry[1])
-    table.insert(gone, entry[1])
   end
 end
-return {entries, gone}
+return {#rows > 0 and rows[#rows][1], entries}
 """
 )
 

@@ -136,6 +136,15 @@ def test_a_server_that_ends_at_once_leaves_its_last_words_and_no_lock(
         assert url
 
 
+def test_a_server_that_never_answers_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mute = program(tmp_path, "mute-server", f"echo $$ > '{tmp_path}/pid'; echo thinking; exec sleep 60")
+    monkeypatch.setattr(embedded_redis, "find_server", lambda: mute)
+    monkeypatch.setattr(embedded_redis, "_START_SECONDS", 0.5)
+    with pytest.raises(EmbeddedRedisError, match=r"no answer(.|\n)*thinking"):
+        EmbeddedRedis(tmp_path).start()
+    assert not alive(int((tmp_path / "pid").read_text(encoding="utf-8")))
+
+
 def test_another_port_is_tried_when_the_first_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedRedis(tmp_path / "first") as first:
         ports = iter([urlsplit(first).port, embedded_redis._free_port()])

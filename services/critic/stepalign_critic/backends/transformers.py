@@ -16,6 +16,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from stepalign.config import CriticSection
+from stepalign.devices import choose_device
 from stepalign.errors import ConfigError, PromptTooLongError
 from stepalign.prompts import Message, render_token_ids
 from stepalign.types import CriticIdentity, FinishReason
@@ -118,14 +119,6 @@ def _through_eos(token_ids: list[int], eos: tuple[int, ...]) -> list[int]:
     return token_ids[: end + 1]
 
 
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
 def _load(path: Path, section: CriticSection) -> _Loaded:
     """Load from ``path``. Raises ConfigError on a folder, a device or budgets that cannot be served."""
     revision = weights_revision(path)
@@ -139,7 +132,8 @@ def _load(path: Path, section: CriticSection) -> _Loaded:
             use_safetensors=True,
             dtype=getattr(torch, section.dtype.value),
         )
-        model = model.to(_device(section.device)).eval()
+        device = choose_device(section.device, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+        model = model.to(device).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"the critic model in {path} cannot be loaded: {error}") from error
     _check_positions(model, section)

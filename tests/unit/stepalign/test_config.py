@@ -1,0 +1,93 @@
+"""Configuration: precedence, unknown keys refused everywhere, rules across fields, every shipped file."""
+
+from pathlib import Path
+
+import pytest
+
+from stepalign.config import Config, known_variables, load_config
+from stepalign.errors import ConfigError
+
+REPO = Path(__file__).parents[3]
+MINIMAL = """
+[model]
+path = "models/tiny"
+[data]
+train = "train.jsonl"
+[critic]
+backend = "program"
+checker = "lab"
+"""
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_command_line_beats_environment_beats_file(toml: Path) -> None:
+    toml.write_text(MINIMAL + "[trainer]\nsteps = 1\nbatch = 2\nmicro_batch = 3\n")
+    environ = {"STEPALIGN_TRAINER__STEPS": "10", "STEPALIGN_TRAINER__BATCH": "20"}
+    trainer = load_config(toml, ["--trainer.steps", "100"], environ).trainer
+    assert (trainer.steps, trainer.batch, trainer.micro_batch) == (100, 20, 3)
+
+
+def test_a_partial_override_keeps_the_rest_of_the_section(toml: Path) -> None:
+    toml.write_text(MINIMAL + "[trainer.lora]\nrank = 4\nalpha = 8\n")
+    assert load_config(toml, ["--trainer.lora.rank", "2"], {}).trainer.lora.alpha == 8
+
+
+def test_paths_are_relative_to_the_file(toml: Path) -> None:
+    config = load_config(toml, [], {})
+    assert config.data.train == (toml.parent / "train.jsonl").resolve()
+    assert config.run.dir == Path("runs")
+
+
+@pytest.mark.parametrize(
+    ("extra", "overrides", "environ", "named"),
+    [
+        ("[trainer]\nstepz = 3\n", [], {}, "trainer.stepz"),
+        ("[trainr]\nsteps = 3\n", [], {}, "trainr"),
+        ("", ["--trainer.stepz", "3"], {}, "--trainer.stepz"),
+        ("", ["stray"], {}, "stray"),
+        ("", [], {"STEPALIGN_TRAINER__STEPZ": "3"}, "STEPALIGN_TRAINER__STEPZ"),
+        ("", [], {"STEPALIGN_TRAINER_STEPS": "3"}, "STEPALIGN_TRAINER_STEPS"),
+        ("", ["--trainer.steps", "0"], {}, "trainer.steps"),
+        ("", ["--queue.capacity", "63"], {}, "at least 2 × trainer.batch"),
+        ("", ["--model.dtype", "bfloat16"], {}, "solver.merge_adapter"),
+        ("", ["--trainer.lora.target_modules", "lm_head"], {}, "lm_head"),
+        ("", ["--critic.backend", "transformers"], {}, "critic.path"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(
+    toml: Path, extra: str, overrides: list[str], environ: dict[str, str], named: str
+) -> None:
+    toml.write_text(MINIMAL + extra)
+    with pytest.raises(ConfigError) as error:
+        load_config(toml, overrides, environ)
+    assert named in str(error.value)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.toml", [], {})
+    (tmp_path / "broken.toml").write_text("[run\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(tmp_path / "broken.toml", [], {})
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs").glob("**/*.toml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    assert isinstance(load_config(path, [], {}), Config)
+
+
+def test_every_field_has_a_sentence() -> None:
+    for name, section in Config.model_fields.items():
+        fields = getattr(section.annotation, "model_fields")  # noqa: B009
+        bare = [key for key, info in fields.items() if key != "lora" and not info.description]
+        assert not bare, f"{name}: {bare}"
+
+
+def test_nested_variables_are_known() -> None:
+    assert {"STEPALIGN_TRAINER__LORA__RANK", "STEPALIGN_QUEUE__REDIS_URL"} <= known_variables()
