@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stepalign.prompts import render_token_ids
@@ -65,9 +66,16 @@ def pretrain(
     batch: int,
     learning_rate: float,
     seed: str,
+    emphasis: dict[str, float] | None = None,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Train in place: AdamW, linear warm-up, cosine to a hundredth of the peak rate, gradients clipped at 1."""
+    """Train in place: AdamW, linear warm-up, cosine to a hundredth of the peak rate, gradients clipped at 1.
+
+    ``emphasis`` weighs the loss of some words, all others weigh 1.
+    """
+    weights = torch.ones(len(tokenizer))
+    for word, weight in (emphasis or {}).items():
+        weights[tokenizer.convert_tokens_to_ids(word)] = weight
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warm_up = min(WARM_UP_STEPS, steps // 10)
@@ -82,7 +90,8 @@ def pretrain(
     started = time.monotonic()
     for step in range(1, steps + 1):
         input_ids, labels = collate([make_document(rng) for _ in range(batch)], tokenizer)
-        loss = model(input_ids=input_ids, labels=labels).loss
+        logits = model(input_ids=input_ids).logits[:, :-1].flatten(0, 1)
+        loss = cross_entropy(logits, labels[:, 1:].flatten(), weight=weights, ignore_index=-100)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

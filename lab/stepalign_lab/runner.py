@@ -56,7 +56,7 @@ class LocalRun:
                 "or choose another --run.name"
             )
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        for name in ("critic.url", "redis.url"):
+        for name in ("critic.url", "redis/redis.url"):
             (config.run_dir / name).unlink(missing_ok=True)
 
     @staticmethod
@@ -85,16 +85,16 @@ class LocalRun:
         write_report(self.config, report)
         return report
 
-    def _command(self, supervisor: Supervisor, name: str, *options: str) -> Child:
+    def _command(self, supervisor: Supervisor, name: str, *options: str, ends: bool = True) -> Child:
         environment = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false", **self.environment}
         arguments = [name, str(self.config_path), *options, *self.overrides]
-        return supervisor.start(name, "stepalign.supervised", arguments, environment)
+        return supervisor.start(name, "stepalign.supervised", arguments, environment, ends=ends)
 
     def _start_redis(self, supervisor: Supervisor) -> None:
         url = redis_url(self.config.queue)
         if url is None:
             directory = self.config.run_dir / "redis"
-            supervisor.start("redis", "stepalign.embedded_redis", [str(directory)], {})
+            supervisor.start("redis", "stepalign.embedded_redis", [str(directory)], {}, ends=False)
             url = self._await_file(supervisor, directory / "redis.url")
         # In the environment, not on a command line, where every user of the machine could read the password.
         self.environment["STEPALIGN_QUEUE__REDIS_URL"] = url
@@ -102,7 +102,7 @@ class LocalRun:
     def _start_critic(self, supervisor: Supervisor) -> None:
         if self.config.critic.url is not None or self.config.context_kind is not ContextKind.CRITIQUE:
             return
-        self._command(supervisor, "critic")
+        self._command(supervisor, "critic", ends=False)
         self.environment["STEPALIGN_CRITIC__URL"] = self._await_file(supervisor, self.config.run_dir / "critic.url")
 
     def _start_workers(self, supervisor: Supervisor) -> list[Child]:

@@ -20,11 +20,15 @@ SHOWN_LOG_LINES = 15
 
 @dataclass
 class Child:
-    """A supervised process. Its output goes to ``log``; its stdin is the lifeline that ends it with us."""
+    """A supervised process. Its output goes to ``log``; its stdin is the lifeline that ends it with us.
+
+    ``ends`` tells a worker, which is done some day, from a service, which must not end before the run does.
+    """
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    ends: bool
 
     def last_lines(self, count: int = SHOWN_LOG_LINES) -> str:
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
@@ -44,7 +48,9 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, name: str, module: str, arguments: Sequence[str], environment: dict[str, str]) -> Child:
+    def start(
+        self, name: str, module: str, arguments: Sequence[str], environment: dict[str, str], *, ends: bool
+    ) -> Child:
         """Start ``python -m MODULE ARGUMENTS`` in a session of its own, so that Ctrl-C reaches only us."""
         log = self.log_dir / f"{name}.log"
         output: IO[Any]
@@ -57,15 +63,15 @@ class Supervisor:
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
-        child = Child(name, process, log)
+        child = Child(name, process, log, ends)
         self.children.append(child)
         return child
 
     def check(self) -> None:
-        """Raise ProcessFailedError, with the last log lines, when a child has ended with an error."""
+        """Raise ProcessFailedError, with the last log lines, when a child has ended that should not."""
         for child in self.children:
             code = child.process.poll()
-            if code:
+            if code or (code == 0 and not child.ends):
                 raise ProcessFailedError(
                     f"the {child.name} process ended with code {code}; its last lines ({child.log}):\n"
                     f"{child.last_lines()}"

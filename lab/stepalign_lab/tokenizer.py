@@ -20,12 +20,13 @@ Tokenizer = Any
 
 MAX_STEPS = 7
 CONTROL = ("<pad>", "<bos>", "<eos>", "<user>", "<assistant>")
+VERDICTS = ("correct", "unjustified", "incomplete", "incorrect")
 WORDS = (
     "<unk>",
     *"0123456789",
     *OPERATORS,
     *("=", ";", ":", "is", "of", "so", "question", "reference", "attempt", "critique", "answer"),
-    *("correct", "unjustified", "incomplete", "incorrect"),
+    *VERDICTS,
     *(f"<{slash}step_{i}>" for i in range(1, MAX_STEPS + 1) for slash in ("", "/")),
     *("<answer>", "</answer>", "<verdict>", "</verdict>"),
 )

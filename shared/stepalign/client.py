@@ -26,11 +26,15 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
+from stepalign.logging import get_logger
 from stepalign.types import CritiqueRequest, CritiqueResponse
+
+log = get_logger(__name__)
 
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 _RETRIED_ERRORS = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, TimeoutError)
 _CONNECT_SECONDS = 5.0
+ENGINE_ERROR = "engine_error"
 
 
 class _ErrorDetail(BaseModel):
@@ -88,7 +92,8 @@ class CriticClient:
         """The critic's answer. ``request_id`` goes into both sides' logs; all tries of a call share it.
 
         Raises CriticUnavailableError when no try gave an answer before the deadline, CriticRequestError when the
-        service refused the request, and CriticError on an answer that is no critique response.
+        service refused the request, and CriticError on an answer that is no critique response or when the critic's
+        engine failed at this request every time.
         """
         headers = {"content-type": "application/json", "x-request-id": request_id or f"req_{uuid4().hex}"}
         body = request.model_dump_json().encode()
@@ -134,7 +139,7 @@ class CriticClient:
             raise CriticError(f"the critic cannot be called: {type(error).__name__}: {error}") from error
         if answer.status_code in _RETRIED_STATUSES:
             message, code = _explain(answer)
-            raise CriticUnavailableError(f"{answer.status_code} {code}: {message}", retry_after=_retry_after(answer))
+            raise CriticUnavailableError(f"{answer.status_code} {code}: {message}", _retry_after(answer), code)
         return answer
 
     async def _pause(self, error: CriticUnavailableError, attempt: int, deadline: float) -> None:
@@ -142,9 +147,12 @@ class CriticClient:
         longest = min(self._max_backoff, self._backoff * 2 ** min(attempt, 30))
         seconds = longest * (0.5 + 0.5 * self._uniform()) + (error.retry_after or 0.0)
         if self._clock() + seconds >= deadline:
+            if error.code == ENGINE_ERROR:
+                raise CriticError(f"the critic's engine failed {attempt + 1} times on this request: {error}") from error
             raise CriticUnavailableError(
                 f"gave up after {attempt + 1} tries in {self._timeout:g} s; last: {error}", error.retry_after
             ) from error
+        log.warning("the critic gave no answer; trying again", seconds=round(seconds, 2), error=str(error))
         await self._sleep(seconds)
 
 

@@ -29,6 +29,7 @@ from stepalign.types import ContextKind, SamplingParameters
 
 ENV_PREFIX = "STEPALIGN_"
 _DELIMITER = "__"
+DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?)$"
 
 
 class Section(BaseModel):
@@ -57,7 +58,7 @@ class ModelSection(Section):
     """Folder of the solver model: safetensors, tokenizer, config.json."""
     prompts: str = "chat-v1"
     """Prompt set of the student and the teacher."""
-    device: str = "auto"
+    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     """A torch device, or ``auto``: CUDA, then MPS, then CPU."""
     dtype: Dtype = Dtype.FLOAT32
     """Number format of the weights."""
@@ -102,7 +103,7 @@ class CriticSection(Section):
     """Prompt set of the critic."""
     chat_template_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the critic's chat template."""
-    device: str = "auto"
+    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     """A torch device, or ``auto``: CUDA, then MPS, then CPU."""
     dtype: Dtype = Dtype.FLOAT32
     """Number format of the weights."""

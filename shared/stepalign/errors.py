@@ -77,10 +77,11 @@ class CriticError(StepalignError):
 
 
 class CriticUnavailableError(CriticError):
-    """The critic is not reachable, loading, draining or saturated. ``retry_after`` is in seconds."""
+    """The critic is not reachable, loading, draining or saturated: ``retry_after`` in seconds, ``code`` its own."""
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, retry_after: float | None = None, code: str | None = None) -> None:
         self.retry_after = retry_after
+        self.code = code
         super().__init__(message)
 
 

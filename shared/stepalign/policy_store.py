@@ -61,6 +61,14 @@ class PolicyStore(Protocol):
 
     async def finished(self) -> bool: ...
 
+    async def announce_sampled(self, version: int) -> None:
+        """Tell the trainer that the whole batch of ``version`` has been published."""
+        ...
+
+    async def last_sampled(self) -> int:
+        """The newest version whose whole batch has been published; −1 before the first."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -88,12 +96,14 @@ return 1
 
 
 class RedisPolicyStore:
-    """Keys: ``stepalign:{<run_id>}:policy`` holds the newest version as JSON, ``…:finished`` exists after the end."""
+    """Keys: ``stepalign:{<run_id>}:policy`` holds the newest version as JSON, ``…:finished`` exists after the end,
+    ``…:sampled`` holds the version whose batch was published last."""
 
     def __init__(self, url: str, run_id: str) -> None:
         self._redis = RedisConnection(url)
         self._policy = run_key(run_id, "policy")
         self._finished = run_key(run_id, "finished")
+        self._sampled = run_key(run_id, "sampled")
 
     async def publish(self, policy: PolicyVersion) -> bool:
         arguments = (policy.version, policy.model_dump_json())
@@ -112,6 +122,13 @@ class RedisPolicyStore:
     async def finished(self) -> bool:
         return await self._redis.command("EXISTS", self._finished) == 1
 
+    async def announce_sampled(self, version: int) -> None:
+        await self._redis.command("SET", self._sampled, str(version))
+
+    async def last_sampled(self) -> int:
+        stored: bytes | None = await self._redis.command("GET", self._sampled)
+        return -1 if stored is None else int(stored)
+
     async def close(self) -> None:
         await self._redis.close()
 
@@ -122,6 +139,7 @@ class MemoryPolicyStore:
     def __init__(self) -> None:
         self._latest: PolicyVersion | None = None
         self._ended = False
+        self._sampled = -1
 
     async def publish(self, policy: PolicyVersion) -> bool:
         if self._latest is not None and self._latest.version > policy.version:
@@ -141,6 +159,12 @@ class MemoryPolicyStore:
 
     async def finished(self) -> bool:
         return self._ended
+
+    async def announce_sampled(self, version: int) -> None:
+        self._sampled = version
+
+    async def last_sampled(self) -> int:
+        return self._sampled
 
     async def close(self) -> None:
         """Nothing to disconnect from."""

@@ -10,9 +10,7 @@ import structlog
 import typer
 
 from stepalign.config import load_config
-from stepalign.errors import ConfigError
 from stepalign.logging import configure_logging
-from stepalign.types import ContextKind
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
 
@@ -22,8 +20,6 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
     settings = load_config(config, ctx.args)
     configure_logging("trainer")
     structlog.contextvars.bind_contextvars(run_id=settings.run.name)
-    if settings.context_kind is ContextKind.CRITIQUE and settings.critic.url is None:
-        raise ConfigError("critic.url is not set: give the address of a critic or of its load balancer")
 
     from transformers import AutoTokenizer
 
@@ -41,12 +37,14 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
         queue = open_queue(settings.queue, settings.run.name, consumer="trainer")
         policies = open_policy_store(settings.queue, settings.run.name)
         await queue.start()
-        critic = CriticClient(settings.critic.url or "", timeout=settings.critic.timeout_seconds)
+        url = settings.critic.url
+        critic = CriticClient(url, timeout=settings.critic.timeout_seconds) if url is not None else None
         try:
             contexts = Contexts(settings.context_kind, critic, settings.critic.concurrency)
             await Trainer(settings, learner, queue, policies, contexts, MetricsJournal(settings.run_dir)).train()
         finally:
-            await critic.aclose()
+            if critic is not None:
+                await critic.aclose()
             await policies.close()
             await queue.close()
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from stepalign.errors import CriticError, CriticRequestError, CriticUnavailableError
+from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.logging import get_logger
 from stepalign.types import Context, ContextKind, Critique, CritiqueRequest, CritiqueResponse, Rollout
 
@@ -35,7 +35,10 @@ class ContextResult:
 class Contexts:
     """Makes the contexts of one kind."""
 
-    def __init__(self, kind: ContextKind, critic: CritiqueSource, concurrency: int) -> None:
+    def __init__(self, kind: ContextKind, critic: CritiqueSource | None, concurrency: int) -> None:
+        """Raises ConfigError for critiques without a critic."""
+        if kind is ContextKind.CRITIQUE and critic is None:
+            raise ConfigError("critic.url is not set: give the address of a critic or of its load balancer")
         self.kind = kind
         self.critic = critic
         self.slots = asyncio.Semaphore(concurrency)
@@ -83,6 +86,7 @@ class Contexts:
 
     async def _insist(self, request: CritiqueRequest, rollout_id: str) -> CritiqueResponse:
         """Wait for an unreachable critic as long as it takes: a rollout is never lost to an outage."""
+        assert self.critic is not None
         while True:
             try:
                 return await self.critic.critique(request, request_id=rollout_id)

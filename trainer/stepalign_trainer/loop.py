@@ -113,9 +113,9 @@ class Trainer:
         return sorted(batch, key=lambda delivery: delivery.rollout.rollout_id)
 
     async def _no_more_will_come(self, held: int) -> bool:
-        status = await self.queue.status()
-        everything_published = status.published >= (self.step + 1) * self.config.trainer.batch
-        return everything_published and status.length == held
+        # Asked in this order: what is published between the two questions must be seen in the queue.
+        whole_batch_published = await self.policies.last_sampled() >= self.step
+        return whole_batch_published and (await self.queue.status()).length == held
 
     async def _keep_fresh(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Acknowledge what a checkpoint already holds, and what another policy sampled; return the rest."""

@@ -94,9 +94,9 @@ def first_error_token(critique: Critique, rollout: Rollout, spans: Sequence[Span
 def _counterpart(critique: Critique) -> str:
     """What the critique writes where the attempt's first uncopied segment stands."""
     trace = parse_trace(critique.text)
-    place = critique.first_error_step
-    if place is not None and place <= len(trace.steps):
-        return critique.text[slice(*trace.steps[place - 1].span)]
+    before = critique.alignment.copied_steps if critique.first_error_step is None else critique.first_error_step - 1
+    if before < len(trace.steps):
+        return critique.text[slice(*trace.steps[before].span)]
     return critique.text[slice(*trace.answer.span)] if trace.answer is not None else ""
 
 

@@ -90,6 +90,7 @@ class RolloutWorker:
         for start in range(0, len(draws), size):
             for rollout in await asyncio.to_thread(self._sample, sampler, policy.version, draws[start : start + size]):
                 await self._publish(rollout)
+        await self.policies.announce_sampled(policy.version)
         log.info("published", policy_version=policy.version, rollouts=len(draws))
 
     def _sample(self, sampler: CompletionSampler, version: int, draws: list[Draw]) -> list[Rollout]:

@@ -174,8 +174,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_status_command_finds_the_embedded_server_and_prints_the_counts(
     redis_server: str, config: Path, tmp_path: Path, make_rollout
 ) -> None:
-    (tmp_path / "seen").mkdir()
-    (tmp_path / "seen" / "redis.url").write_text(f"{redis_server}\n", encoding="utf-8")
+    (tmp_path / "seen" / "redis").mkdir(parents=True)
+    (tmp_path / "seen" / "redis" / "redis.url").write_text(f"{redis_server}\n", encoding="utf-8")
 
     async def fill() -> None:
         queue = open_queue(QueueSection(redis_url=redis_server), "seen", "c")

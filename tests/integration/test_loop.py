@@ -1,0 +1,202 @@
+"""The whole loop as processes: real Redis, critic over HTTP, solver, trainer, evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+LAB = REPO / "configs" / "lab.toml"
+EXACT_CRITIC = ["--critic.backend", "program", "--critic.checker", "lab"]
+Run = Callable[..., Path]
+
+pytestmark = [pytest.mark.slow, pytest.mark.redis]
+
+
+def command(run_dir: Path, *options: str, config: Path = LAB) -> list[str]:
+    return [
+        *(sys.executable, "-m", "stepalign.cli", "run", str(config)),
+        *("--run.dir", str(run_dir.parent), "--run.name", run_dir.name),
+        *options,
+    ]
+
+
+def report_of(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "report.json").read_text())
+
+
+def processes_of(run_dir: Path) -> list[int]:
+    """Every process that names the run on its command line or works in its folder."""
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(None, 1) for line in found.splitlines()[1:]]
+    return [int(pid) for pid, args in lines if run_dir.name in args and "ps -eo" not in args]
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[Run]:
+    def run(name: str, *options: str, config: Path = LAB, timeout: float = 280) -> Path:
+        run_dir = tmp_path / f"loop-{os.getpid()}-{name}"
+        done = subprocess.run(
+            command(run_dir, *options, config=config), capture_output=True, text=True, timeout=timeout, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return run_dir
+
+    yield run
+
+
+def test_the_loop_trains_the_solver_on_the_critic_models_critiques(loop: Run) -> None:
+    run_dir = loop("whole", "--trainer.steps", "20")
+    report = report_of(run_dir)
+    arm = report["arms"]["stepalign_scoped"]
+    assert report["base"]["test"]["avg_at_12"] < 5
+    assert arm["validation"]["20"]["avg_at_12"] > 25
+    assert arm["test"]["avg_at_12"] > 25
+    assert arm["selected_step"] == max(
+        (int(s) for s in arm["validation"]), key=lambda s: (arm["validation"][str(s)]["avg_at_12"], -s)
+    )
+    rollouts = arm["rollouts"]
+    assert rollouts["published"] == 20 * 32
+    assert rollouts["published"] == rollouts["trained"] + sum(rollouts["skipped"].values())
+    assert rollouts["trained"] >= 0.95 * rollouts["published"]
+    assert sum(arm["critiques"].values()) == rollouts["published"]
+    # The method's reason: the critique leaves correct tokens alone and is sharp at the error.
+    assert abs(arm["first_update"]["advantage_correct"]) < 0.2
+    assert arm["first_update"]["advantage_at_error"] < -5
+    assert processes_of(run_dir) == []
+
+
+def test_the_same_seed_gives_the_same_report_twice_and_another_seed_another(loop: Run) -> None:
+    options = ["--trainer.steps", "3", "--evaluation.samples", "4"]
+    first, second = (report_of(loop(name, *options)) for name in "ab")
+    other = report_of(loop("c", *options, "--run.seed", "5"))
+    for report in (first, second, other):
+        assert report.pop("wall_seconds") > 0
+        report.pop("run")
+    assert first == second
+    assert first["arms"] != other["arms"]
+
+
+def test_a_random_critic_is_refused_and_teaches_nothing(loop: Run, tmp_path: Path) -> None:
+    from stepalign_lab.pretrain import small_llama
+    from stepalign_lab.tokenizer import build_tokenizer
+
+    critic = tmp_path / "random-critic"
+    tokenizer = build_tokenizer(critic=True)
+    small_llama(tokenizer, seed=3).save_pretrained(critic)
+    tokenizer.save_pretrained(critic)
+    run_dir = loop("random", "--trainer.steps", "3", "--evaluation.samples", "4", "--critic.path", str(critic))
+    report = report_of(run_dir)
+    arm = report["arms"]["stepalign_scoped"]
+    assert arm["rollouts"]["trained"] == 0
+    assert sum(arm["rollouts"]["skipped"].values()) == 3 * 32
+    assert all(reason.startswith("critique_") for reason in arm["rollouts"]["skipped"])
+    assert arm["validation"]["3"] == arm["validation"]["0"]
+
+
+def test_an_unreachable_critic_is_waited_for_and_nothing_is_lost(loop: Run, tmp_path: Path) -> None:
+    """The critic of another run serves; it comes up only after the trainer has been waiting."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    run_dir = tmp_path / f"loop-{os.getpid()}-late"
+    url = f"http://127.0.0.1:{port}"
+    run = subprocess.Popen(
+        command(run_dir, "--trainer.steps", "2", "--evaluation.samples", "2", "--critic.url", url), cwd=tmp_path
+    )
+    critic = None
+    try:
+        wait_for(lambda: "the critic gave no answer" in log_of(run_dir, "trainer"), 120)
+        critic = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "stepalign.cli",
+                "critic",
+                str(LAB),
+                "--critic.port",
+                str(port),
+                *EXACT_CRITIC,
+                "--run.dir",
+                str(tmp_path / "critic"),
+            ],
+        )
+        assert run.wait(180) == 0
+    finally:
+        for process in (run, critic):
+            if process is not None and process.poll() is None:
+                process.terminate()
+                process.wait(30)
+    rollouts = report_of(run_dir)["arms"]["stepalign_scoped"]["rollouts"]
+    assert (rollouts["published"], rollouts["trained"]) == (64, 64)
+
+
+def log_of(run_dir: Path, process: str) -> str:
+    path = run_dir / "logs" / f"{process}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_its_run_and_resume_finishes_it(tmp_path: Path, how: signal.Signals) -> None:
+    run_dir = tmp_path / f"loop-{os.getpid()}-{how.name}"
+    options = ["--trainer.steps", "6", "--evaluation.samples", "2", "--evaluation.every", "3", *EXACT_CRITIC]
+    run = subprocess.Popen(command(run_dir, *options), cwd=tmp_path)
+    metrics = run_dir / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, 120)
+    run.send_signal(how)
+    run.wait(30)
+    wait_for(lambda: processes_of(run_dir) == [], 30)
+    assert not (run_dir / "report.json").exists()
+
+    refused = subprocess.run(command(run_dir, *options), capture_output=True, text=True, cwd=tmp_path)
+    assert refused.returncode == 1 and "--resume" in refused.stderr
+    resumed = subprocess.run(
+        command(run_dir, "--resume", *options), capture_output=True, text=True, timeout=200, cwd=tmp_path
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    report = report_of(run_dir)
+    rollouts = report["arms"]["stepalign_scoped"]["rollouts"]
+    assert report["steps"] == 6
+    assert (rollouts["published"], rollouts["trained"], rollouts["pending"]) == (192, 192, 0)
+
+    whole = tmp_path / f"loop-{os.getpid()}-{how.name}-whole"
+    uninterrupted = subprocess.run(command(whole, *options), capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    losses = [
+        [json.loads(row)["loss"] for row in (d / "metrics.jsonl").read_text().splitlines()] for d in (run_dir, whole)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_process_that_fails_ends_the_run_with_its_last_lines(tmp_path: Path) -> None:
+    model = tmp_path / "torn-model"
+    shutil.copytree(REPO / "lab" / "stepalign_lab" / "assets" / "solver", model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    run_dir = tmp_path / f"loop-{os.getpid()}-fails"
+    done = subprocess.run(
+        command(run_dir, "--model.path", str(model)), capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "process ended with code 1; its last lines" in done.stderr
+    assert "SafetensorError" in done.stderr
+    assert processes_of(run_dir) == []

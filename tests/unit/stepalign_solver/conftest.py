@@ -1,0 +1,97 @@
+"""A tiny random Llama, configurations that use it, and adapters for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from stepalign.config import Config, load_config
+from stepalign.policy_store import PolicyVersion, file_sha256
+from stepalign_lab.pretrain import small_llama
+from stepalign_lab.tokenizer import build_tokenizer
+
+QUESTIONS = ["3 + 4 * 7", "1 - 2 + 3 * 4", "9 * 9", "5 + 5 - 1 * 8 + 2"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """An untrained model with its weights scaled up, so that its next-token distribution is far from uniform."""
+    path: Path = tmp_path_factory.mktemp("model")
+    model = small_llama(tokenizer, seed=1)
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8.0)
+        model.get_input_embeddings().weight.mul_(3.0)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def write_problems(path: Path, prefix: str, count: int) -> None:
+    rows = [{"id": f"{prefix}{i}", "question": question, "answer": "1"} for i, question in enumerate(QUESTIONS[:count])]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, model_path: Path) -> Callable[..., Config]:
+    """``make_config("--trainer.steps", "3")``: a small configuration over four training problems."""
+    for name, prefix, count in (("train", "t", 4), ("validation", "v", 2), ("test", "s", 2)):
+        write_problems(tmp_path / f"{name}.jsonl", prefix, count)
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f"""
+        run = {{ name = "unit", dir = "{tmp_path / "runs"}", seed = 3 }}
+        model = {{ path = "{model_path}", prompts = "lab-v1", device = "cpu" }}
+        data = {{ train = "train.jsonl", validation = "validation.jsonl", test = "test.jsonl" }}
+        critic = {{ backend = "program", checker = "lab", prompts = "lab-v1" }}
+        queue = {{ capacity = 8 }}
+        solver = {{ temperature = 1.1, max_new_tokens = 8, batch = 3 }}
+        trainer = {{ steps = 2, batch = 4 }}
+        evaluation = {{ samples = 2, every = 1, batch = 3, max_new_tokens = 8 }}
+        """.replace("\n        ", "\n"),
+        encoding="utf-8",
+    )
+    return cache(lambda *overrides: load_config(file, overrides, environ={}))
+
+
+@pytest.fixture
+def save_adapter(model_path: Path) -> Callable[..., Path]:
+    """Write a LoRA adapter with random weights; ``scale=0`` leaves the model as it is."""
+
+    def save(directory: Path, *, seed: int = 0, scale: float = 0.1) -> Path:
+        torch.manual_seed(seed)
+        base = AutoModelForCausalLM.from_pretrained(model_path)
+        model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_().mul_(scale)
+        model.save_pretrained(str(directory))
+        return directory
+
+    return save
+
+
+@pytest.fixture
+def policy_version(tmp_path: Path, save_adapter: Callable[..., Path]) -> Callable[[int], PolicyVersion]:
+    """A published version with an adapter of its own."""
+
+    def make(version: int) -> PolicyVersion:
+        path = save_adapter(tmp_path / f"adapter-{version}", seed=version)
+        return PolicyVersion(version=version, path=str(path), sha256=file_sha256(path / "adapter_model.safetensors"))
+
+    return make

@@ -1,0 +1,222 @@
+"""The rollout worker with the in-process queue and policy store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepalign.config import Config
+from stepalign.errors import PolicyError, ProblemFileError
+from stepalign.policy_store import MemoryPolicyStore, PolicyVersion
+from stepalign.problems import load_problems
+from stepalign.queue import QueueStatus
+from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
+from stepalign.types import Rollout
+from stepalign_solver import worker as worker_module
+from stepalign_solver.policy import load_policy
+from stepalign_solver.sampling import Sampler, stable_seed
+from stepalign_solver.worker import RolloutWorker
+
+BASE = PolicyVersion(version=0, path="", sha256="")
+
+
+class Bench:
+    """A worker over a shared broker and store; a second bench over the same ones is the restarted worker."""
+
+    def __init__(self, config: Config, tokenizer: Any, broker: MemoryBroker, store: MemoryPolicyStore) -> None:
+        self.config = config
+        self.broker = broker
+        self.queue = MemoryRolloutQueue(broker, "trainer", config.queue)
+        self.store = store
+        self.loaded: list[Path | None] = []
+
+        def load_sampler(adapter: Path | None) -> Sampler:
+            self.loaded.append(adapter)
+            return Sampler(load_policy(config.model, adapter, merge=True), tokenizer)
+
+        problems = load_problems(config.data.train)
+        queue = MemoryRolloutQueue(broker, "solver", config.queue)
+        self.worker = RolloutWorker(config, queue, store, problems, tokenizer, load_sampler)
+
+    async def until(self, condition: Callable[[QueueStatus], bool]) -> None:
+        async with asyncio.timeout(3):
+            while not condition(await self.queue.status()):
+                await asyncio.sleep(0.005)
+
+    async def take(self, count: int) -> list[Rollout]:
+        deliveries = await self.queue.claim(count, 0.0)
+        await self.queue.acknowledge({d.entry_id: "trained" for d in deliveries})
+        return [d.rollout for d in deliveries]
+
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture
+def make_bench(make_config: Callable[..., Config], tokenizer: Any) -> MakeBench:
+    broker, store = MemoryBroker(), MemoryPolicyStore()
+    return lambda *overrides: Bench(make_config(*overrides), tokenizer, broker, store)
+
+
+def expected_ids(bench: Bench, version: int) -> set[str]:
+    draws = bench.worker.schedule.draws(version)
+    return {f"v{version:06d}/{draw.problem.id}/{draw.sample}" for draw in draws}
+
+
+async def with_worker(bench: Bench, work: Callable[[], Awaitable[None]]) -> None:
+    """Run ``work`` beside the worker, and wait for the worker to end by itself."""
+    task = asyncio.create_task(bench.worker.run())
+    try:
+        await work()
+        async with asyncio.timeout(5):
+            await task
+    finally:
+        task.cancel()
+
+
+def test_each_version_gets_exactly_its_batch(
+    make_bench: MakeBench, policy_version: Callable[[int], PolicyVersion]
+) -> None:
+    bench = make_bench()
+    batches: list[list[Rollout]] = []
+
+    async def work() -> None:
+        for policy in (BASE, policy_version(1)):
+            await bench.store.publish(policy)
+            await bench.until(lambda status: status.length == 4)
+            await asyncio.sleep(0.05)
+            assert (await bench.queue.status()).published == 4 * (policy.version + 1)
+            batches.append(await bench.take(8))
+        # Version 2 is the last one: nothing is sampled for it.
+        await bench.store.publish(policy_version(2))
+        await bench.store.finish()
+
+    asyncio.run(with_worker(bench, work))
+    assert [{r.rollout_id for r in batch} for batch in batches] == [expected_ids(bench, 0), expected_ids(bench, 1)]
+    assert [{r.policy_version for r in batch} for batch in batches] == [{0}, {1}]
+    assert all(r.run_id == "unit" and r.group_id == r.rollout_id for batch in batches for r in batch)
+    assert asyncio.run(bench.queue.status()).published == 8
+    assert len(bench.loaded) == 2 and bench.loaded[0] is None
+    assert asyncio.run(bench.store.last_sampled()) == 1
+
+
+def test_a_rollout_holds_what_was_sampled_token_by_token(
+    make_bench: MakeBench, policy_version: Callable[[int], PolicyVersion], tokenizer: Any
+) -> None:
+    bench = make_bench()
+    policy = policy_version(1)
+    asyncio.run(bench.worker.serve(policy))
+    sampler = Sampler(load_policy(bench.config.model, Path(policy.path), merge=True), tokenizer)
+    rollouts = asyncio.run(bench.take(8))
+    assert len(rollouts) == 4
+    for rollout in rollouts:
+        prompt = f"<bos><user>question : {rollout.problem.question}<assistant>"
+        assert rollout.prompt_token_ids == tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        sample = int(rollout.rollout_id.rpartition("/")[2])
+        parameters = bench.config.solver.parameters(stable_seed(3, rollout.problem.id, 1, sample))
+        assert rollout.sampling == parameters
+        again = sampler.sample([rollout.prompt_token_ids], [parameters])[0]
+        assert rollout.completion_token_ids == again.token_ids
+        assert (rollout.text, rollout.finish_reason) == (again.text, again.finish_reason)
+        assert rollout.behaviour_logprobs == pytest.approx(again.logprobs, abs=1e-4)
+
+
+def test_the_worker_waits_at_a_full_queue_and_goes_on_after_acknowledgements(
+    make_bench: MakeBench, make_rollout: Callable[..., Rollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "FULL_WAIT_SECONDS", 0.01)
+    bench = make_bench()
+
+    async def work() -> None:
+        await bench.queue.publish([make_rollout(rollout_id=f"old{i}") for i in range(6)])
+        await bench.store.publish(BASE)
+        await bench.until(lambda status: status.length == 8)
+        await asyncio.sleep(0.1)
+        assert (await bench.queue.status()).published == 8  # six old ones and two of four
+        await bench.take(1)
+        await bench.until(lambda status: status.published == 9)
+        await bench.take(7)
+        await bench.until(lambda status: status.published == 10)
+        assert {r.rollout_id for r in await bench.take(8)} <= expected_ids(bench, 0)
+        await bench.store.publish(PolicyVersion(version=2, path="/unused", sha256="0" * 64))
+        await bench.store.finish()
+
+    asyncio.run(with_worker(bench, work))
+
+
+def test_a_restarted_worker_completes_the_batch_without_duplicates(
+    make_bench: MakeBench, make_rollout: Callable[..., Rollout]
+) -> None:
+    first = make_bench()
+
+    async def killed_halfway() -> None:
+        await first.queue.publish([make_rollout(rollout_id=f"old{i}") for i in range(6)])
+        await first.store.publish(BASE)
+        task = asyncio.create_task(first.worker.run())
+        await first.until(lambda status: status.length == 8)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert len(await first.take(6)) == 6
+
+    asyncio.run(killed_halfway())
+    second = make_bench()
+    asyncio.run(second.worker.serve(BASE))
+    asyncio.run(second.worker.serve(BASE))
+    status = asyncio.run(second.queue.status())
+    assert (status.published, status.length) == (10, 4)
+    assert {r.rollout_id for r in asyncio.run(second.take(8))} == expected_ids(second, 0)
+
+
+def test_rollouts_do_not_depend_on_the_sampling_batch(make_bench: MakeBench, make_config: Any, tokenizer: Any) -> None:
+    asyncio.run((three := make_bench()).worker.serve(BASE))
+    one = Bench(make_config("--solver.batch", "1"), tokenizer, MemoryBroker(), MemoryPolicyStore())
+    asyncio.run(one.worker.serve(BASE))
+    drawn = [{r.rollout_id: r.completion_token_ids for r in asyncio.run(bench.take(8))} for bench in (three, one)]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 4
+
+
+def test_a_corrupt_adapter_is_refused_before_it_is_loaded(
+    make_bench: MakeBench, policy_version: Callable[[int], PolicyVersion]
+) -> None:
+    bench = make_bench()
+    policy = policy_version(1)
+    file = Path(policy.path) / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(PolicyError, match="policy version 1"):
+        asyncio.run(bench.worker.serve(policy))
+    assert bench.loaded == [] and asyncio.run(bench.queue.status()).published == 0
+
+
+def test_a_prompt_over_the_budget_is_refused_before_anything_is_sampled(make_bench: MakeBench) -> None:
+    # "<bos><user>question : 5 + 5 - 1 * 8 + 2<assistant>" are 14 tokens, the other prompts have at most 12.
+    make_bench("--solver.max_prompt_tokens", "14")
+    with pytest.raises(ProblemFileError, match=r"train\.jsonl.*1 row") as refused:
+        make_bench("--solver.max_prompt_tokens", "13")
+    assert [line for line, _ in refused.value.rows] == [4]
+    assert "'t3' has 14 tokens, over its budget of 13" in refused.value.rows[0][1]
+
+
+def test_a_worker_that_starts_before_the_trainer_of_a_prolonged_run_waits_for_it(
+    make_bench: MakeBench, policy_version: Callable[[int], PolicyVersion]
+) -> None:
+    """The store still says "finished" from the shorter run; version 1 of 2 is not the end of this one."""
+    bench = make_bench()
+
+    async def work() -> None:
+        await bench.store.publish(policy_version(1))
+        await bench.store.finish()
+        await asyncio.sleep(0.05)
+        await bench.store.publish(policy_version(1))  # what the resumed trainer does
+        await bench.until(lambda status: status.published == 4)
+        await bench.store.publish(policy_version(2))
+        await bench.store.finish()
+
+    asyncio.run(bench.store.publish(policy_version(1)))
+    asyncio.run(bench.store.finish())
+    asyncio.run(with_worker(bench, work))

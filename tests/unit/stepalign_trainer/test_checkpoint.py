@@ -1,0 +1,155 @@
+"""Checkpoints: whole or not there, and continued bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from stepalign.errors import CheckpointError
+from stepalign_trainer.checkpoint import (
+    TrainerState,
+    latest_checkpoint,
+    load_checkpoint,
+    publish_adapter,
+    save_checkpoint,
+    write_directory,
+)
+from stepalign_trainer.examples import Example
+from stepalign_trainer.learner import Learner
+
+MakeLearner = Callable[..., Learner]
+
+
+def state(step: int = 1, fingerprint: str = "f") -> TrainerState:
+    return TrainerState(step=step, fingerprint=fingerprint, settled={"r0": "trained", "r1": "skipped:critic_error"})
+
+
+def weights(learner: Learner) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in learner.parameters]
+
+
+@pytest.fixture
+def saved(tmp_path: Path, make_learner: MakeLearner, examples: list[Example]) -> tuple[Learner, Path]:
+    """A learner after two updates and its checkpoint."""
+    learner = make_learner()
+    for _ in range(2):
+        learner.update(examples)
+    return learner, save_checkpoint(learner, tmp_path, state(step=2), keep=2)
+
+
+def test_a_restored_learner_makes_the_same_next_update(
+    saved: tuple[Learner, Path], make_learner: MakeLearner, examples: list[Example]
+) -> None:
+    learner, directory = saved
+    restored = make_learner("--run.seed", "9")  # another initialisation
+    assert not torch.equal(weights(restored)[0], weights(learner)[0])
+    assert load_checkpoint(restored, directory, "f") == state(step=2)
+    assert all(map(torch.equal, weights(restored), weights(learner)))
+    assert restored.update(examples).loss == learner.update(examples).loss
+    assert all(map(torch.equal, weights(restored), weights(learner)))
+    moments = [list(one.optimizer.state_dict()["state"].values()) for one in (restored, learner)]
+    assert moments[0][0]["step"].item() == 3
+    for ours, theirs in zip(*moments, strict=True):
+        assert all(torch.equal(ours[key], theirs[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+
+
+def test_without_the_optimizers_state_the_next_update_would_differ(
+    saved: tuple[Learner, Path], make_learner: MakeLearner, examples: list[Example]
+) -> None:
+    learner, directory = saved
+    restored = make_learner()
+    load_checkpoint(restored, directory, "f")
+    restored.optimizer.state.clear()
+    for one in (learner, restored):
+        one.update(examples)
+    assert not all(map(torch.equal, weights(restored), weights(learner)))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "adapter_config.json"])
+def test_a_flipped_byte_is_found(saved: tuple[Learner, Path], name: str) -> None:
+    learner, directory = saved
+    content = bytearray((directory / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (directory / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} does not match its checksum"):
+        load_checkpoint(learner, directory, "f")
+
+
+@pytest.mark.parametrize("name", ["state.json", "optimizer.pt"])
+def test_a_missing_file_is_found(saved: tuple[Learner, Path], name: str) -> None:
+    learner, directory = saved
+    (directory / name).unlink()
+    with pytest.raises(CheckpointError, match="torn or unreadable"):
+        load_checkpoint(learner, directory, "f")
+
+
+def test_a_torn_state_is_found(saved: tuple[Learner, Path]) -> None:
+    learner, directory = saved
+    text = (directory / "state.json").read_text()
+    (directory / "state.json").write_text(text[: len(text) // 2])
+    with pytest.raises(CheckpointError, match="torn or unreadable"):
+        load_checkpoint(learner, directory, "f")
+
+
+def test_another_configuration_is_refused_and_nothing_loaded(
+    saved: tuple[Learner, Path], make_learner: MakeLearner
+) -> None:
+    fresh = make_learner("--run.seed", "9")
+    before = weights(fresh)
+    with pytest.raises(CheckpointError, match="another configuration or model"):
+        load_checkpoint(fresh, saved[1], "g")
+    assert all(map(torch.equal, weights(fresh), before))
+
+
+def test_the_state_lists_every_file(saved: tuple[Learner, Path]) -> None:
+    directory = saved[1]
+    listed = set(json.loads((directory / "state.json").read_text())["files"])
+    assert listed == {path.name for path in directory.iterdir()} - {"state.json"}
+    assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt"} <= listed
+
+
+def test_only_the_newest_are_kept(tmp_path: Path, make_learner: MakeLearner) -> None:
+    learner = make_learner()
+    for step in (8, 9, 10, 11):  # 10 comes after 9 by number and by name
+        save_checkpoint(learner, tmp_path, state(step), keep=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000010", "step-000011"]
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-000011"
+
+
+def test_no_checkpoint_yet(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_a_crash_while_writing_leaves_the_old_directory(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoints" / "step-000001"
+    write_directory(target, lambda directory: (directory / "a").write_text("old") and None)
+
+    def crash(directory: Path) -> None:
+        (directory / "a").write_text("half")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        write_directory(target, crash)
+    assert (target / "a").read_text() == "old"
+    assert latest_checkpoint(tmp_path) == target
+    # What the crash left is in nobody's way.
+    write_directory(target, lambda directory: (directory / "b").write_text("new") and None)
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert [path.name for path in target.parent.iterdir()] == ["step-000001"]
+
+
+def test_a_published_adapter_is_never_written_again(
+    tmp_path: Path, make_learner: MakeLearner, examples: list[Example]
+) -> None:
+    learner = make_learner()
+    path = publish_adapter(learner, tmp_path, 7)
+    content = (path / "adapter_model.safetensors").read_bytes()
+    learner.update(examples)
+    assert publish_adapter(learner, tmp_path, 7) == path == tmp_path / "adapters" / "v000007"
+    assert (path / "adapter_model.safetensors").read_bytes() == content
+    other = publish_adapter(learner, tmp_path, 8)
+    assert (other / "adapter_model.safetensors").read_bytes() != content

@@ -1,0 +1,181 @@
+"""Contexts and the critic's failures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from stepalign.alignment import validate_critique
+from stepalign.errors import CriticError, CriticRequestError, CriticUnavailableError
+from stepalign.types import (
+    ContextKind,
+    CriticIdentity,
+    Critique,
+    CritiqueRequest,
+    CritiqueResponse,
+    Rollout,
+    Usage,
+)
+from stepalign_lab.checker import exact_critique
+from stepalign_trainer import contexts as contexts_module
+from stepalign_trainer.contexts import ContextResult, Contexts
+
+MakeRollout = Callable[..., Rollout]
+Answer = Callable[[CritiqueRequest], Awaitable[str]]
+
+
+class Critic:
+    """A critic in this process: ``answer`` writes the critic's text, which is validated as the service does."""
+
+    def __init__(self, answer: Answer | None = None) -> None:
+        self.answer = answer
+        self.requests: list[tuple[str | None, CritiqueRequest]] = []
+        self.running = 0
+        self.most_at_once = 0
+
+    async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse:
+        self.requests.append((request_id, request))
+        self.running += 1
+        self.most_at_once = max(self.most_at_once, self.running)
+        try:
+            if self.answer is not None:
+                text = await self.answer(request)
+            else:
+                text = exact_critique(request.question, request.attempt)
+        finally:
+            self.running -= 1
+        checked = validate_critique(text, request.attempt, known_answer=request.answer)
+        return CritiqueResponse(
+            id="c",
+            critique=checked if isinstance(checked, Critique) else None,
+            failure=None if isinstance(checked, Critique) else checked,
+            critic=CriticIdentity(model="m", weights_revision="w", prompt_version="p", backend="b"),
+            usage=Usage(prompt_tokens=1, completion_tokens=1),
+        )
+
+
+def fetch(critic: Critic, rollouts: list[Rollout], kind: ContextKind = ContextKind.CRITIQUE) -> list[ContextResult]:
+    async def work() -> list[ContextResult]:
+        async with asyncio.timeout(10):
+            return await Contexts(kind, critic, concurrency=3).fetch(rollouts)
+
+    return asyncio.run(work())
+
+
+def raising(error: Exception) -> Critic:
+    async def answer(_: CritiqueRequest) -> str:
+        raise error
+
+    return Critic(answer)
+
+
+def test_a_critique_becomes_the_context_of_its_rollout(rollout_of: MakeRollout) -> None:
+    names = ["right", "wrong_step", "missing_step", "unfinished"]
+    rollouts = [rollout_of(name, "length" if name == "unfinished" else "stop", rollout_id=name) for name in names]
+    critic = Critic()
+    results = fetch(critic, rollouts)
+    assert [r.critique_outcome for r in results] == ["correct", "incorrect", "unjustified", "incomplete"]
+    assert [r.skip_reason for r in results] == [None] * 4
+    right = rollouts[0].text
+    assert [r.context.text for r in results if r.context] == [right] * 4  # what each should have written
+    assert all(r.context and r.critique and r.context.text == r.critique.text for r in results)
+    assert {r.context.kind for r in results if r.context} == {ContextKind.CRITIQUE}
+    sent = dict(critic.requests)
+    assert sent.keys() == set(names)
+    problem = rollouts[1].problem
+    assert sent["wrong_step"] == CritiqueRequest(
+        question=problem.question,
+        attempt=rollouts[1].text,
+        reference_solution=problem.reference_solution,
+        answer=problem.answer,
+    )
+
+
+def test_an_unaligned_critique_is_skipped_under_its_reason(rollout_of: MakeRollout) -> None:
+    async def describe(_: CritiqueRequest) -> str:
+        return "Steps 1 to 3 are correct."
+
+    (result,) = fetch(Critic(describe), [rollout_of("right")])
+    assert result == ContextResult(None, skip_reason="critique_unparseable", critique_outcome="unparseable")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (CriticRequestError("too long", status=413, code="prompt_too_long"), "critic_refused_prompt_too_long"),
+        (CriticRequestError("no", status=422), "critic_refused_422"),
+        (CriticError("not JSON"), "critic_error"),
+    ],
+)
+def test_a_refusing_critic_costs_its_rollout_under_a_reason(
+    rollout_of: MakeRollout, error: CriticError, reason: str
+) -> None:
+    critic = raising(error)
+    assert fetch(critic, [rollout_of("right")]) == [ContextResult(None, skip_reason=reason, critique_outcome=reason)]
+    assert len(critic.requests) == 1  # not asked again
+
+
+def test_an_unavailable_critic_is_waited_for_and_nothing_is_lost(
+    rollout_of: MakeRollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contexts_module, "RETRY_SECONDS", 0.01)
+    attempts: Counter[str] = Counter()
+
+    async def answer(request: CritiqueRequest) -> str:
+        attempts[request.attempt] += 1
+        if attempts[request.attempt] <= 4:
+            raise CriticUnavailableError("draining", retry_after=0.01 if attempts[request.attempt] % 2 else None)
+        return exact_critique(request.question, request.attempt)
+
+    rollouts = [rollout_of(name) for name in ("right", "wrong_step", "wrong_answer", "missing_step", "missing_last")]
+    results = fetch(Critic(answer), rollouts)
+    assert attempts == {rollout.text: 5 for rollout in rollouts}
+    verdicts = ["correct", "incorrect", "incorrect", "unjustified", "unjustified"]
+    assert [r.critique_outcome for r in results] == verdicts
+
+
+def test_the_critics_own_delay_is_kept(rollout_of: MakeRollout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contexts_module, "RETRY_SECONDS", 60.0)
+    asked: list[int] = []
+
+    async def answer(request: CritiqueRequest) -> str:
+        asked.append(1)
+        if len(asked) == 1:
+            raise CriticUnavailableError("saturated", retry_after=0.01)
+        return exact_critique(request.question, request.attempt)
+
+    assert fetch(Critic(answer), [rollout_of("right")])[0].context is not None
+
+
+def test_no_more_requests_run_at_once_than_configured(rollout_of: MakeRollout) -> None:
+    async def answer(request: CritiqueRequest) -> str:
+        await asyncio.sleep(0.01)
+        return exact_critique(request.question, request.attempt)
+
+    critic = Critic(answer)
+    results = fetch(critic, [rollout_of("right", rollout_id=f"r{i}") for i in range(8)])
+    assert critic.most_at_once == 3 and len(results) == len(critic.requests) == 8
+
+
+def test_results_keep_the_order_of_the_rollouts(rollout_of: MakeRollout) -> None:
+    async def answer(request: CritiqueRequest) -> str:
+        await asyncio.sleep(0.02 if "7 * 7 = 8" in request.attempt else 0.0)
+        return exact_critique(request.question, request.attempt)
+
+    results = fetch(Critic(answer), [rollout_of("wrong_step"), rollout_of("right")])
+    assert [r.critique_outcome for r in results] == ["incorrect", "correct"]
+
+
+def test_reference_and_null_contexts_ask_no_critic(rollout_of: MakeRollout) -> None:
+    critic = Critic()
+    bare = rollout_of("right").problem.model_copy(update={"reference_solution": None})
+    rollouts = [rollout_of("wrong_step"), rollout_of("right", problem=bare)]
+    with_reference, without = fetch(critic, rollouts, ContextKind.REFERENCE)
+    assert with_reference.context and with_reference.context.text == rollouts[0].problem.reference_solution
+    assert without == ContextResult(None, skip_reason="no_reference_solution")
+    nothing = fetch(critic, rollouts, ContextKind.NULL)
+    assert [r.context.text for r in nothing if r.context] == ["", ""]
+    assert critic.requests == [] and with_reference.critique_outcome is None

@@ -1,0 +1,359 @@
+"""The training loop with the in-process queue and policy store, on the lab's solver."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepalign.alignment import validate_critique
+from stepalign.config import Config
+from stepalign.errors import CheckpointError, CriticRequestError, QueueUnavailableError
+from stepalign.policy_store import MemoryPolicyStore, PolicyVersion, verify_adapter
+from stepalign.queue import QueueStatus
+from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
+from stepalign.types import CriticIdentity, Critique, CritiqueRequest, CritiqueResponse, Rollout, Usage
+from stepalign_lab.checker import exact_critique
+from stepalign_trainer import loop as loop_module
+from stepalign_trainer.contexts import Contexts
+from stepalign_trainer.journal import MetricsJournal
+from stepalign_trainer.learner import Learner
+from stepalign_trainer.loop import Trainer, fingerprint
+
+BATCH = ["right", "wrong_step", "missing_step", "wrong_answer"]
+
+
+class ExactCritic:
+    """The exact critic; it refuses attempts that hold ``refuse``."""
+
+    def __init__(self, refuse: str | None = None) -> None:
+        self.refuse = refuse
+
+    async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse:
+        if self.refuse is not None and self.refuse in request.attempt:
+            raise CriticRequestError("too long", status=413, code="prompt_too_long")
+        text = exact_critique(request.question, request.attempt)
+        critique = validate_critique(text, request.attempt, known_answer=request.answer)
+        assert isinstance(critique, Critique)
+        return CritiqueResponse(
+            id="c",
+            critique=critique,
+            failure=None,
+            critic=CriticIdentity(model="m", weights_revision="w", prompt_version="p", backend="b"),
+            usage=Usage(prompt_tokens=1, completion_tokens=1),
+        )
+
+
+class RecordingStore(MemoryPolicyStore):
+    """The real store; it also keeps what was published."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.published: list[PolicyVersion] = []
+
+    async def publish(self, policy: PolicyVersion) -> bool:
+        self.published.append(policy)
+        return await super().publish(policy)
+
+
+class CrashingQueue(MemoryRolloutQueue):
+    """The real queue; its server goes away at the first acknowledgement."""
+
+    async def acknowledge(self, outcomes: Mapping[str, str]) -> int:
+        raise QueueUnavailableError("gone")
+
+
+class WatchingQueue(MemoryRolloutQueue):
+    """The real queue; it also notes what the newest checkpoint holds when entries are acknowledged."""
+
+    checkpoints: Path
+    seen: list[tuple[int, dict[str, str]]]
+
+    async def acknowledge(self, outcomes: Mapping[str, str]) -> int:
+        state = json.loads((max(self.checkpoints.glob("step-*")) / "state.json").read_text())
+        self.seen.append((state["step"], state["settled"]))
+        return await super().acknowledge(outcomes)
+
+
+class Run:
+    """A run's queue, store and folder, and trainers that are started on them one after the other."""
+
+    def __init__(self, make_config: Callable[..., Config], tokenizer: Any, rollout_of: Callable[..., Rollout]) -> None:
+        self.make_config = make_config
+        self.tokenizer = tokenizer
+        self.rollout_of = rollout_of
+        self.broker = MemoryBroker()
+        self.store = RecordingStore()
+
+    def publish(self, version: int, names: list[str] = BATCH, *, whole: bool = True) -> None:
+        """What the solver does for one policy version."""
+        queue = MemoryRolloutQueue(self.broker, "solver", self.make_config().queue)
+        for i, name in enumerate(names):
+            rollout = self.rollout_of(
+                name, rollout_id=f"v{version:06d}/p{i}/0", group_id=f"g{i}", policy_version=version
+            )
+            asyncio.run(queue.publish([rollout]))
+        if whole:
+            asyncio.run(self.store.announce_sampled(version))
+
+    def train(
+        self,
+        *overrides: str,
+        queue_class: type[MemoryRolloutQueue] = MemoryRolloutQueue,
+        critic: ExactCritic | None = None,
+        prepare: Callable[[Any], None] = lambda queue: None,
+    ) -> Trainer:
+        config = self.make_config(*overrides)
+        queue = queue_class(self.broker, "trainer", config.queue)
+        prepare(queue)
+        contexts = Contexts(config.context_kind, critic or ExactCritic(), config.critic.concurrency)
+        learner = Learner(config, self.tokenizer)
+        trainer = Trainer(config, learner, queue, self.store, contexts, MetricsJournal(config.run_dir))
+
+        async def work() -> None:
+            async with asyncio.timeout(5):
+                await trainer.train()
+
+        asyncio.run(work())
+        return trainer
+
+    @property
+    def folder(self) -> Path:
+        return self.make_config().run_dir
+
+    @property
+    def status(self) -> QueueStatus:
+        return self.broker.status()
+
+    def rows(self) -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        timing = {"update_seconds", "tokens_per_second"}
+        return [{key: value for key, value in row.items() if key not in timing} for row in rows]
+
+
+@pytest.fixture
+def run(
+    make_config: Callable[..., Config],
+    tokenizer: Any,
+    rollout_of: Callable[..., Rollout],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Run:
+    monkeypatch.setattr(loop_module, "CLAIM_BLOCK_SECONDS", 0.05)
+    return Run(make_config, tokenizer, rollout_of)
+
+
+def test_each_update_publishes_the_next_version_and_settles_its_rollouts(run: Run) -> None:
+    run.publish(0)
+    run.publish(1)
+    run.train()
+    assert [policy.version for policy in run.store.published] == [0, 1, 2]
+    assert run.store.published[0].path == ""
+    for policy in run.store.published:
+        verify_adapter(policy)
+    assert len({policy.sha256 for policy in run.store.published}) == 3
+    assert asyncio.run(run.store.finished())
+    status = run.status
+    assert (status.published, status.trained, status.length) == (8, 8, 0)
+    rows = run.rows()
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["outcomes"] == {"trained": 4} and rows[0]["trained_rollouts"] == 4
+    assert rows[0]["critiques"] == {"correct": 1, "incorrect": 2, "unjustified": 1}
+    # 32 + 14 + 14 + 31 tokens in scope of 32 + 32 + 25 + 32.
+    assert (rows[0]["tokens_in_scope"], rows[0]["tokens"]) == (91, 121)
+
+
+def test_without_a_context_there_is_nothing_to_learn(run: Run) -> None:
+    run.publish(0)
+    run.publish(1)
+    run.train("--run.arm", "null")
+    for row in run.rows():
+        assert row["critiques"] == {} and row["loss"] == pytest.approx(0.0, abs=1e-7)
+        assert row["grad_norm"] < 1e-4  # rounding
+    assert run.status.trained == 8
+
+
+def test_the_reference_arm_trains_without_a_critic_on_all_tokens(run: Run) -> None:
+    run.publish(0)
+    run.train("--run.arm", "refsol", "--trainer.steps", "1")
+    (row,) = run.rows()
+    assert row["loss"] > 0 and row["tokens_in_scope"] == row["tokens"] == 121
+    assert row["advantage_at_error"] is None
+
+
+def test_rollouts_are_acknowledged_only_once_a_checkpoint_holds_them(run: Run) -> None:
+    run.publish(0)
+    run.publish(1)
+    seen: list[tuple[int, dict[str, str]]] = []
+
+    def prepare(queue: WatchingQueue) -> None:
+        queue.checkpoints, queue.seen = run.folder / "checkpoints", seen
+
+    run.train(queue_class=WatchingQueue, prepare=prepare)
+    expected = [{f"v00000{version}/p{i}/0": "trained" for i in range(4)} for version in (0, 1)]
+    assert seen == [(1, expected[0]), (2, expected[1])]
+
+
+def test_a_checkpoint_that_cannot_be_written_acknowledges_and_publishes_nothing(run: Run) -> None:
+    run.publish(0)
+    run.folder.mkdir(parents=True)
+    (run.folder / "checkpoints").write_text("in the way")
+    with pytest.raises(OSError):
+        run.train()
+    assert (run.status.trained, run.status.length) == (0, 4)
+    assert [policy.version for policy in run.store.published] == [0]
+
+
+def test_redelivered_rollouts_keep_their_outcome_and_are_not_trained_again(run: Run) -> None:
+    """The process dies between checkpoint and acknowledgement."""
+    critic = ExactCritic(refuse="7 * 7 = 8")
+    run.publish(0)
+    with pytest.raises(QueueUnavailableError):
+        run.train(queue_class=CrashingQueue, critic=critic)
+    assert (run.status.length, run.status.trained) == (4, 0)
+    first_row = run.rows()
+    run.publish(1)
+    run.train()  # this time the critic would not refuse
+    assert run.status.trained == 3 + 4
+    assert run.status.skipped == {"critic_refused_prompt_too_long": 1}
+    assert run.status.balanced and run.status.length == 0
+    assert run.rows()[:1] == first_row and [row["step"] for row in run.rows()] == [1, 2]
+    assert [policy.version for policy in run.store.published] == [0, 1, 1, 2]
+
+
+def test_dead_letters_make_a_short_batch_not_a_hang(run: Run) -> None:
+    run.broker.inject(b"no rollout")
+    run.publish(0, BATCH[:3])
+    run.train("--trainer.steps", "1")
+    run.publish(1)
+    run.train()
+    assert [row["rollouts"] for row in run.rows()] == [3, 4]
+    assert (run.status.dead, run.status.trained) == (1, 7)
+
+
+def test_a_batch_of_dead_letters_alone_is_an_empty_update(run: Run) -> None:
+    for _ in range(4):
+        run.broker.inject(b"no rollout")
+    run.publish(0, [])
+    run.train("--trainer.steps", "1")
+    (row,) = run.rows()
+    assert (row["rollouts"], row["loss"], row["trained_rollouts"]) == (0, 0.0, 0)
+    assert run.status.dead == 4 and [policy.version for policy in run.store.published] == [0, 1]
+
+
+def test_a_batch_that_is_still_being_sampled_is_waited_for(run: Run) -> None:
+    run.publish(0, BATCH[:3], whole=False)
+
+    async def work() -> None:
+        config = run.make_config("--trainer.steps", "1")
+        queue = MemoryRolloutQueue(run.broker, "trainer", config.queue)
+        contexts = Contexts(config.context_kind, ExactCritic(), 4)
+        learner = Learner(config, run.tokenizer)
+        trainer = Trainer(config, learner, queue, run.store, contexts, MetricsJournal(config.run_dir))
+        task = asyncio.create_task(trainer.train())
+        await asyncio.sleep(0.3)
+        assert not task.done()
+        last = run.rollout_of("wrong_answer", rollout_id="v000000/p3/0")
+        await MemoryRolloutQueue(run.broker, "solver", config.queue).publish([last])
+        async with asyncio.timeout(10):
+            await task
+
+    asyncio.run(work())
+    assert [row["rollouts"] for row in run.rows()] == [4]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    run: Run, make_config: Callable[..., Config], tokenizer: Any, rollout_of: Callable[..., Rollout]
+) -> None:
+    whole = Run(lambda *o: make_config("--run.name", "whole", *o), tokenizer, rollout_of)
+    for version in range(3):
+        whole.publish(version, BATCH[version:] + BATCH[:version])
+    whole.train("--trainer.steps", "3")
+    for version in range(2):
+        run.publish(version, BATCH[version:] + BATCH[:version])
+    run.train("--trainer.steps", "2")
+    run.publish(2, BATCH[2:] + BATCH[:2])
+    run.train("--trainer.steps", "3")
+    assert run.rows() == whole.rows() and len(run.rows()) == 3
+    assert [p.sha256 for p in run.store.published if p.version == 3] == [whole.store.published[-1].sha256]
+    assert [p.version for p in run.store.published] == [0, 1, 2, 2, 3]
+
+
+def test_the_order_of_arrival_has_no_influence(
+    run: Run, make_config: Callable[..., Config], tokenizer: Any, rollout_of: Callable[..., Rollout]
+) -> None:
+    other = Run(lambda *o: make_config("--run.name", "other", *o), tokenizer, rollout_of)
+    run.publish(0)
+    queue = MemoryRolloutQueue(other.broker, "solver", make_config().queue)
+    for i in (2, 0, 3, 1):
+        asyncio.run(queue.publish([rollout_of(BATCH[i], rollout_id=f"v000000/p{i}/0")]))
+    for one in (run, other):
+        one.train("--trainer.steps", "1")
+    assert run.rows() == other.rows()
+    assert run.store.published[-1].sha256 == other.store.published[-1].sha256
+
+
+def test_a_rollout_of_another_policy_is_stale(run: Run) -> None:
+    run.publish(7, BATCH[:1], whole=False)
+    run.publish(0)
+    run.train("--trainer.steps", "1")
+    assert (run.status.stale, run.status.trained) == (1, 4)
+    assert run.rows()[0]["rollouts"] == 4
+
+
+def test_skipped_rollouts_are_counted_under_their_reasons(run: Run) -> None:
+    run.publish(0)
+    # No critique has fewer than 31 words.
+    run.train(
+        "--trainer.steps", "1", "--trainer.max_teacher_prompt_tokens", "30", critic=ExactCritic(refuse="7 * 7 = 8")
+    )
+    assert run.status.skipped == {"critic_refused_prompt_too_long": 1, "teacher_prompt_too_long": 3}
+    (row,) = run.rows()
+    assert row["outcomes"] == {"skipped:critic_refused_prompt_too_long": 1, "skipped:teacher_prompt_too_long": 3}
+    assert row["trained_rollouts"] == 0 and row["loss"] == 0.0
+    assert row["critiques"] == {"correct": 1, "critic_refused_prompt_too_long": 1, "incorrect": 1, "unjustified": 1}
+
+
+def test_a_run_cannot_go_back_behind_what_it_published(run: Run) -> None:
+    """Its rollouts are acknowledged and will not come again; going on would train on nothing."""
+    run.publish(0)
+    run.publish(1)
+    run.train()
+    newest = run.folder / "checkpoints" / "step-000002"
+    newest.rename(run.folder / "removed")
+    with pytest.raises(CheckpointError):
+        run.train()
+
+
+def test_another_configuration_cannot_resume(run: Run) -> None:
+    run.publish(0)
+    run.train("--trainer.steps", "1")
+    with pytest.raises(CheckpointError, match="another configuration"):
+        run.train("--trainer.learning_rate", "2e-3")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("--run.seed", "1"),
+        ("--run.arm", "stepalign"),
+        ("--trainer.batch", "2"),
+        ("--trainer.lora.rank", "8"),
+        ("--solver.temperature", "0.9"),
+        ("--model.chat_template_options", '{"enable_thinking": false}'),
+        ("--model.teacher_chat_template_options", '{"enable_thinking": true}'),
+    ],
+)
+def test_what_shapes_the_weights_shapes_the_fingerprint(
+    make_config: Callable[..., Config], change: tuple[str, str]
+) -> None:
+    assert fingerprint(make_config(*change), "b") != fingerprint(make_config(), "b")
+
+
+def test_length_and_place_of_a_run_leave_the_fingerprint(make_config: Callable[..., Config]) -> None:
+    others = [("--trainer.steps", "9"), ("--trainer.keep_checkpoints", "5"), ("--solver.batch", "1")]
+    assert {fingerprint(make_config(*change), "b") for change in others} == {fingerprint(make_config(), "b")}
+    assert fingerprint(make_config(), "other base") != fingerprint(make_config(), "b")

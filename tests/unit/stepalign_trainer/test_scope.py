@@ -1,0 +1,173 @@
+"""Token spans, distillation scope and the error position, counted by hand.
+
+A step of the lab is 7 tokens (tag, a, op, b, =, result, tag), an answer 3, EOS 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from stepalign.types import Critique, Rollout
+from stepalign_trainer.scope import TokenGroups, token_groups, token_spans
+
+MakeRollout = Callable[..., Rollout]
+MakeCritique = Callable[[Rollout], Critique]
+ENDS_RIGHT = "<step_4> 7 + 1 = 8 </step_4> <answer> 8 </answer>"
+
+
+@pytest.fixture(scope="module")
+def bytewise() -> Any:
+    """A byte-level BPE tokenizer without merges: every byte is a token, so "é" are two and "😀" are four."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        [], trainers.BpeTrainer(vocab_size=257, initial_alphabet=alphabet, special_tokens=["<eos>"])
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", clean_up_tokenization_spaces=False)
+
+
+@pytest.fixture
+def groups_of(tokenizer: Any, rollout_of: MakeRollout, critique_of: MakeCritique) -> Callable[..., TokenGroups]:
+    def make(attempt: str, finish: str = "stop", scope: Any = "through_first_error") -> TokenGroups:
+        rollout = rollout_of(attempt, finish)
+        return token_groups(scope, rollout, critique_of(rollout), token_spans(rollout, tokenizer))
+
+    return make
+
+
+def test_spans_of_words_begin_at_the_space_before_them(tokenizer: Any, rollout_of: MakeRollout) -> None:
+    rollout = rollout_of("<step_1> 3 + 4 = 7 </step_1> so")
+    assert token_spans(rollout, tokenizer) == [
+        (0, 8),
+        (8, 10),
+        (10, 12),
+        (12, 14),
+        (14, 16),
+        (16, 18),
+        (18, 28),
+        (28, 31),
+        (31, 31),  # EOS
+    ]
+
+
+def test_spans_of_what_was_cut_off_have_no_eos(tokenizer: Any, rollout_of: MakeRollout) -> None:
+    assert token_spans(rollout_of("<step_1> 3", "length"), tokenizer) == [(0, 8), (8, 10)]
+
+
+def test_eos_alone_has_an_empty_span(tokenizer: Any, rollout_of: MakeRollout) -> None:
+    assert token_spans(rollout_of(""), tokenizer) == [(0, 0)]
+
+
+def test_bytes_of_a_character_share_its_span(bytewise: Any, make_rollout: MakeRollout) -> None:
+    text = "aé≥😀b"
+    ids = [*bytewise(text)["input_ids"], bytewise.eos_token_id]
+    rollout = make_rollout(completion_token_ids=ids, text=text, behaviour_logprobs=None)
+    two, three, four = [(1, 2)] * 2, [(2, 3)] * 3, [(3, 4)] * 4
+    assert token_spans(rollout, bytewise) == [(0, 1), *two, *three, *four, (4, 5), (5, 5)]
+
+
+def test_a_character_that_was_cut_off_has_a_span_to_the_end(bytewise: Any, make_rollout: MakeRollout) -> None:
+    ids = bytewise("a😀")["input_ids"][:3]
+    text = bytewise.decode(ids)
+    rollout = make_rollout(completion_token_ids=ids, text=text, finish_reason="length", behaviour_logprobs=None)
+    assert token_spans(rollout, bytewise) == [(0, 1), (1, len(text)), (1, len(text))]
+
+
+def test_bytes_that_are_no_character_still_have_spans(bytewise: Any, make_rollout: MakeRollout) -> None:
+    smiley = bytewise("😀")["input_ids"]
+    ids = [*smiley[:2], *bytewise("ab")["input_ids"]]
+    text = bytewise.decode(ids)
+    assert text.endswith("ab") and "�" in text
+    rollout = make_rollout(completion_token_ids=ids, text=text, finish_reason="length", behaviour_logprobs=None)
+    spans = token_spans(rollout, bytewise)
+    assert len(spans) == 4 and spans[3] == (len(text) - 1, len(text))
+    assert spans[0] == spans[1] == spans[2] == (0, len(text) - 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["<step_1> 4", "<step_1>  3", "<step_1> 3 ", "<step_1>", "", "x<step_1> 3", "<step_1> 3 + 4"]
+)
+def test_a_text_that_is_not_the_decoding_is_refused(tokenizer: Any, rollout_of: MakeRollout, text: str) -> None:
+    with pytest.raises(ValueError, match="rollout r0: its text is not the decoding"):
+        token_spans(rollout_of("<step_1> 3", text=text), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "finish", "in_scope", "first_error"),
+    [
+        # A: everything, EOS included.
+        pytest.param("right", "stop", 32, None, id="A"),
+        # D: through the closing tag of the wrong step; its result is its sixth token.
+        pytest.param("wrong_step", "stop", 14, 12, id="D"),
+        # D: the answer is the error: "<answer> 5 </answer>" are tokens 28, 29 and 30.
+        pytest.param("wrong_answer", "stop", 31, 29, id="D answer"),
+        # B: the step after the insertion; "9" (token 8) stands where the missing step's "7" should.
+        pytest.param("missing_step", "stop", 14, 8, id="B"),
+        # B, the last step missing: the answer follows the insertion, "<answer>" stands for "<step_4>".
+        pytest.param("missing_last", "stop", 24, 21, id="B last"),
+        # D: an early answer; "<answer>" stands for the inserted "<step_2>".
+        pytest.param("<step_1> 3 + 4 = 7 </step_1> <answer> 5 </answer>", "stop", 10, 7, id="D early answer"),
+        # C: everything.
+        pytest.param("unfinished", "length", 10, None, id="C"),
+        # C that stopped by itself: EOS is in scope too, it is what was wrong.
+        pytest.param("unfinished", "stop", 11, None, id="C stopped"),
+        # D in the unfinished step: "+" instead of "*".
+        pytest.param("unfinished_wrong", "length", 10, 9, id="D unfinished"),
+    ],
+)
+def test_scope_and_first_error_of_each_case(
+    groups_of: Callable[..., TokenGroups], attempt: str, finish: str, in_scope: int, first_error: int | None
+) -> None:
+    assert groups_of(attempt, finish) == TokenGroups(in_scope=in_scope, first_error=first_error)
+
+
+def test_eos_after_a_wrong_unfinished_step_is_out_of_scope(groups_of: Callable[..., TokenGroups]) -> None:
+    assert groups_of("unfinished_wrong", "stop") == TokenGroups(in_scope=10, first_error=9)
+
+
+def test_of_text_after_a_right_answer_the_first_token_is_kept(groups_of: Callable[..., TokenGroups]) -> None:
+    steps = "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 9 </step_2> <step_3> 9 - 2 = 7 </step_3> "
+    # 31 tokens up to the answer's closing tag; token 31 stands where EOS should.
+    assert groups_of(f"{steps}{ENDS_RIGHT} so 8").in_scope == 32
+    assert groups_of(f"{steps}{ENDS_RIGHT} so 8", "length").in_scope == 32
+    assert groups_of(f"{steps}{ENDS_RIGHT} so 8", scope="full").in_scope == 34
+
+
+def test_text_after_a_wrong_answer_is_out_of_scope(groups_of: Callable[..., TokenGroups]) -> None:
+    steps = "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 9 </step_2> <step_3> 9 - 2 = 7 </step_3> "
+    wrong = "<step_4> 7 + 1 = 8 </step_4> <answer> 5 </answer> so 5"
+    assert groups_of(f"{steps}{wrong}") == TokenGroups(in_scope=31, first_error=29)
+
+
+def test_a_step_too_many_is_the_first_error(groups_of: Callable[..., TokenGroups]) -> None:
+    steps = "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 9 </step_2> <step_3> 9 - 2 = 7 </step_3> "
+    # The critique answers where the fifth step opens (token 28).
+    more = "<step_4> 7 + 1 = 8 </step_4> <step_5> 8 + 0 = 8 </step_5> <answer> 8 </answer>"
+    assert groups_of(f"{steps}{more}") == TokenGroups(in_scope=35, first_error=28)
+
+
+def test_an_error_in_the_first_step_keeps_that_step_alone(groups_of: Callable[..., TokenGroups]) -> None:
+    attempt = "<step_1> 3 + 4 = 8 </step_1> <step_2> 8 * 7 = 6 </step_2> <answer> 6 </answer>"
+    assert groups_of(attempt) == TokenGroups(in_scope=7, first_error=5)
+
+
+@pytest.mark.parametrize("attempt", ["right", "wrong_step", "wrong_answer", "missing_step"])
+def test_full_scope_keeps_every_token_and_the_same_error(
+    groups_of: Callable[..., TokenGroups], rollout_of: MakeRollout, attempt: str
+) -> None:
+    full = groups_of(attempt, scope="full")
+    assert full.in_scope == len(rollout_of(attempt).completion_token_ids)
+    assert full.first_error == groups_of(attempt).first_error
+
+
+def test_without_a_critique_every_token_is_in_scope(tokenizer: Any, rollout_of: MakeRollout) -> None:
+    rollout = rollout_of("wrong_step")
+    groups = token_groups("through_first_error", rollout, None, token_spans(rollout, tokenizer))
+    assert groups == TokenGroups(in_scope=32, first_error=None)
