@@ -20,8 +20,8 @@ from transformers import LlamaForCausalLM
 
 from stepalign import Critique, validate_critique
 from stepalign.errors import StepalignError
-from stepalign.policy_store import file_sha256
 from stepalign.prompts import Message, load_prompt, render_token_ids
+from stepalign_lab.card import write_card, write_checksums
 from stepalign_lab.checker import exact_critique
 from stepalign_lab.documents import PROMPTS, Document, critic_document, critique_messages, solver_document
 from stepalign_lab.domain import (
@@ -244,13 +244,6 @@ def write_problems(directory: Path, band: Sequence[Chain]) -> None:
         (directory / f"{split}.jsonl").write_text(text, encoding="utf-8")
 
 
-def write_checksums(directory: Path) -> None:
-    """``SHA256SUMS`` over every shipped file, in the format of ``sha256sum -c``."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
-    lines = [f"{file_sha256(path)}  {path.relative_to(directory).as_posix()}\n" for path in files]
-    (directory / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
-
-
 def build_assets(target: Path, seed: int, log: Log) -> None:
     """Train both models, pass the gates, select the problems, write everything to ``target``."""
     write_assets(target, train_solver(seed, log), train_critic(seed, log), seed, log)
@@ -272,3 +265,5 @@ def write_assets(target: Path, solver: LlamaForCausalLM, critic: LlamaForCausalL
         tokenizer.save_pretrained(target / name)
     write_problems(target / "problems", band)
     (target / "gates.json").write_text(json.dumps({"seed": seed, **figures}, indent=1) + "\n", encoding="utf-8")
+    write_card(target, figures, seed)
+    write_checksums(target)

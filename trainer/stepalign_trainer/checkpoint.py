@@ -102,20 +102,22 @@ def load_checkpoint(learner: Learner, directory: Path, fingerprint: str) -> Trai
     """Restore weights and optimizer. Raises CheckpointError when torn, corrupt, or of another configuration."""
     try:
         content: dict[str, Any] = json.loads((directory / STATE).read_text(encoding="utf-8"))
+        step, settled, made_by = content["step"], content["settled"], content["fingerprint"]
         checksums = {name: file_sha256(directory / name) for name in content["files"]}
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{directory}: torn or unreadable ({error}); remove it to use the one before") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory}: torn or unreadable ({error}); start again with --overwrite") from None
     broken = [name for name, digest in content["files"].items() if checksums[name] != digest]
     if broken:
-        raise CheckpointError(f"{directory}: {', '.join(broken)} does not match its checksum; remove the directory")
-    if content["fingerprint"] != fingerprint:
+        names = ", ".join(broken)
+        raise CheckpointError(f"{directory}: {names} does not match its checksum; start again with --overwrite")
+    if made_by != fingerprint:
         raise CheckpointError(
             f"{directory} was made with another configuration or model; start a run under another name, "
             "or resume with the settings of the first"
         )
     _load_adapter(learner, load_file(directory / ADAPTER))
     learner.optimizer.load_state_dict(torch.load(directory / OPTIMIZER, weights_only=True, map_location=learner.device))
-    return TrainerState(step=content["step"], fingerprint=fingerprint, settled=content["settled"])
+    return TrainerState(step=step, fingerprint=fingerprint, settled=settled)
 
 
 def _load_adapter(learner: Learner, weights: dict[str, torch.Tensor]) -> None:

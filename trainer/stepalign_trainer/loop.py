@@ -7,11 +7,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from stepalign.config import Config
-from stepalign.errors import PromptTooLongError
+from stepalign.errors import CheckpointError, PromptTooLongError, QueueUnavailableError
 from stepalign.logging import get_logger
 from stepalign.policy_store import PolicyStore, PolicyVersion, file_sha256
 from stepalign.queue import Delivery, RolloutQueue
@@ -42,8 +42,9 @@ def fingerprint(config: Config, base_sha256: str) -> str:
         "seed": config.run.seed,
         "arm": config.run.arm,
         "base": base_sha256,
-        "prompts": config.model.prompts,
-        "dtype": config.model.dtype,
+        "model": config.model.model_dump(mode="json", exclude={"path", "device"}),
+        "problems": file_sha256(config.data.train),
+        "critic": config.critic.model_dump(mode="json", include={"backend", "checker", "prompts", "max_new_tokens"}),
         "trainer": shaping,
         "solver": config.solver.model_dump(mode="json", exclude={"batch"}),
     }
@@ -195,7 +196,11 @@ class Trainer:
         else:
             path = await asyncio.to_thread(publish_adapter, self.learner, self.config.run_dir, self.step)
             policy = PolicyVersion(version=self.step, path=str(path.resolve()), sha256=file_sha256(path / ADAPTER))
-        await self.policies.publish(policy)
+        if not await self.policies.publish(policy):
+            raise CheckpointError(
+                f"step {self.step} lies behind the policy that was already published: its rollouts are gone, so the "
+                "run cannot go on from there; start again with --overwrite"
+            )
 
     @asynccontextmanager
     async def _alive(self, deliveries: Sequence[Delivery]) -> AsyncIterator[None]:
@@ -205,11 +210,15 @@ class Trainer:
         async def beat() -> None:
             while True:
                 await asyncio.sleep(self.config.queue.claim_idle_seconds / 3)
-                await self.queue.heartbeat(held)
+                try:
+                    await self.queue.heartbeat(held)
+                except QueueUnavailableError as error:
+                    log.warning("no heartbeat", error=str(error))
 
         task = asyncio.create_task(beat())
         try:
             yield
         finally:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            with suppress(asyncio.CancelledError):
+                await task

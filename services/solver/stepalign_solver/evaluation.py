@@ -118,14 +118,16 @@ class Evaluator:
     def _score(self, step: int, split: str) -> dict[str, Any]:
         adapter = self.adapter(step)
         revision = file_sha256(adapter / "adapter_model.safetensors") if adapter is not None else ""
+        settings = self.config.evaluation.model_dump(mode="json", exclude={"every", "batch"})
+        made_with = {"adapter_sha256": revision, "settings": settings}
         known = self.rows.get((step, split))
-        if known is not None and known["adapter_sha256"] == revision:
+        if known is not None and {key: known[key] for key in made_with} == made_with:
             return known["figures"]
         started = time.monotonic()
         model = load_policy(self.config.model, adapter, merge=self.config.solver.merge_adapter)
         sampler = Sampler(model, self.tokenizer)
         figures = evaluate(sampler, self.prompts[split], self.problems[split], self.config, split).as_report()
-        row = {"step": step, "split": split, "adapter_sha256": revision, "figures": figures}
+        row = {"step": step, "split": split, **made_with, "figures": figures}
         self.rows[step, split] = row
         with self.rows_path.open("a", encoding="utf-8") as rows:
             rows.write(json.dumps(row) + "\n")

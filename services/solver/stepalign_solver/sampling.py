@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
+from stepalign.errors import ConfigError
 from stepalign.types import FinishReason, SamplingParameters
 
 
@@ -71,9 +72,16 @@ class Sampler:
         self.tokenizer = tokenizer
         self.device: torch.device = self.model.device
         eos = self.model.generation_config.eos_token_id
+        if eos is None:
+            raise ConfigError(
+                "the solver model names no end of sequence: set eos_token_id in generation_config.json"
+            )
         self.eos_ids: list[int] = [eos] if isinstance(eos, int) else list(eos)
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else self.eos_ids[0]
+        # The model's own configuration may hold penalties and filters that the loss knows nothing of, and generate()
+        # fills what a call leaves unset from it.
+        self.model.generation_config = GenerationConfig(eos_token_id=self.eos_ids, pad_token_id=self.pad_id)
 
     @torch.inference_mode()
     def sample(self, prompts: Sequence[list[int]], parameters: Sequence[SamplingParameters]) -> list[Completion]:
@@ -91,10 +99,8 @@ class Sampler:
         output = self.model.generate(
             input_ids=input_ids,
             attention_mask=mask,
-            # A fresh configuration: the model's own may hold penalties that the loss knows nothing of.
-            generation_config=GenerationConfig(
-                do_sample=False, max_new_tokens=budget, eos_token_id=self.eos_ids, pad_token_id=self.pad_id
-            ),
+            do_sample=False,
+            max_new_tokens=budget,
             logits_processor=LogitsProcessorList([choice]),
         )
         rows: list[list[int]] = output[:, width:].tolist()
@@ -105,9 +111,10 @@ class Sampler:
         """Cut after the first EOS. Lengths come from its position, never from comparing with the padding token."""
         stop = next((i for i, token in enumerate(token_ids) if token in self.eos_ids), None)
         length = len(token_ids) if stop is None else stop + 1
+        content = token_ids[: length if stop is None else stop]
         return Completion(
             token_ids=token_ids[:length],
-            text=self.tokenizer.decode(token_ids[: length if stop is None else stop], skip_special_tokens=False),
+            text=self.tokenizer.decode(content, skip_special_tokens=False, clean_up_tokenization_spaces=False),
             finish_reason=FinishReason.LENGTH if stop is None else FinishReason.STOP,
             logprobs=logprobs[:length],
         )

@@ -72,9 +72,14 @@ class RolloutWorker:
     async def run(self, poll_seconds: float = 0.01) -> None:
         """Serve versions until the trainer says that it has finished."""
         served = -1
-        while not await self.policies.finished():
+        steps = self.config.trainer.steps
+        while True:
+            # A finished run that is prolonged counts as finished until the trainer publishes again.
+            ended = await self.policies.finished()
             policy = await self.policies.latest()
-            if policy is None or policy.version <= served or policy.version >= self.config.trainer.steps:
+            if ended and policy is not None and policy.version >= steps:
+                break
+            if policy is None or policy.version <= served or policy.version >= steps:
                 await asyncio.sleep(poll_seconds)
                 continue
             await self.serve(policy)

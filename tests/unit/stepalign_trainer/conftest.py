@@ -59,6 +59,7 @@ def tokenizer(model_path: Path) -> Any:
 @pytest.fixture
 def make_config(tmp_path: Path, model_path: Path) -> Callable[..., Config]:
     """``make_config("--trainer.steps", "3")``: the lab's regime with batches of four."""
+    (tmp_path / "train.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n', encoding="utf-8")
     file = tmp_path / "config.toml"
     file.write_text(
         f"""
