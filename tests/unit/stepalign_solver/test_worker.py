@@ -43,7 +43,7 @@ class Bench:
         self.worker = RolloutWorker(config, queue, store, problems, tokenizer, load_sampler)
 
     async def until(self, condition: Callable[[QueueStatus], bool]) -> None:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             while not condition(await self.queue.status()):
                 await asyncio.sleep(0.005)
 
@@ -72,7 +72,7 @@ async def with_worker(bench: Bench, work: Callable[[], Awaitable[None]]) -> None
     task = asyncio.create_task(bench.worker.run())
     try:
         await work()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await task
     finally:
         task.cancel()

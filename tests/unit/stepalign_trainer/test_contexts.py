@@ -59,7 +59,7 @@ class Critic:
 
 def fetch(critic: Critic, rollouts: list[Rollout], kind: ContextKind = ContextKind.CRITIQUE) -> list[ContextResult]:
     async def work() -> list[ContextResult]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await Contexts(kind, critic, concurrency=3).fetch(rollouts)
 
     return asyncio.run(work())

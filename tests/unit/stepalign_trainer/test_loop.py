@@ -115,7 +115,7 @@ class Run:
         trainer = Trainer(config, learner, queue, self.store, contexts, MetricsJournal(config.run_dir))
 
         async def work() -> None:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await trainer.train()
 
         asyncio.run(work())
@@ -258,7 +258,7 @@ def test_a_batch_that_is_still_being_sampled_is_waited_for(run: Run) -> None:
         assert not task.done()
         last = run.rollout_of("wrong_answer", rollout_id="v000000/p3/0")
         await MemoryRolloutQueue(run.broker, "solver", config.queue).publish([last])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await task
 
     asyncio.run(work())
