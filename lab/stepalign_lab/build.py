@@ -32,7 +32,7 @@ from stepalign_lab.domain import (
     tagged,
     wrong_facts,
 )
-from stepalign_lab.pretrain import pretrain, small_llama
+from stepalign_lab.pretrain import Phase, pretrain, small_llama
 from stepalign_lab.tokenizer import MARKS, VERDICTS, Tokenizer, build_tokenizer
 
 TEMPERATURE = 1.1
@@ -168,39 +168,35 @@ def train_solver(seed: int, log: Log) -> LlamaForCausalLM:
     tokenizer = build_tokenizer()
     model = small_llama(tokenizer, seed)
     wrong = wrong_facts(seed)
-    for phase, share, steps, rate in (("a", 0.95, 2000, 2e-3), ("b", 0.995, 250, 5e-4)):
-        log(f"solver: {steps} steps, wrong facts written {share:.1%} of the time")
+    phases = [(0.95, Phase(steps=2000, learning_rate=2e-3)), (0.995, Phase(steps=250, learning_rate=5e-4))]
+    for name, (share, phase) in zip("ab", phases, strict=True):
+        log(f"solver: {phase.steps} steps, wrong facts written {share:.1%} of the time")
 
         def make(rng: random.Random, share: float = share) -> Document:
             return solver_document(rng, wrong, share)
 
-        name = f"solver {seed} {phase}"
-        pretrain(model, tokenizer, make, steps=steps, batch=48, learning_rate=rate, seed=name, log=log)
+        pretrain(model, tokenizer, make, phase, batch=48, seed=f"solver {seed} {name}", log=log)
     return model
 
 
 def train_critic(seed: int, log: Log) -> LlamaForCausalLM:
-    """3,000 steps of 32 synthetic attempts with their exact critiques.
+    """Synthetic attempts with their exact critiques, 32 a step, in phases.
 
-    Marks and verdicts weigh eight times as much as other words: they are few, and what they say (that two words far
-    apart are equal) is learned late; with equal weights it had not been learned after 2,500 steps.
+    The first phase learns to write the steps: the first 1,000 steps of a schedule of 2,500. What a mark or a verdict
+    says, that two words far apart are equal, is not learned then; in the phases after it marks and verdicts weigh eight
+    times as much as other words. Weighing them from the start was tried and reached 74.5 % of critiques valid after
+    3,000 steps, against 99 % this way.
     """
     tokenizer = build_tokenizer(critic=True)
     model = small_llama(tokenizer, seed + 1)
     emphasis = dict.fromkeys([*MARKS, *VERDICTS], 8.0)
-    log("critic: 3000 steps")
-    name = f"critic {seed}"
-    pretrain(
-        model,
-        tokenizer,
-        critic_document,
-        steps=3000,
-        batch=32,
-        learning_rate=2e-3,
-        seed=name,
-        emphasis=emphasis,
-        log=log,
-    )
+    phases = [
+        Phase(steps=2500, stop_after=1000, learning_rate=2e-3),
+        Phase(steps=1500, learning_rate=1.5e-3, emphasis=emphasis),
+    ]
+    for number, phase in enumerate(phases):
+        log(f"critic: phase {number + 1} of {len(phases)}")
+        pretrain(model, tokenizer, critic_document, phase, batch=32, seed=f"critic {seed + number}", log=log)
     return model
 
 

@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -57,37 +58,46 @@ def collate(documents: list[Document], tokenizer: Tokenizer) -> tuple[torch.Tens
     return input_ids, labels
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A training phase with an optimizer of its own: linear warm-up, cosine to a hundredth of the peak rate.
+
+    ``stop_after`` leaves the schedule of ``steps`` early. ``emphasis`` weighs the loss of some words, others weigh 1.
+    """
+
+    steps: int
+    learning_rate: float
+    stop_after: int | None = None
+    emphasis: dict[str, float] = field(default_factory=dict)
+
+    def rate(self, step: int) -> float:
+        """Share of the peak rate at a step (from 0)."""
+        warm_up = min(WARM_UP_STEPS, self.steps // 10)
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (self.steps - warm_up)))
+
+
 def pretrain(
     model: LlamaForCausalLM,
     tokenizer: Tokenizer,
     make_document: Callable[[random.Random], Document],
+    phase: Phase,
     *,
-    steps: int,
     batch: int,
-    learning_rate: float,
     seed: str,
-    emphasis: dict[str, float] | None = None,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Train in place: AdamW, linear warm-up, cosine to a hundredth of the peak rate, gradients clipped at 1.
-
-    ``emphasis`` weighs the loss of some words, all others weigh 1.
-    """
+    """Train in place with AdamW, gradients clipped at 1."""
     weights = torch.ones(len(tokenizer))
-    for word, weight in (emphasis or {}).items():
+    for word, weight in phase.emphasis.items():
         weights[tokenizer.convert_tokens_to_ids(word)] = weight
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    warm_up = min(WARM_UP_STEPS, steps // 10)
-
-    def rate(step: int) -> float:
-        if step < warm_up:
-            return (step + 1) / warm_up
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, phase.rate)
     model.train()
     started = time.monotonic()
+    steps = phase.stop_after or phase.steps
     for step in range(1, steps + 1):
         input_ids, labels = collate([make_document(rng) for _ in range(batch)], tokenizer)
         logits = model(input_ids=input_ids).logits[:, :-1].flatten(0, 1)

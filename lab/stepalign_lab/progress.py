@@ -27,6 +27,7 @@ class RunProgress:
         self.updates: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []
         self.printed = 0
+        self.printed_updates = 0
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=30),
@@ -56,6 +57,20 @@ class RunProgress:
         for row in self.evaluations[self.printed :]:
             self.console.print(self._evaluation_line(row), highlight=False)
         self.printed = len(self.evaluations)
+        if not self.console.is_terminal:
+            self._print_updates()
+
+    def _print_updates(self) -> None:
+        """A line every tenth of the run, for logs."""
+        every = max(1, self.config.trainer.steps // 10)
+        for row in self.updates[self.printed_updates :]:
+            if row["step"] % every == 0:
+                self.console.print(
+                    f"  {'update':>10} · step {row['step']:>4} · loss {_figure(row['loss'], 4)} · "
+                    f"{row['trained_rollouts']} of {row['rollouts']} rollouts trained",
+                    highlight=False,
+                )
+        self.printed_updates = len(self.updates)
 
     def _evaluation_line(self, row: dict[str, Any]) -> str:
         k = self.config.evaluation.samples

@@ -1,0 +1,54 @@
+"""The report: figures of a run's files, and rows that another process is still writing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from stepalign.config import load_config
+from stepalign.queue import QueueStatus
+from stepalign_lab.report import build_report, read_rows, write_report
+
+STATUS = QueueStatus(
+    length=0, claimed=0, published=4, trained=3, stale=0, dead=0, skipped={"critique_truncated": 1}, dead_letters=0
+)
+ROW = {
+    "loss": 0.5,
+    "advantage_correct": 0.0,
+    "advantage_correct_below": 0.0,
+    "advantage_at_error": -3.0,
+    "advantage_after_error": None,
+}
+
+
+def test_a_row_that_is_half_written_is_left_for_later(tmp_path: Path) -> None:
+    rows = tmp_path / "metrics.jsonl"
+    assert read_rows(rows) == []
+    rows.write_text('{"step": 1}\n{"st')
+    assert read_rows(rows) == [{"step": 1}]
+
+
+def test_counts_are_summed_over_updates_and_the_ledger_is_reported(tmp_path: Path) -> None:
+    toml = tmp_path / "run.toml"
+    toml.write_text('model.path = "m"\ndata.train = "t"\ncritic.backend = "program"\ncritic.checker = "lab"\n')
+    config = load_config(toml, ["--run.dir", str(tmp_path), "--run.name", "r"], {})
+    config.run_dir.mkdir()
+    rows = [
+        {"step": 1, "critiques": {"correct": 1, "truncated": 1}, **ROW},
+        {"step": 2, "critiques": {"correct": 2}, **ROW, "loss": 0.25},
+    ]
+    (config.run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = build_report(config, STATUS, wall_seconds=12.34, threads=1)
+    arm = report["arms"]["stepalign_scoped"]
+    assert arm["critiques"] == {"correct": 3, "truncated": 1}
+    assert arm["rollouts"] == {
+        "published": 4,
+        "trained": 3,
+        "skipped": {"critique_truncated": 1},
+        "stale": 0,
+        "dead": 0,
+        "pending": 0,
+    }
+    assert (arm["first_update"]["loss"], arm["last_update"]["loss"]) == (0.5, 0.25)
+    assert "base" not in report and report["steps"] == 2 and report["wall_seconds"] == 12.3
+    assert json.loads(write_report(config, report).read_text()) == report
