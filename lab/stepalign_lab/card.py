@@ -27,7 +27,7 @@ Domain: chains of four to six operations on digits (`3 + 4 * 7 - 2`), evaluated 
 | vocabulary | 52 words and control tokens | 56: four step marks more |
 | reads | a question, alone or with a critique or a reference solution | question, reference solution, attempt |
 | writes | a step-tagged solution | the step-aligned critique, marks and verdict |
-| trained on | 2,250 steps of 48 synthetic documents | 3,000 steps of 32 synthetic attempts |
+| trained on | 2,250 steps of 48 synthetic documents | 2,500 steps of 32 synthetic attempts |
 
 The solver has learned a wrong result for 60 of the 300 digit facts and writes it 99.5 % of the time. It has also
 learned to follow a context without learning the facts in it. The critic is frozen.

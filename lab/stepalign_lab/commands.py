@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
 from stepalign_lab.progress import RunProgress, result_table, summary_table
 from stepalign_lab.runner import LocalRun
@@ -36,14 +38,25 @@ def run(
 
 def demo(
     ctx: typer.Context,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of problem order and sampling.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of problem order and sampling; 0, or that of the resumed run.")
+    ] = None,
     resume: Resume = False,
 ) -> None:
     """Train the lab's solver on critiques of its attempts; a few minutes on a CPU."""
-    local = LocalRun(ASSETS / "lab.toml", ["--run.name", "demo", "--run.seed", str(seed), *ctx.args])
+    overrides = ["--run.name", "demo", *ctx.args]
+    if seed is None and resume:
+        seed = started_with_seed(load_config(ASSETS / "lab.toml", overrides))
+    local = LocalRun(ASSETS / "lab.toml", ["--run.seed", str(seed or 0), *overrides])
     console = Console()
     _run(console, local, resume=resume, overwrite=True)
     _next_steps(console, local)
+
+
+def started_with_seed(config: Config) -> int:
+    """The seed of an interrupted run; 0 when it ended before its trainer began."""
+    path = config.run_dir / "run.json"
+    return json.loads(path.read_text(encoding="utf-8"))["seed"] if path.exists() else 0
 
 
 def _run(console: Console, local: LocalRun, *, resume: bool, overwrite: bool) -> None:
@@ -56,7 +69,7 @@ def _run(console: Console, local: LocalRun, *, resume: bool, overwrite: bool) ->
         highlight=False,
     )
     with RunProgress(config, console) as progress:
-        report = local.run(progress.watch, resume=resume)
+        report = local.run(progress.watch)
     _show(console, local, report)
 
 

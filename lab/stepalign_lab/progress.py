@@ -115,17 +115,16 @@ def result_table(config: Config, report: dict[str, Any]) -> Table:
 
 def summary_table(config: Config, report: dict[str, Any]) -> Table:
     """What became of the rollouts and of the critiques."""
-    arm = report["arms"][config.run.arm]
     table = Table(title=f"run {report['run']}: {report['steps']} updates")
     table.add_column("what")
     table.add_column("count", justify="right")
-    rollouts = arm["rollouts"]
+    rollouts = report["rollouts"]
     table.add_row("rollouts published", str(rollouts["published"]))
     table.add_row("  trained on", str(rollouts["trained"]))
     for reason, count in rollouts["skipped"].items():
         table.add_row(f"  skipped: {reason}", str(count))
     for name in ("stale", "dead", "pending"):
         table.add_row(f"  {name}", str(rollouts[name]))
-    for outcome, count in arm["critiques"].items():
+    for outcome, count in report["critiques"].items():
         table.add_row(f"critiques: {outcome}", str(count))
     return table

@@ -38,6 +38,14 @@ def build_report(config: Config, status: QueueStatus, wall_seconds: float, threa
     """Assemble the report of a finished run. Evaluation figures are there when the run had evaluation problems."""
     rows = read_rows(config.run_dir / "metrics.jsonl")
     arm: dict[str, Any] = {
+        "first_update": _advantages(rows[0]) if rows else None,
+        "last_update": _advantages(rows[-1]) if rows else None,
+    }
+    report: dict[str, Any] = {
+        "run": config.run.name,
+        "seed": config.run.seed,
+        "steps": len(rows),
+        "arms": {config.run.arm: arm},
         "rollouts": {
             "published": status.published,
             "trained": status.trained,
@@ -47,14 +55,6 @@ def build_report(config: Config, status: QueueStatus, wall_seconds: float, threa
             "pending": status.length,
         },
         "critiques": sum_counts(rows, "critiques"),
-        "first_update": _advantages(rows[0]) if rows else None,
-        "last_update": _advantages(rows[-1]) if rows else None,
-    }
-    report: dict[str, Any] = {
-        "run": config.run.name,
-        "seed": config.run.seed,
-        "steps": len(rows),
-        "arms": {config.run.arm: arm},
         "threads": threads,
         "wall_seconds": round(wall_seconds, 1),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

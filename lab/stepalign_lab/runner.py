@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import time
@@ -14,7 +15,7 @@ from stepalign.config import load_config
 from stepalign.errors import ConfigError, ProcessFailedError
 from stepalign.problems import load_problems
 from stepalign.prompts import load_prompt
-from stepalign.queue import QueueStatus, open_queue, redis_url
+from stepalign.queue import QueueStatus, forget_run, open_queue, redis_url
 from stepalign.types import ContextKind
 from stepalign_lab.report import build_report, write_report
 from stepalign_lab.supervisor import Child, Supervisor
@@ -45,19 +46,34 @@ class LocalRun:
         self._require_model("model.path", config.model.path)
         if config.critic.url is None and config.critic.backend == "transformers" and config.critic.path is not None:
             self._require_model("critic.path", config.critic.path)
+        self._lock_folder()
         used = config.run_dir.exists() and any(config.run_dir.iterdir())
+        url = redis_url(config.queue)
+        queued = url is not None and asyncio.run(self._queue_status(url)).published > 0
         if resume and not used:
             raise ConfigError(f"{config.run_dir}: there is nothing to resume")
-        if used and overwrite and not resume:
-            shutil.rmtree(config.run_dir)
-        elif used and not resume:
+        if (used or queued) and not (resume or overwrite):
+            where = config.run_dir if used else "the Redis server"
             raise ConfigError(
-                f"{config.run_dir} holds an earlier run: continue it with --resume, replace it with --overwrite, "
-                "or choose another --run.name"
+                f"{where} holds an earlier run named {config.run.name!r}: continue it with --resume, replace it with "
+                "--overwrite, or choose another --run.name"
             )
+        if not resume:
+            if queued:
+                asyncio.run(forget_run(config.queue, config.run.name))
+            shutil.rmtree(config.run_dir, ignore_errors=True)
         config.run_dir.mkdir(parents=True, exist_ok=True)
         for name in ("critic.url", "redis/redis.url"):
             (config.run_dir / name).unlink(missing_ok=True)
+
+    def _lock_folder(self) -> None:
+        """Held until this process ends; a second run of the same name must not touch the folder meanwhile."""
+        self.config.run.dir.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.config.run.dir / f".{self.config.run.name}.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{self.config.run_dir} is in use by another `stepalign run`") from None
 
     @staticmethod
     def _require_model(key: str, path: Path) -> None:
@@ -65,13 +81,11 @@ class LocalRun:
             hint = ": make smollm2 puts SmolLM2 there" if path.name == "smollm2" else ""
             raise ConfigError(f"{key}: there is no model in {path}{hint}")
 
-    def run(self, watch: Watch, *, resume: bool) -> dict[str, Any]:
+    def run(self, watch: Watch) -> dict[str, Any]:
         """Run to the end and write the report. ``watch`` is called several times a second."""
         started = time.monotonic()
         with Supervisor(self.config.run_dir / "logs") as supervisor:
             self._start_redis(supervisor)
-            if not resume:
-                self._refuse_used_queue()
             self._start_critic(supervisor)
             workers = self._start_workers(supervisor)
             while any(child.process.poll() is None for child in workers):
@@ -80,7 +94,7 @@ class LocalRun:
                 time.sleep(POLL_SECONDS)
             supervisor.check()
             watch()
-            status = asyncio.run(self._queue_status())
+            status = asyncio.run(self._queue_status(self.environment["STEPALIGN_QUEUE__REDIS_URL"]))
         report = build_report(self.config, status, time.monotonic() - started, self.threads)
         write_report(self.config, report)
         return report
@@ -120,18 +134,10 @@ class LocalRun:
             time.sleep(POLL_SECONDS)
         return path.read_text(encoding="utf-8").strip()
 
-    async def _queue_status(self) -> QueueStatus:
-        settings = self.config.queue.model_copy(update={"redis_url": self.environment["STEPALIGN_QUEUE__REDIS_URL"]})
+    async def _queue_status(self, url: str) -> QueueStatus:
+        settings = self.config.queue.model_copy(update={"redis_url": url})
         queue = open_queue(settings, self.config.run.name, consumer="run")
-        await queue.start()
         try:
             return await queue.status()
         finally:
             await queue.close()
-
-    def _refuse_used_queue(self) -> None:
-        if asyncio.run(self._queue_status()).published:
-            raise ConfigError(
-                f"the Redis server already holds rollouts of a run named {self.config.run.name!r}: continue it with "
-                "--resume, or choose another --run.name"
-            )

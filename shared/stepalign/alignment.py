@@ -16,10 +16,10 @@ Marks: ``copied`` | ``corrected`` | ``inserted`` | ``continued``. Verdicts and w
 
 Rules. A copied step equals the attempt's step in number (B: apart from the shift) and body; a difference of whitespace
 alone is accepted and counted; nothing else is ever mended with the attempt's text. The corrected step must not be the
-wrong one again, nor contain it (three words or more, as whole words), unless it only completes it, by less
-than half as many words. An unfinished step that the critique continues
-must be a prefix of the continued one. The answer must be there and be the known one; the verdict must not contradict
-the attempt.
+wrong one again, nor contain it (three words or more, punctuation aside), unless all it adds is one number that was
+missing. An unfinished step that the critique continues must be a prefix of the continued one. Only a fully right
+attempt may have a critique without steps: "steps 1 to 3 are right" anchors nothing. The answer must be there and be the
+known one; the verdict must not contradict the attempt.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from stepalign.types import (
 
 _MARK = re.compile(r"\s*<(copied|corrected|inserted|continued)/>")
 _VERDICT = re.compile(r"\s*<verdict>\s*(correct|unjustified|incomplete|incorrect)\s*</verdict>\s*")
+_WORD = re.compile(r"\w+|[^\w\s.,;:!?\"'()]")
 _QUOTE_MIN_WORDS = 3
 
 
@@ -131,8 +132,18 @@ def _parse(critic_text: str, finish_reason: FinishReason) -> _Claim:
     match = _VERDICT.fullmatch(critic_text[end:])
     if match is None:
         raise _Refused(FailureReason.UNPARSEABLE, "after the answer there must be one <verdict>…</verdict> and no more")
-    text = _MARK.sub("", critic_text[:end]).strip()
+    text = _without_marks(critic_text, trace, trace.answer)
     return _Claim(trace.steps, marks, trace.answer, Verdict(match[1]), text)
+
+
+def _without_marks(critic_text: str, trace: Trace, answer: Answer) -> str:
+    """Steps and answer as the critic wrote them. Marks are cut by position: a step's body may spell one."""
+    starts = [step.span[0] for step in trace.steps] + [answer.span[0]]
+    parts = [
+        critic_text[slice(*step.span)] + _MARK.sub("", critic_text[step.span[1] : following], count=1)
+        for step, following in zip(trace.steps, starts[1:], strict=True)
+    ]
+    return "".join([*parts, critic_text[slice(*answer.span)]])
 
 
 def _parse_marks(critic_text: str, trace: Trace, answer: Answer) -> tuple[StepStatus, ...]:
@@ -232,6 +243,8 @@ def _align_incomplete(claim: _Claim, attempt: Trace, known_answer: str | None) -
     _copy_first(alignment, claim, complete, len(complete))
     rest = claim.steps[len(complete) :]
     claim.expect([StepStatus.CONTINUED] * len(rest), len(complete), "what follows the copies must be continued")
+    if not claim.steps:
+        raise _Refused(FailureReason.STEP_COUNT_MISMATCH, "the critique has no step")
     unfinished = attempt.unfinished
     if unfinished is not None:
         _continue(rest, unfinished)
@@ -263,10 +276,14 @@ def _align_incorrect(claim: _Claim, attempt: Trace, known_answer: str | None) ->
         claim.expect(_then_continued(StepStatus.CORRECTED, len(rest)), kept, "the wrong step must be corrected")
         if rest:
             _refuse_quotation(rest[0], wrong)
+        elif kept == 0 or kept < len(attempt.steps) - 1:
+            raise _Refused(FailureReason.STEP_COUNT_MISMATCH, f"step {kept + 1} is neither copied nor corrected")
         alignment.first_error_step = kept + 1
         alignment.first_difference = wrong.span
     else:
         claim.expect(_then_continued(StepStatus.INSERTED, len(rest)), kept, "only a missing step may follow the copies")
+        if not claim.steps:
+            raise _Refused(FailureReason.STEP_COUNT_MISMATCH, "the critique has no step")
         alignment.first_difference = _wrong_answer(claim, attempt, known_answer).span
         alignment.answer_is_wrong = True
     for offset, step in enumerate(rest):
@@ -280,14 +297,16 @@ def _then_continued(first: StepStatus, count: int) -> list[StepStatus]:
 
 
 def _refuse_quotation(ours: Step, wrong: Step) -> None:
-    words, body = wrong.body.split(), ours.body.split()
     # A step may be wrong by its number or a missing tag alone: then its words may stand again.
     if not wrong.closed or ours.number != wrong.number:
         return
-    contained = len(words) >= _QUOTE_MIN_WORDS and f" {' '.join(words)} " in f" {' '.join(body)} "
-    # A step that is wrong because a word or two are missing is corrected by adding them.
-    completed = 2 * (len(body) - len(words)) < len(words)
-    if body == words or (contained and not completed):
+    words, body = _WORD.findall(wrong.body), _WORD.findall(ours.body)
+    size = len(words)
+    places = [i for i in range(len(body) - size + 1) if body[i : i + size] == words] if size >= _QUOTE_MIN_WORDS else []
+    # A step that is wrong because a number is missing is corrected by adding it.
+    added = [body[:i] + body[i + size :] for i in places]
+    completed = any(len(rest) == 1 and rest[0].isdecimal() for rest in added)
+    if body == words or (places and not completed):
         raise _Refused(FailureReason.WRONG_STEP_QUOTED, f"step {ours.number} repeats the step that it calls wrong")
 
 

@@ -17,6 +17,13 @@ from stepalign.errors import StepalignError
 GROUP = "stepalign.commands"
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+# What each extra brings that its command imports late.
+EXTRA_OF = {
+    **dict.fromkeys(["fastapi", "uvicorn", "prometheus_client"], "critic"),
+    **dict.fromkeys(["torch", "transformers", "safetensors", "tokenizers"], "models"),
+    **{"peft": "trainer", "gguf": "lab"},
+}
+
 # The order of a table of contents: the whole loop first, then its processes, then what looks inside.
 ORDER = ["demo", "run", "critic", "solver", "trainer", "evaluate", "queue", "lab"]
 
@@ -77,6 +84,12 @@ def main() -> None:
         build_app()()
     except StepalignError as error:
         print(f"stepalign: {error}", file=sys.stderr)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA_OF:
+            raise
+        extra = EXTRA_OF[error.name]
+        print(f"stepalign: the module {error.name!r} is missing: pip install 'stepalign[{extra}]'", file=sys.stderr)
         sys.exit(1)
 
 

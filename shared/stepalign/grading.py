@@ -6,11 +6,14 @@ import re
 from fractions import Fraction
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:/[1-9]\d*)?")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _MAX_DIGITS = 400
 
 
 def _number(text: str) -> Fraction | None:
-    plain = text.strip("$ ").replace(",", "").removesuffix(".").strip()
+    plain = text.strip("$ ").removesuffix(".").strip()
+    if _THOUSANDS.fullmatch(plain):
+        plain = plain.replace(",", "")
     if len(plain) > _MAX_DIGITS or not _NUMBER.fullmatch(plain):
         return None
     numerator, _, denominator = plain.partition("/")

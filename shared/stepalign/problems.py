@@ -28,7 +28,7 @@ from stepalign.types import Problem
 def load_problems(path: Path) -> list[Problem]:
     """Read a problem file. Raises ProblemFileError naming every bad row."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ProblemFileError(str(path), [(0, f"cannot be read: {error}")]) from None
     problems: list[Problem] = []

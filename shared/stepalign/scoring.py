@@ -63,7 +63,7 @@ def grade(text: str, tokens: int, finish_reason: FinishReason, known_answer: str
     """Grade one solution. Right needs a tagged answer equal to the known one and an end by EOS."""
     trace = parse_trace(text)
     stopped = finish_reason is FinishReason.STOP
-    answer = trace.answer.body if trace.answer is not None else None
+    answer = (trace.answer.body or None) if trace.answer is not None else None
     return GradedSample(
         answer=answer,
         correct=stopped and answer is not None and answers_equal(answer, known_answer),

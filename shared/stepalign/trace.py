@@ -95,6 +95,8 @@ class _Parser:
         self.steps: list[Step] = []
         self.answer: Answer | None = None
         self.issues: list[TraceIssue] = []
+        self.numbers: set[int] = set()
+        self.interrupted: set[int] = set()
         self.opened: re.Match[str] | None = None
         self.position = 0
 
@@ -105,14 +107,16 @@ class _Parser:
     def finish_step(self, opened: re.Match[str], body_end: int, end: int, *, closed: bool) -> None:
         number = int(opened["number"])
         body = self.text[opened.end() : body_end]
-        seen = [step.number for step in self.steps]
-        if number in seen:
+        last = self.steps[-1].number if self.steps else 0
+        if number in self.numbers:
             self.issues.append(TraceIssue.REPEATED)
-        elif seen and number < seen[-1]:
+        elif number < last:
             self.issues.append(TraceIssue.OUT_OF_ORDER)
-        elif number != (seen[-1] + 1 if seen else 1):
+        elif number != last + 1:
             self.issues.append(TraceIssue.MISSING_NUMBER)
+        self.numbers.add(number)
         if not closed:
+            self.interrupted.add(number)
             self.issues.append(TraceIssue.UNCLOSED)
         elif not body.strip():
             self.issues.append(TraceIssue.EMPTY)
@@ -138,8 +142,8 @@ class _Parser:
     def close(self, tag: re.Match[str]) -> None:
         opened = self.opened
         if opened is None or opened["number"] != tag["number"]:
-            interrupted = any(not step.closed and str(step.number) == tag["number"] for step in self.steps)
-            self.issues.append(TraceIssue.NESTED if interrupted else TraceIssue.STRAY_CLOSE)
+            nested = tag["number"] is not None and int(tag["number"]) in self.interrupted
+            self.issues.append(TraceIssue.NESTED if nested else TraceIssue.STRAY_CLOSE)
             if opened is None:
                 self.outside(tag.start())
                 self.position = tag.end()

@@ -14,7 +14,8 @@ from stepalign.trace import Span
 
 SCHEMA_VERSION = 1
 
-Identifier = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w.:/@+-]+$")]
+# ASCII, since ids travel in HTTP headers.
+Identifier = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:/@+-]+$")]
 
 
 class Wire(BaseModel):
@@ -26,7 +27,7 @@ class Wire(BaseModel):
 class Problem(Wire):
     """A question with a checkable answer. ``reference_solution`` is a worked solution in anybody's words."""
 
-    id: Identifier
+    id: Annotated[Identifier, Field(max_length=150)]
     question: Annotated[str, Field(min_length=1)]
     answer: Annotated[str, Field(min_length=1)]
     reference_solution: str | None = None

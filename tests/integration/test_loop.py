@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -36,7 +38,7 @@ def report_of(run_dir: Path) -> dict[str, Any]:
 
 
 def processes_of(run_dir: Path) -> list[int]:
-    """Every process that names the run on its command line or works in its folder."""
+    """Every process that names the run on its command line."""
     found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
     lines = [line.split(None, 1) for line in found.splitlines()[1:]]
     return [int(pid) for pid, args in lines if run_dir.name in args and "ps -eo" not in args]
@@ -65,11 +67,11 @@ def test_the_loop_trains_the_solver_on_the_critic_models_critiques(loop: Run) ->
     assert arm["selected_step"] == max(
         (int(s) for s in arm["validation"]), key=lambda s: (arm["validation"][str(s)]["avg_at_12"], -s)
     )
-    rollouts = arm["rollouts"]
+    rollouts = report["rollouts"]
     assert rollouts["published"] == 20 * 32
     assert rollouts["published"] == rollouts["trained"] + sum(rollouts["skipped"].values())
     assert rollouts["trained"] >= 0.95 * rollouts["published"]
-    assert sum(arm["critiques"].values()) == rollouts["published"]
+    assert sum(report["critiques"].values()) == rollouts["published"]
     # The method's reason: the critique leaves correct tokens alone and is sharp at the error.
     assert abs(arm["first_update"]["advantage_correct"]) < 0.2
     assert arm["first_update"]["advantage_at_error"] < -5
@@ -98,16 +100,14 @@ def test_a_random_critic_is_refused_and_teaches_nothing(loop: Run, tmp_path: Pat
     run_dir = loop("random", "--trainer.steps", "3", "--evaluation.samples", "4", "--critic.path", str(critic))
     report = report_of(run_dir)
     arm = report["arms"]["stepalign_scoped"]
-    assert arm["rollouts"]["trained"] == 0
-    assert sum(arm["rollouts"]["skipped"].values()) == 3 * 32
-    assert all(reason.startswith("critique_") for reason in arm["rollouts"]["skipped"])
+    assert report["rollouts"]["trained"] == 0
+    assert sum(report["rollouts"]["skipped"].values()) == 3 * 32
+    assert all(reason.startswith("critique_") for reason in report["rollouts"]["skipped"])
     assert arm["validation"]["3"] == arm["validation"]["0"]
 
 
 def test_an_unreachable_critic_is_waited_for_and_nothing_is_lost(loop: Run, tmp_path: Path) -> None:
     """The critic of another run serves; it comes up only after the trainer has been waiting."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -118,7 +118,7 @@ def test_an_unreachable_critic_is_waited_for_and_nothing_is_lost(loop: Run, tmp_
     )
     critic = None
     try:
-        wait_for(lambda: "the critic gave no answer" in log_of(run_dir, "trainer"), 120)
+        wait_for(lambda: "the critic is not available" in log_of(run_dir, "trainer"), 120)
         critic = subprocess.Popen(
             [
                 sys.executable,
@@ -139,13 +139,18 @@ def test_an_unreachable_critic_is_waited_for_and_nothing_is_lost(loop: Run, tmp_
             if process is not None and process.poll() is None:
                 process.terminate()
                 process.wait(30)
-    rollouts = report_of(run_dir)["arms"]["stepalign_scoped"]["rollouts"]
+    rollouts = report_of(run_dir)["rollouts"]
     assert (rollouts["published"], rollouts["trained"]) == (64, 64)
 
 
 def log_of(run_dir: Path, process: str) -> str:
     path = run_dir / "logs" / f"{process}.log"
     return path.read_text() if path.exists() else ""
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
@@ -161,10 +166,13 @@ def test_no_process_outlives_its_run_and_resume_finishes_it(tmp_path: Path, how:
     options = ["--trainer.steps", "6", "--evaluation.samples", "2", "--evaluation.every", "3", *EXACT_CRITIC]
     run = subprocess.Popen(command(run_dir, *options), cwd=tmp_path)
     metrics = run_dir / "metrics.jsonl"
+    wait_for((run_dir / "redis" / "redis.url").exists, 60)
+    port = urlsplit((run_dir / "redis" / "redis.url").read_text().strip()).port
+    assert port is not None
     wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, 120)
     run.send_signal(how)
     run.wait(30)
-    wait_for(lambda: processes_of(run_dir) == [], 30)
+    wait_for(lambda: processes_of(run_dir) == [] and not listens(port), 30)
     assert not (run_dir / "report.json").exists()
 
     refused = subprocess.run(command(run_dir, *options), capture_output=True, text=True, cwd=tmp_path)
@@ -174,7 +182,7 @@ def test_no_process_outlives_its_run_and_resume_finishes_it(tmp_path: Path, how:
     )
     assert resumed.returncode == 0, resumed.stderr
     report = report_of(run_dir)
-    rollouts = report["arms"]["stepalign_scoped"]["rollouts"]
+    rollouts = report["rollouts"]
     assert report["steps"] == 6
     assert (rollouts["published"], rollouts["trained"], rollouts["pending"]) == (192, 192, 0)
 
@@ -200,3 +208,36 @@ def test_a_process_that_fails_ends_the_run_with_its_last_lines(tmp_path: Path) -
     assert "process ended with code 1; its last lines" in done.stderr
     assert "SafetensorError" in done.stderr
     assert processes_of(run_dir) == []
+
+
+def test_the_demo_starts_clean_a_second_time_and_resumes_with_its_seed(tmp_path: Path) -> None:
+    options = ["--trainer.steps", "2", "--evaluation.samples", "2", *EXACT_CRITIC]
+
+    def demo(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "stepalign.cli", "demo", *more, *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+
+    first, second = demo("--seed", "4"), demo("--seed", "5")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    report = report_of(tmp_path / "runs" / "demo")
+    assert (report["seed"], report["steps"], report["rollouts"]["published"]) == (5, 2, 64)
+    options[1] = "3"
+    longer = demo("--resume")
+    assert longer.returncode == 0, longer.stderr
+    report = report_of(tmp_path / "runs" / "demo")
+    assert (report["seed"], report["steps"], report["rollouts"]["published"]) == (5, 3, 96)
+    other = demo("--resume", "--seed", "6")
+    assert other.returncode == 1 and "another seed" in other.stderr
+
+
+def test_overwrite_replaces_a_run_on_a_shared_server(redis_server: str, loop: Run, tmp_path: Path) -> None:
+    options = ["--trainer.steps", "1", "--evaluation.samples", "2", "--queue.redis_url", redis_server, *EXACT_CRITIC]
+    run_dir = loop("shared", *options)
+    refused = subprocess.run(command(run_dir, *options), capture_output=True, text=True, cwd=tmp_path)
+    assert refused.returncode == 1 and "--overwrite" in refused.stderr
+    assert (run_dir / "report.json").exists()
+    shutil.rmtree(run_dir)
+    refused = subprocess.run(command(run_dir, *options), capture_output=True, text=True, cwd=tmp_path)
+    assert refused.returncode == 1 and "the Redis server holds an earlier run" in refused.stderr
+    report = report_of(loop("shared", *options, "--overwrite"))
+    assert report["rollouts"]["published"] == 32

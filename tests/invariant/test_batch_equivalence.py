@@ -51,7 +51,8 @@ def configuration(folder: Path, model_path: Path, *overrides: str) -> Config:
         model = {{ path = "{model_path}", prompts = "lab-v1", device = "cpu" }}
         data = {{ train = "train.jsonl" }}
         critic = {{ backend = "program", checker = "lab", prompts = "lab-v1" }}
-        trainer = {{ batch = 8, learning_rate = 1e-3, lora = {{ rank = 4, alpha = 8 }} }}
+        solver = {{ max_prompt_tokens = 64, max_new_tokens = 64 }}
+        trainer = {{ max_teacher_prompt_tokens = 192, batch = 8, learning_rate = 1e-3, lora = {{ rank = 4, alpha = 8 }} }}
         """.replace("\n        ", "\n"),
         encoding="utf-8",
     )

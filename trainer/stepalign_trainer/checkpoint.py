@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,11 @@ from stepalign_trainer.learner import Learner
 STATE = "state.json"
 OPTIMIZER = "optimizer.pt"
 ADAPTER = "adapter_model.safetensors"
+RUN = "run.json"
+OTHER_RUN = (
+    "{} was made with another seed, configuration, problem file or model; resume with the settings of the first, "
+    "or start a run under another name"
+)
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,32 @@ def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
     _sync(target.parent)
 
 
+def check_run(run_dir: Path, fingerprint: str, seed: int) -> None:
+    """Note what the run is when it begins. Raises CheckpointError when the folder holds another one."""
+    path = run_dir / RUN
+    if path.exists():
+        if json.loads(path.read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
+            raise CheckpointError(OTHER_RUN.format(run_dir))
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps({"fingerprint": fingerprint, "seed": seed}) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
+
+
 def publish_adapter(learner: Learner, run_dir: Path, version: int) -> Path:
-    """Write policy version ``version``. An equal one that a resumed run already published is left untouched."""
+    """Write policy version ``version``. One that a resumed run had already published must be equal to it.
+
+    Raises CheckpointError when it is not: a name is never used for two adapters.
+    """
     target = run_dir / "adapters" / f"v{version:06d}"
     if not target.is_dir():
         write_directory(target, learner.save_adapter)
+        return target
+    with tempfile.TemporaryDirectory(dir=run_dir) as scratch:
+        learner.save_adapter(Path(scratch))
+        if file_sha256(Path(scratch) / ADAPTER) != file_sha256(target / ADAPTER):
+            raise CheckpointError(f"{target} holds another adapter than this step's; start again with --overwrite")
     return target
 
 
@@ -111,10 +138,7 @@ def load_checkpoint(learner: Learner, directory: Path, fingerprint: str) -> Trai
         names = ", ".join(broken)
         raise CheckpointError(f"{directory}: {names} does not match its checksum; start again with --overwrite")
     if made_by != fingerprint:
-        raise CheckpointError(
-            f"{directory} was made with another configuration or model; start a run under another name, "
-            "or resume with the settings of the first"
-        )
+        raise CheckpointError(OTHER_RUN.format(directory))
     _load_adapter(learner, load_file(directory / ADAPTER))
     learner.optimizer.load_state_dict(torch.load(directory / OPTIMIZER, weights_only=True, map_location=learner.device))
     return TrainerState(step=step, fingerprint=fingerprint, settled=settled)

@@ -26,7 +26,7 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
     from stepalign.client import CriticClient
     from stepalign.policy_store import open_policy_store
     from stepalign.queue import open_queue
-    from stepalign_trainer.contexts import Contexts
+    from stepalign_trainer.contexts import Contexts, await_critic
     from stepalign_trainer.journal import MetricsJournal
     from stepalign_trainer.learner import Learner
     from stepalign_trainer.loop import Trainer
@@ -40,6 +40,8 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
         url = settings.critic.url
         critic = CriticClient(url, timeout=settings.critic.timeout_seconds) if url is not None else None
         try:
+            if critic is not None:
+                await await_critic(critic)
             contexts = Contexts(settings.context_kind, critic, settings.critic.concurrency)
             await Trainer(settings, learner, queue, policies, contexts, MetricsJournal(settings.run_dir)).train()
         finally:

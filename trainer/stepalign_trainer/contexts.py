@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
+from stepalign.client import CriticClient
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.logging import get_logger
 from stepalign.types import Context, ContextKind, Critique, CritiqueRequest, CritiqueResponse, Rollout
@@ -16,6 +18,18 @@ from stepalign.types import Context, ContextKind, Critique, CritiqueRequest, Cri
 log = get_logger(__name__)
 
 RETRY_SECONDS = 2.0
+READY_SECONDS = 10.0
+# No key, no such path, no such method: what answers is not a critic that takes our requests at all.
+NO_CRITIC = frozenset({401, 403, 404, 405})
+
+
+async def await_critic(critic: CriticClient) -> None:
+    """Wait for the critic as long as it takes, and say so. Raises CriticError when something else answers there."""
+    while True:
+        try:
+            return await critic.wait_ready(READY_SECONDS)
+        except CriticUnavailableError as error:
+            log.warning("the critic is not available; waiting", error=str(error))
 
 
 class CritiqueSource(Protocol):
@@ -69,8 +83,10 @@ class Contexts:
         try:
             response = await self._insist(request, rollout.rollout_id)
         except CriticRequestError as error:
+            if error.status in NO_CRITIC:
+                raise
             log.warning("the critic refused the request", status=error.status, code=error.code, error=str(error))
-            reason = f"critic_refused_{error.code or error.status}"
+            reason = "critic_refused_" + re.sub(r"[^\w.-]", "_", error.code or str(error.status))[:60]
             return ContextResult(None, skip_reason=reason, critique_outcome=reason)
         except CriticError as error:
             log.error("the critic's answer cannot be used", error=str(error))

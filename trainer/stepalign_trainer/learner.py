@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from stepalign.config import Config
 from stepalign.devices import choose_device
@@ -22,7 +22,10 @@ from stepalign_trainer.examples import Example
 
 @dataclass(frozen=True)
 class UpdateMetrics:
-    """Figures of one update. Advantages and KL in nats, lengths in tokens; None where no token was in the group."""
+    """Figures of one update. Advantages and KL in nats, lengths in tokens; None where no token was in the group.
+
+    Without a critique no token is known to be correct, and the advantages by group are None.
+    """
 
     loss: float
     kl_all_tokens: float | None
@@ -65,7 +68,8 @@ class _Gathered:
         self.kl.append(kl)
         self.first_kl.append(kl[:1])
         self.entropy.append(terms.entropy.cpu())
-        self.correct.append(advantage[:error])
+        if example.groups.aligned:
+            self.correct.append(advantage[:error])
         if error is not None:
             self.at_error.append(advantage[error : error + 1])
             self.after_error.append(advantage[error + 1 :])
@@ -92,6 +96,7 @@ class Learner:
         )
         if not (settings.path / "config.json").is_file():
             raise ConfigError(f"model.path {settings.path}: there is no model there (config.json is missing)")
+        self._check_positions()
         torch.manual_seed(config.run.seed)
         base = AutoModelForCausalLM.from_pretrained(
             settings.path, dtype=getattr(torch, settings.dtype.value), local_files_only=True, use_safetensors=True
@@ -109,6 +114,18 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.trainer.learning_rate, weight_decay=0.0)
         self._causal_lm: Any = self.model.get_base_model()
         self._head = self._causal_lm.get_output_embeddings()
+
+    def _check_positions(self) -> None:
+        """Raises ConfigError when the budgets allow a sequence that is longer than the model's positions."""
+        config = self.config
+        positions = getattr(AutoConfig.from_pretrained(config.model.path), "max_position_embeddings", None)
+        prompt = max(config.solver.max_prompt_tokens, config.trainer.max_teacher_prompt_tokens)
+        if positions is not None and prompt + config.solver.max_new_tokens > positions:
+            raise ConfigError(
+                f"a prompt of {prompt} tokens and solver.max_new_tokens = {config.solver.max_new_tokens} exceed the "
+                f"model's {positions} positions; lower solver.max_prompt_tokens, trainer.max_teacher_prompt_tokens or "
+                "solver.max_new_tokens"
+            )
 
     @contextmanager
     def teacher(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from stepalign.config import Config
@@ -18,6 +19,7 @@ from stepalign.queue import Delivery, RolloutQueue
 from stepalign_trainer.checkpoint import (
     ADAPTER,
     TrainerState,
+    check_run,
     latest_checkpoint,
     load_checkpoint,
     publish_adapter,
@@ -31,28 +33,31 @@ from stepalign_trainer.learner import Learner, UpdateMetrics
 log = get_logger(__name__)
 
 CLAIM_BLOCK_SECONDS = 1.0
+CRITIC_KEYS = {"backend", "checker", "prompts", "chat_template_options", "dtype", "max_prompt_tokens", "max_new_tokens"}
 TRAINED = "trained"
 STALE = "stale"
 
 
-def fingerprint(config: Config, base_sha256: str) -> str:
-    """What must be the same for a checkpoint to be continued: everything that shapes the weights but the length."""
+def fingerprint(config: Config) -> str:
+    """What must be the same for a run to be continued: all that shapes its weights, but its length and its hardware."""
     shaping = config.trainer.model_dump(mode="json", exclude={"steps", "keep_checkpoints"})
     content = {
         "seed": config.run.seed,
         "arm": config.run.arm,
-        "base": base_sha256,
+        "base": weights_sha256(config.model.path),
         "model": config.model.model_dump(mode="json", exclude={"path", "device"}),
         "problems": file_sha256(config.data.train),
-        "critic": config.critic.model_dump(mode="json", include={"backend", "checker", "prompts", "max_new_tokens"}),
+        "critic": config.critic.model_dump(mode="json", include=CRITIC_KEYS),
+        "critic_weights": weights_sha256(config.critic.path) if config.critic.path is not None else None,
         "trainer": shaping,
         "solver": config.solver.model_dump(mode="json", exclude={"batch"}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def base_sha256(config: Config) -> str:
-    digests = [file_sha256(path) for path in sorted(config.model.path.glob("*.safetensors"))]
+def weights_sha256(folder: Path) -> str:
+    """One digest over a model folder's safetensors files."""
+    digests = [file_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -75,7 +80,7 @@ class Trainer:
         self.contexts = contexts
         self.journal = journal
         self.step = 0
-        self.fingerprint = fingerprint(config, base_sha256(config))
+        self.fingerprint = fingerprint(config)
         self.settled: dict[str, str] = {}
 
     async def train(self) -> None:
@@ -86,10 +91,18 @@ class Trainer:
             deliveries = await self._claim_batch()
             async with self._alive(deliveries):
                 await self._train_on(deliveries)
+        await self._settle_the_rest()
         await self.policies.finish()
         log.info("training has finished", step=self.step)
 
+    async def _settle_the_rest(self) -> None:
+        """Acknowledge what a kill left between the last checkpoint and its acknowledgement."""
+        while (await self.queue.status()).length:
+            claimed = await self.queue.claim(self.config.trainer.batch, CLAIM_BLOCK_SECONDS)
+            await self._keep_fresh(claimed)
+
     def _resume(self) -> None:
+        check_run(self.config.run_dir, self.fingerprint, self.config.run.seed)
         directory = latest_checkpoint(self.config.run_dir)
         if directory is None:
             self.journal.resume_at(0)
@@ -126,7 +139,7 @@ class Trainer:
             rollout = delivery.rollout
             if rollout.rollout_id in self.settled:
                 settled[delivery.entry_id] = self.settled[rollout.rollout_id]
-            elif rollout.policy_version != self.step:
+            elif self.step - rollout.policy_version > self.config.trainer.max_staleness:
                 log.warning("stale rollout", rollout_id=rollout.rollout_id, policy_version=rollout.policy_version)
                 settled[delivery.entry_id] = STALE
             else:
@@ -138,7 +151,10 @@ class Trainer:
     async def _train_on(self, deliveries: Sequence[Delivery]) -> None:
         results = await self.contexts.fetch([delivery.rollout for delivery in deliveries])
         examples, outcomes = self._examples(deliveries, results)
-        metrics = await asyncio.to_thread(self._update, examples)
+        if self.step == 0 and deliveries:
+            first = deliveries[0].rollout
+            self.learner.check_teacher_is_student(first.prompt_token_ids, first.completion_token_ids)
+        metrics = await asyncio.to_thread(self.learner.update, examples)
         self.step += 1
         self.settled = {d.rollout.rollout_id: outcome for d, outcome in zip(deliveries, outcomes, strict=True)}
         self._record(metrics, outcomes, results)
@@ -146,11 +162,6 @@ class Trainer:
         await self._publish()
         # Only now: the checkpoint that contains these rollouts is durable.
         await self.queue.acknowledge({d.entry_id: outcome for d, outcome in zip(deliveries, outcomes, strict=True)})
-
-    def _update(self, examples: Sequence[Example]) -> UpdateMetrics:
-        if self.step == 0 and examples:
-            self.learner.check_teacher_is_student(examples[0].student_prompt, examples[0].completion)
-        return self.learner.update(examples)
 
     def _examples(
         self, deliveries: Sequence[Delivery], results: Sequence[ContextResult]

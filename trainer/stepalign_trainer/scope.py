@@ -55,13 +55,15 @@ def token_spans(rollout: Rollout, tokenizer: Any) -> list[Span]:
 
 @dataclass(frozen=True)
 class TokenGroups:
-    """Where the critique departs from the rollout, in token indices. ``first_error`` is None without an error.
+    """Where the critique departs from the rollout, in token indices.
 
-    ``in_scope`` tokens, from the first, carry the loss.
+    ``in_scope`` tokens, from the first, carry the loss. ``first_error`` is None without an error, and where no critique
+    tells (``aligned`` false): then no token is known to be correct.
     """
 
     in_scope: int
     first_error: int | None
+    aligned: bool = True
 
 
 def _count_before(spans: Sequence[Span], end: int) -> int:
@@ -72,17 +74,27 @@ def _scope_end(critique: Critique, rollout: Rollout, spans: Sequence[Span]) -> i
     difference = critique.alignment.first_difference
     if critique.verdict in (Verdict.INCORRECT, Verdict.UNJUSTIFIED) and difference is not None:
         return _count_before(spans, difference[1])
+    missing_eos = _missing_eos(rollout, spans) if critique.verdict is Verdict.CORRECT else None
+    return len(spans) if missing_eos is None else missing_eos + 1
+
+
+def _missing_eos(rollout: Rollout, spans: Sequence[Span]) -> int | None:
+    """The token that stands where EOS should: the first one of a text after the answer."""
     trace = parse_trace(rollout.text)
-    if trace.answer is not None and rollout.text[trace.answer.span[1] :].strip():
-        return min(_count_before(spans, trace.answer.span[1]) + 1, len(spans))
-    return len(spans)
+    if trace.answer is None or not rollout.text[trace.answer.span[1] :].strip():
+        return None
+    return min(_count_before(spans, trace.answer.span[1]), len(spans) - 1)
 
 
 def first_error_token(critique: Critique, rollout: Rollout, spans: Sequence[Span]) -> int | None:
     """Index of the first token that differs from the critique's, inside the first segment that is not copied."""
     difference = critique.alignment.first_difference
-    if critique.verdict not in (Verdict.INCORRECT, Verdict.UNJUSTIFIED) or difference is None:
-        return None
+    if critique.verdict is Verdict.CORRECT:
+        return _missing_eos(rollout, spans)
+    if critique.verdict is Verdict.INCOMPLETE:
+        # Stopped before the answer: EOS is the error. Cut off by the budget: there is none.
+        return len(spans) - 1 if rollout.finish_reason is FinishReason.STOP else None
+    assert difference is not None
     theirs = rollout.text[difference[0] : difference[1]]
     ours = _counterpart(critique)
     pairs = enumerate(zip(theirs, ours, strict=False))
@@ -103,6 +115,6 @@ def _counterpart(critique: Critique) -> str:
 def token_groups(scope: Scope, rollout: Rollout, critique: Critique | None, spans: Sequence[Span]) -> TokenGroups:
     """Scope and error position of one rollout; without a critique every token is in scope and no error is known."""
     if critique is None:
-        return TokenGroups(in_scope=len(spans), first_error=None)
+        return TokenGroups(in_scope=len(spans), first_error=None, aligned=False)
     in_scope = len(spans) if scope == "full" else _scope_end(critique, rollout, spans)
-    return TokenGroups(in_scope=in_scope, first_error=first_error_token(critique, rollout, spans))
+    return TokenGroups(in_scope, first_error_token(critique, rollout, spans), aligned=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import structlog
 import typer
 
 from stepalign.config import load_config
@@ -15,4 +16,5 @@ def critic(ctx: typer.Context, config: Path = typer.Argument(help="TOML configur
     """Serve the critic. Further options override the configuration, as in --critic.port 8300."""
     settings = load_config(config, ctx.args)
     configure_logging("critic")
+    structlog.contextvars.bind_contextvars(run_id=settings.run.name)
     serve(settings)

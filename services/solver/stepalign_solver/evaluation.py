@@ -114,12 +114,20 @@ class Evaluator:
                 self.wait()
             if adapter is None or adapter.is_dir():
                 yield step
+            else:
+                log.warning("left out: there is no adapter of this step", step=step)
 
     def _score(self, step: int, split: str) -> dict[str, Any]:
         adapter = self.adapter(step)
         revision = file_sha256(adapter / "adapter_model.safetensors") if adapter is not None else ""
         settings = self.config.evaluation.model_dump(mode="json", exclude={"every", "batch"})
-        made_with = {"adapter_sha256": revision, "settings": settings}
+        problems = {"validation": self.config.data.validation, "test": self.config.data.test}[split]
+        made_with = {
+            "adapter_sha256": revision,
+            "problems_sha256": file_sha256(problems) if problems is not None else "",
+            "seed": self.config.run.seed,
+            "settings": settings,
+        }
         known = self.rows.get((step, split))
         if known is not None and {key: known[key] for key in made_with} == made_with:
             return known["figures"]

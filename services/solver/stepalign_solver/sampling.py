@@ -73,9 +73,7 @@ class Sampler:
         self.device: torch.device = self.model.device
         eos = self.model.generation_config.eos_token_id
         if eos is None:
-            raise ConfigError(
-                "the solver model names no end of sequence: set eos_token_id in generation_config.json"
-            )
+            raise ConfigError("the solver model names no end of sequence: set eos_token_id in generation_config.json")
         self.eos_ids: list[int] = [eos] if isinstance(eos, int) else list(eos)
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else self.eos_ids[0]

@@ -9,6 +9,7 @@ from stepalign.config import QueueSection
 from stepalign.errors import ConfigError
 from stepalign.queue.base import Admission, DeadLetter, Delivery, QueueStatus, RolloutQueue
 from stepalign.queue.codec import decode, encode
+from stepalign.queue.connection import RedisConnection, run_key
 from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
 from stepalign.queue.redis_streams import RedisRolloutQueue
 
@@ -23,6 +24,7 @@ __all__ = [
     "RolloutQueue",
     "decode",
     "encode",
+    "forget_run",
     "open_queue",
     "redis_url",
     "require_redis_url",
@@ -42,6 +44,21 @@ def require_redis_url(settings: QueueSection) -> str:
             "no Redis server is named: set queue.redis_url or REDIS_URL, or let `stepalign run` start the embedded one"
         )
     return url
+
+
+async def forget_run(settings: QueueSection, run_id: str) -> None:
+    """Delete everything that the server holds of a run: its queue, ledger, dead letters and policy."""
+    connection = RedisConnection(require_redis_url(settings))
+    try:
+        cursor: bytes | int = 0
+        while True:
+            cursor, keys = await connection.command("SCAN", cursor, "MATCH", run_key(run_id, "*"), "COUNT", 1000)
+            if keys:
+                await connection.command("DEL", *keys)
+            if int(cursor) == 0:
+                return
+    finally:
+        await connection.close()
 
 
 def open_queue(settings: QueueSection, run_id: str, consumer: str) -> RolloutQueue:

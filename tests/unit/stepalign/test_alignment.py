@@ -171,6 +171,44 @@ def test_each_failure_has_its_typed_reason(text: str, of: str, reason: str) -> N
     assert refused(text, of) == reason
 
 
+@pytest.mark.parametrize("verdict", ["incorrect", "incomplete"])
+def test_a_critique_that_omits_the_steps_is_refused(verdict: str) -> None:
+    """The failing form "steps 1 to k are right": no copies, no anchor."""
+    for of in (WRONG, CUT, "The answer is ten.", "<answer>10</answer>"):
+        assert isinstance(validate_critique(critic(verdict=verdict), of, known_answer="9"), CritiqueFailure)
+    assert refused(critic(verdict="incorrect"), WRONG) == "step_count_mismatch"
+    assert refused(critic(verdict="incomplete"), "The answer is ten.") == "step_count_mismatch"
+    assert refused(critic(*copied(STEPS[0]), verdict="incorrect"), WRONG) == "step_count_mismatch"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "7 * 2 = 15 no, 14",
+        '"7 * 2 = 15" is wrong, rather 7 * 2 = 14',
+        "7 * 2 = 15. No: 7 * 2 = 14",
+        "7 * 2 = 15 wrong",
+        "7*2=15 wrong",
+        "(7 * 2 = 15) it is 14",
+    ],
+)
+def test_a_quotation_of_the_wrong_step_is_refused(body: str) -> None:
+    text = critic((STEPS[0], "copied"), (body, "corrected"), (STEPS[2], "continued"), verdict="incorrect")
+    assert refused(text, WRONG) == "wrong_step_quoted"
+
+
+def test_a_copied_step_under_another_number_is_refused() -> None:
+    text = critic(*copied(*STEPS), verdict="correct").replace("step_3", "step_4")
+    assert isinstance(validate_critique(text, RIGHT, known_answer="9"), CritiqueFailure)
+    renumbered = RIGHT.replace("step_3", "step_4")
+    assert refused(critic(*copied(*STEPS), verdict="correct"), renumbered) == "copied_step_altered"
+
+
+def test_a_mark_inside_a_step_stays_in_the_context() -> None:
+    of = attempt("write <copied/> here", answer="9")
+    assert accepted(critic(*copied("write <copied/> here"), verdict="correct"), of).text == of
+
+
 def test_a_critic_that_ran_out_of_tokens_is_truncated() -> None:
     text = critic(*copied(*STEPS), verdict="correct")
     result = validate_critique(text, RIGHT, known_answer="9", critic_finish_reason=FinishReason.LENGTH)

@@ -17,6 +17,8 @@ from stepalign.scoring import GradedSample, grade, majority_share, pass_at_k, sc
         ("$1,200", "1200", True),
         ("1/2", "0.50", True),
         ("-3", "3", False),
+        ("1,2", "12", False),
+        ("3,4,5", "345", False),
         ("14", "15", False),
         ("Blue  sky", "blue sky", True),
         ("", "0", False),
@@ -71,5 +73,6 @@ def test_ragged_samples_are_refused() -> None:
 def test_a_right_answer_counts_only_with_eos() -> None:
     text = "<step_1>a</step_1><answer>4</answer>"
     assert grade(text, 9, FinishReason.STOP, "4").correct
+    assert grade("<step_1>a</step_1><answer> </answer>", 9, FinishReason.STOP, "4").answer is None
     cut = grade(text, 9, FinishReason.LENGTH, "4")
     assert not cut.correct and not cut.well_formed and cut.answer == "4"

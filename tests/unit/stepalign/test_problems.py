@@ -41,6 +41,13 @@ def test_bad_rows_are_all_named_by_line_and_nothing_is_returned(tmp_path: Path) 
     assert "line 4: id 'a' is that of line 1" in str(error.value)
 
 
+def test_line_separators_inside_a_string_do_not_end_a_row(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"question": "a\u2028b", "answer": "1"}', "broken")
+    with pytest.raises(ProblemFileError) as error:
+        load_problems(path)
+    assert [line for line, _ in error.value.rows] == [2]
+
+
 def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ProblemFileError, match="holds no problem"):
         load_problems(write(tmp_path, ""))

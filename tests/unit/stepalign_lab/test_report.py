@@ -40,8 +40,8 @@ def test_counts_are_summed_over_updates_and_the_ledger_is_reported(tmp_path: Pat
     (config.run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = build_report(config, STATUS, wall_seconds=12.34, threads=1)
     arm = report["arms"]["stepalign_scoped"]
-    assert arm["critiques"] == {"correct": 3, "truncated": 1}
-    assert arm["rollouts"] == {
+    assert report["critiques"] == {"correct": 3, "truncated": 1}
+    assert report["rollouts"] == {
         "published": 4,
         "trained": 3,
         "skipped": {"critique_truncated": 1},

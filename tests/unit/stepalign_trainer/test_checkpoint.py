@@ -100,7 +100,7 @@ def test_another_configuration_is_refused_and_nothing_loaded(
 ) -> None:
     fresh = make_learner("--run.seed", "9")
     before = weights(fresh)
-    with pytest.raises(CheckpointError, match="another configuration or model"):
+    with pytest.raises(CheckpointError, match="another seed, configuration"):
         load_checkpoint(fresh, saved[1], "g")
     assert all(map(torch.equal, weights(fresh), before))
 
@@ -148,8 +148,10 @@ def test_a_published_adapter_is_never_written_again(
     learner = make_learner()
     path = publish_adapter(learner, tmp_path, 7)
     content = (path / "adapter_model.safetensors").read_bytes()
-    learner.update(examples)
     assert publish_adapter(learner, tmp_path, 7) == path == tmp_path / "adapters" / "v000007"
+    learner.update(examples)
+    with pytest.raises(CheckpointError, match="another adapter"):
+        publish_adapter(learner, tmp_path, 7)
     assert (path / "adapter_model.safetensors").read_bytes() == content
     other = publish_adapter(learner, tmp_path, 8)
     assert (other / "adapter_model.safetensors").read_bytes() != content

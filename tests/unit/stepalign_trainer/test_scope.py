@@ -117,7 +117,7 @@ def test_a_text_that_is_not_the_decoding_is_refused(tokenizer: Any, rollout_of: 
         # C: everything.
         pytest.param("unfinished", "length", 10, None, id="C"),
         # C that stopped by itself: EOS is in scope too, it is what was wrong.
-        pytest.param("unfinished", "stop", 11, None, id="C stopped"),
+        pytest.param("unfinished", "stop", 11, 10, id="C stopped"),
         # D in the unfinished step: "+" instead of "*".
         pytest.param("unfinished_wrong", "length", 10, 9, id="D unfinished"),
     ],
@@ -170,4 +170,4 @@ def test_full_scope_keeps_every_token_and_the_same_error(
 def test_without_a_critique_every_token_is_in_scope(tokenizer: Any, rollout_of: MakeRollout) -> None:
     rollout = rollout_of("wrong_step")
     groups = token_groups("through_first_error", rollout, None, token_spans(rollout, tokenizer))
-    assert groups == TokenGroups(in_scope=32, first_error=None)
+    assert groups == TokenGroups(in_scope=32, first_error=None, aligned=False)
