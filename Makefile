@@ -41,10 +41,10 @@ demo-smollm2: smollm2
 	$(BIN)/stepalign run configs/smollm2.toml --problems examples/word_problems.jsonl --overwrite $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

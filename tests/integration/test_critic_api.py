@@ -48,6 +48,8 @@ import time
 import stepalign_critic.server as server
 from stepalign_critic.backends.program import ProgramBackend
 from stepalign_lab.checker import exact_critique
+
+pytestmark = pytest.mark.slow
 def slow(question, attempt):
     time.sleep(0.7)
     return exact_critique(question, attempt)

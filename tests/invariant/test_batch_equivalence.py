@@ -20,6 +20,8 @@ from stepalign_lab.domain import parse_question, step_bodies, tagged, wrong_fact
 from stepalign_trainer.examples import Example, build_example
 from stepalign_trainer.learner import Learner
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = [
     "4 - 5 * 1 - 3 * 4 - 9",
     "2 * 7 * 2 + 3 * 8 * 8",
@@ -52,7 +54,10 @@ def configuration(folder: Path, model_path: Path, *overrides: str) -> Config:
         data = {{ train = "train.jsonl" }}
         critic = {{ backend = "program", checker = "lab", prompts = "lab-v1" }}
         solver = {{ max_prompt_tokens = 64, max_new_tokens = 64 }}
-        trainer = {{ max_teacher_prompt_tokens = 192, batch = 8, learning_rate = 1e-3, lora = {{ rank = 4, alpha = 8 }} }}
+        trainer.max_teacher_prompt_tokens = 192
+        trainer.batch = 8
+        trainer.learning_rate = 1e-3
+        trainer.lora = {{ rank = 4, alpha = 8 }}
         """.replace("\n        ", "\n"),
         encoding="utf-8",
     )

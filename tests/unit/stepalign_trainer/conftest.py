@@ -69,7 +69,11 @@ def make_config(tmp_path: Path, model_path: Path) -> Callable[..., Config]:
         critic = {{ backend = "program", checker = "lab", prompts = "lab-v1" }}
         queue = {{ capacity = 16 }}
         solver = {{ max_prompt_tokens = 64, max_new_tokens = 64 }}
-        trainer = {{ max_teacher_prompt_tokens = 192, steps = 2, batch = 4, learning_rate = 1e-3, lora = {{ rank = 4, alpha = 8 }} }}
+        trainer.max_teacher_prompt_tokens = 192
+        trainer.steps = 2
+        trainer.batch = 4
+        trainer.learning_rate = 1e-3
+        trainer.lora = {{ rank = 4, alpha = 8 }}
         """.replace("\n        ", "\n"),
         encoding="utf-8",
     )
