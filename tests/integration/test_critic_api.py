@@ -39,6 +39,8 @@ CORRECT = {"question": QUESTION, "attempt": f"{STEP_1} {STEP_2} {ANSWER}", "answ
 COMMAND = """
 import typer
 from stepalign_critic.commands import critic
+
+pytestmark = pytest.mark.slow
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(critic)
 app()
@@ -48,8 +50,6 @@ import time
 import stepalign_critic.server as server
 from stepalign_critic.backends.program import ProgramBackend
 from stepalign_lab.checker import exact_critique
-
-pytestmark = pytest.mark.slow
 def slow(question, attempt):
     time.sleep(0.7)
     return exact_critique(question, attempt)
