@@ -33,14 +33,14 @@ from stepalign_critic.server import refuse_public_host
 from stepalign_critic.service import CriticService
 from stepalign_lab.checker import exact_critique
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "3 + 4 * 7"
 STEP_1, STEP_2, ANSWER = "<step_1> 3 + 4 = 7 </step_1>", "<step_2> 7 * 7 = 9 </step_2>", "<answer> 9 </answer>"
 CORRECT = {"question": QUESTION, "attempt": f"{STEP_1} {STEP_2} {ANSWER}", "answer": "9"}
 COMMAND = """
 import typer
 from stepalign_critic.commands import critic
-
-pytestmark = pytest.mark.slow
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(critic)
 app()
