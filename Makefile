@@ -25,6 +25,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 14) else "stepalign needs Python 3.11 to 3.14, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v)'
+	@echo "setting up $(VENV): a few minutes, about 2 GB"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --retries 0 --extra-index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +45,11 @@ def demo(
     ] = None,
     resume: Resume = False,
 ) -> None:
-    """Train the lab's solver on critiques of its attempts; a few minutes on a CPU."""
+    """Train the lab's solver on its own mistakes.
+
+    Some minutes on a CPU; files go to runs/demo, where an earlier demo is replaced unless --resume is given. The lab's
+    configuration can be overridden, as in --run.arm stepalign, --run.name second or --trainer.steps 50.
+    """
     overrides = ["--run.name", "demo", *ctx.args]
     if seed is None and resume:
         seed = started_with_seed(load_config(ASSETS / "lab.toml", overrides))
@@ -68,8 +74,12 @@ def _run(console: Console, local: LocalRun, *, resume: bool, overwrite: bool) ->
         f"files in {config.run_dir}",
         highlight=False,
     )
-    with RunProgress(config, console) as progress:
-        report = local.run(progress.watch)
+    try:
+        with RunProgress(config, console) as progress:
+            report = local.run(progress.watch)
+    except KeyboardInterrupt:
+        console.print("stopped, no process is left; continue with --resume", highlight=False)
+        raise typer.Exit(130) from None
     _show(console, local, report)
 
 
@@ -82,15 +92,17 @@ def _show(console: Console, local: LocalRun, report: dict[str, Any]) -> None:
 
 
 def _next_steps(console: Console, local: LocalRun) -> None:
-    console.print(
-        "\nWhat to try next:\n"
-        "  stepalign demo --seed 1                         the same with other rollouts\n"
-        "  stepalign demo --run.arm stepalign              the paper's full scope instead of the first error\n"
-        "  stepalign demo --run.arm refsol                 distil from the reference solution instead\n"
-        f"  tail -n 1 {local.config.run_dir / 'metrics.jsonl'}   every figure of the last update\n"
-        "  make demo-smollm2                               real weights on word problems",
-        highlight=False,
+    program = os.path.relpath(sys.argv[0])
+    hints = (
+        ("the same with other rollouts", f"{program} demo --seed 1"),
+        ("the paper's scope: every token", f"{program} demo --run.arm stepalign"),
+        ("distil from the reference", f"{program} demo --run.arm refsol"),
+        ("all figures of the last update", f"tail -n 1 {local.config.run_dir / 'metrics.jsonl'}"),
+        ("real weights on word problems", "make demo-smollm2"),
     )
+    console.print("\nWhat to try next:")
+    for what, command in hints:
+        console.print(f"  {what:<31} {command}", highlight=False, soft_wrap=True)
 
 
 @lab.command("build")

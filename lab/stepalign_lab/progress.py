@@ -89,9 +89,8 @@ class RunProgress:
         total = sum(row["rollouts"] for row in self.updates)
         table.add_row("loss", _figure(last["loss"], 4), "entropy", _figure(last["entropy"], 3))
         table.add_row(
-            "advantage before / at / after the first error",
-            f"{_figure(last['advantage_correct'])} / {_figure(last['advantage_at_error'])} / "
-            f"{_figure(last['advantage_after_error'])}",
+            "advantage",
+            f"correct {_figure(last['advantage_correct'])}, error {_figure(last['advantage_at_error'])}",
             "mean tokens",
             _figure(last["mean_tokens"], 1),
         )

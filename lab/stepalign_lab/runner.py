@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,8 +83,12 @@ class LocalRun:
             raise ConfigError(f"{key}: there is no model in {path}{hint}")
 
     def run(self, watch: Watch) -> dict[str, Any]:
-        """Run to the end and write the report. ``watch`` is called several times a second."""
+        """Run to the end and write the report. ``watch`` is called several times a second.
+
+        Raises KeyboardInterrupt on SIGINT and SIGTERM alike, and ProcessFailedError; no process is left in any case.
+        """
         started = time.monotonic()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with Supervisor(self.config.run_dir / "logs") as supervisor:
             self._start_redis(supervisor)
             self._start_critic(supervisor)

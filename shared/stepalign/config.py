@@ -298,7 +298,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), environ: dict[str, st
     except ValidationError as error:
         raise ConfigError(f"{path}: {_explain(error)}") from None
     except SettingsError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"command line: {str(error).removeprefix('error parsing CLI: ')}") from None
     return Config.model_construct(**{name: getattr(settings, name) for name in Config.model_fields})
 
 
@@ -316,6 +316,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as a TOML file: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     folder = path.resolve().parent
@@ -356,5 +358,9 @@ def _refuse_unknown_variables(environ: dict[str, str]) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    lines = [f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {item['msg']}" for item in error.errors()]
+    """Each problem with the key it is about."""
+    lines: list[str] = []
+    for item in error.errors():
+        message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+        lines.append(f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {message}")
     return "; ".join(lines)

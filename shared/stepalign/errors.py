@@ -31,14 +31,14 @@ class ConfigError(StepalignError):
 
 
 class ProblemFileError(StepalignError):
-    """A problem file with rows that are refused. ``rows`` holds ``(line number, reason)``."""
+    """A problem file with rows that are refused. ``rows`` holds ``(line, reason)``, 0 for the whole file."""
 
     def __init__(self, path: str, rows: list[tuple[int, str]]) -> None:
         self.path = path
         self.rows = rows
-        shown = "\n".join(f"  line {line}: {reason}" for line, reason in rows[:20])
+        shown = "\n".join(f"  line {line}: {reason}" if line else f"  {reason}" for line, reason in rows[:20])
         more = f"\n  … and {len(rows) - 20} more" if len(rows) > 20 else ""
-        super().__init__(f"{path}: {len(rows)} row(s) refused; nothing was run\n{shown}{more}")
+        super().__init__(f"{path} was refused and nothing was run:\n{shown}{more}")
 
 
 class PromptError(StepalignError):

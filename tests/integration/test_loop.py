@@ -160,18 +160,19 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_its_run_and_resume_finishes_it(tmp_path: Path, how: signal.Signals) -> None:
     run_dir = tmp_path / f"loop-{os.getpid()}-{how.name}"
     options = ["--trainer.steps", "6", "--evaluation.samples", "2", "--evaluation.every", "3", *EXACT_CRITIC]
-    run = subprocess.Popen(command(run_dir, *options), cwd=tmp_path)
+    run = subprocess.Popen(command(run_dir, *options), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     metrics = run_dir / "metrics.jsonl"
     wait_for((run_dir / "redis" / "redis.url").exists, 60)
     port = urlsplit((run_dir / "redis" / "redis.url").read_text().strip()).port
     assert port is not None
     wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, 120)
     run.send_signal(how)
-    run.wait(30)
+    output, _ = run.communicate(timeout=30)
+    assert how is signal.SIGKILL or (run.returncode == 130 and "continue with --resume" in output)
     wait_for(lambda: processes_of(run_dir) == [] and not listens(port), 30)
     assert not (run_dir / "report.json").exists()
 

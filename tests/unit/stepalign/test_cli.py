@@ -25,7 +25,7 @@ def test_an_unknown_key_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("[trainer]\nstepz = 1\n")
     done = stepalign("trainer", "run.toml", cwd=tmp_path)
     assert done.returncode == 1
-    assert "trainer.stepz" in done.stderr and "Traceback" not in done.stderr
+    assert "trainer.stepz: unknown key" in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
@@ -40,3 +40,9 @@ def test_version() -> None:
     from importlib.metadata import version
 
     assert stepalign("--version").stdout.strip() == version("stepalign")
+
+
+def test_a_folder_in_place_of_the_configuration_is_named(tmp_path: Path) -> None:
+    done = stepalign("run", ".", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "cannot be read as a TOML file" in done.stderr and "Traceback" not in done.stderr

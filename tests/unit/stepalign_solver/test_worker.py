@@ -196,7 +196,7 @@ def test_a_corrupt_adapter_is_refused_before_it_is_loaded(
 def test_a_prompt_over_the_budget_is_refused_before_anything_is_sampled(make_bench: MakeBench) -> None:
     # "<bos><user>question : 5 + 5 - 1 * 8 + 2<assistant>" are 14 tokens, the other prompts have at most 12.
     make_bench("--solver.max_prompt_tokens", "14")
-    with pytest.raises(ProblemFileError, match=r"train\.jsonl.*1 row") as refused:
+    with pytest.raises(ProblemFileError, match=r"train\.jsonl was refused") as refused:
         make_bench("--solver.max_prompt_tokens", "13")
     assert [line for line, _ in refused.value.rows] == [4]
     assert "'t3' has 14 tokens, over its budget of 13" in refused.value.rows[0][1]
