@@ -29,10 +29,10 @@ def load_problems(path: Path) -> list[Problem]:
     """Read a problem file. Raises ProblemFileError naming every bad row."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProblemFileError(
-            str(path), [(0, f"cannot be read: {error.strerror if isinstance(error, OSError) else error}")]
-        ) from None
+    except OSError as error:
+        raise ProblemFileError(str(path), [(0, f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError as error:
+        raise ProblemFileError(str(path), [(0, f"cannot be read: {error}")]) from None
     problems: list[Problem] = []
     refused: list[tuple[int, str]] = []
     line_of: dict[str, int] = {}

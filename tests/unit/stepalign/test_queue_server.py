@@ -205,5 +205,5 @@ def test_the_status_command_takes_overrides(redis_server: str, config: Path) -> 
 
 
 def test_the_status_command_without_a_server_says_what_to_do(config: Path) -> None:
-    with pytest.raises(ConfigError, match="stepalign run"):
+    with pytest.raises(ConfigError, match="not in progress"):
         CliRunner().invoke(queue_app, ["status", str(config)], catch_exceptions=False)
