@@ -51,8 +51,8 @@ def resolve_url(config: Config) -> str:
     except FileNotFoundError:
         raise ConfigError(
             f"the run is not in progress: its embedded Redis server is not running ({path} does not exist). Once it "
-            f"has ended, {config.run_dir / 'report.json'} says what became of its rollouts. For a server of your own set "
-            "queue.redis_url or REDIS_URL."
+            f"has ended, {config.run_dir / 'report.json'} says what became of its rollouts. For a server of your own "
+            "set queue.redis_url or REDIS_URL."
         ) from None
 
 
