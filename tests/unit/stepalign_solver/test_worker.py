@@ -220,3 +220,5 @@ def test_a_worker_that_starts_before_the_trainer_of_a_prolonged_run_waits_for_it
     asyncio.run(bench.store.publish(policy_version(1)))
     asyncio.run(bench.store.finish())
     asyncio.run(with_worker(bench, work))
+    assert asyncio.run(bench.store.last_sampled()) == 1
+    assert asyncio.run(bench.queue.status()).published == 4
