@@ -11,7 +11,7 @@ READY = $(VENV)/.ready
 .PHONY: help setup demo demo-smollm2 smollm2 test test-fast lint typecheck format clean
 
 help:
-	@echo "make demo          train the lab's solver on critiques of its own attempts (about 3 minutes on 2 cores)"
+	@echo "make demo          train the lab's solver on critiques of its own attempts (3 to 4 minutes on 2 cores)"
 	@echo "make test          the whole test suite"
 	@echo "make test-fast     the part of it that takes under a minute"
 	@echo "make demo-smollm2  the same loop with real weights: SmolLM2-135M on word problems, two updates"
