@@ -1,10 +1,12 @@
-"""``stepalign run``, ``stepalign demo`` and ``stepalign lab``."""
+"""``stepalign run``, ``stepalign demo``, ``stepalign report`` and ``stepalign lab``."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +16,13 @@ from rich.console import Console
 from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
 from stepalign_lab.progress import RunProgress, result_table, summary_table
+from stepalign_lab.report import METRICS, build_report, read_rows, read_state, write_report
 from stepalign_lab.runner import LocalRun
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 
+FOLLOW_SECONDS = 1.0
 ASSETS = Path(__file__).parent / "assets"
 
 lab = typer.Typer(no_args_is_help=True, help="The lab's models: build them, or convert SmolLM2.")
@@ -59,6 +63,37 @@ def demo(
     _next_steps(console, local)
 
 
+def report(
+    ctx: typer.Context,
+    config: ConfigPath,
+    follow: Annotated[bool, typer.Option("--follow", help="Show the run's figures until it ends.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of tables.")] = False,
+) -> None:
+    """Write and print the report of a run whose processes were started one by one, as Docker Compose does."""
+    settings = load_config(config, ctx.args)
+    console = Console(stderr=as_json)
+    state = asyncio.run(read_state(settings))
+    if not state.finished and not follow:
+        done = len(read_rows(settings.run_dir / METRICS))
+        raise ConfigError(
+            f"run {settings.run.name!r} has not ended: {done} of {settings.trainer.steps} updates are done and its "
+            "evaluation is not complete; --follow waits for the end"
+        )
+    with RunProgress(settings, console) as progress:
+        while not state.finished:
+            progress.watch()
+            time.sleep(FOLLOW_SECONDS)
+            state = asyncio.run(read_state(settings))
+        if follow:
+            progress.watch()
+    content = build_report(settings, state.queue, state.ended_at - state.started_at, state.threads)
+    write_report(settings, content)
+    if as_json:
+        typer.echo(json.dumps(content, indent=1, sort_keys=True))
+    else:
+        _show(console, settings, content)
+
+
 def started_with_seed(config: Config) -> int:
     """The seed of an interrupted run; 0 when it ended before its trainer began."""
     path = config.run_dir / "run.json"
@@ -80,11 +115,10 @@ def _run(console: Console, local: LocalRun, *, resume: bool, overwrite: bool) ->
     except KeyboardInterrupt:
         console.print("stopped, no process is left; continue with --resume", highlight=False)
         raise typer.Exit(130) from None
-    _show(console, local, report)
+    _show(console, config, report)
 
 
-def _show(console: Console, local: LocalRun, report: dict[str, Any]) -> None:
-    config = local.config
+def _show(console: Console, config: Config, report: dict[str, Any]) -> None:
     console.print(summary_table(config, report))
     if "base" in report:
         console.print(result_table(config, report))

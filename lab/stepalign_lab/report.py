@@ -1,4 +1,4 @@
-"""``report.json``: what a run did, from the files that its processes wrote.
+"""``report.json``: what a run did, from its queue and the files that its processes wrote.
 
 But for ``wall_seconds`` it is the same for the same seed, configuration, machine and thread count.
 """
@@ -9,14 +9,64 @@ import json
 import os
 import platform
 from collections import Counter
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from stepalign.config import Config
-from stepalign.queue import QueueStatus
+from stepalign.policy_store import open_policy_store
+from stepalign.queue import QueueStatus, open_queue, resolve_url
 
+METRICS, EVALUATION = "metrics.jsonl", "evaluation.json"
+FIGURES = (METRICS, EVALUATION)
 PACKAGES = ("stepalign", "torch", "transformers", "peft", "redis")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run has come, as its server and its files say."""
+
+    queue: QueueStatus
+    finished: bool
+    """Whether every process has done its part."""
+    started_at: float
+    """When the trainer first began, in seconds since the epoch; 0 before that."""
+    ended_at: float
+    """When the last figure was written."""
+    threads: int
+
+
+async def read_state(config: Config) -> RunState:
+    """Ask the run's server and look into its folder. Raises ConfigError when no server is known."""
+    settings = config.queue.model_copy(update={"redis_url": resolve_url(config)})
+    queue = open_queue(settings, config.run.name, consumer="report")
+    policies = open_policy_store(settings, config.run.name)
+    try:
+        status, ended, latest = await queue.status(), await policies.finished(), await policies.latest()
+    finally:
+        await queue.close()
+        await policies.close()
+    began = _read_json(config.run_dir / "run.json")
+    trained = ended and latest is not None and latest.version >= config.trainer.steps
+    written = [path.stat().st_mtime for name in FIGURES if (path := config.run_dir / name).exists()]
+    return RunState(
+        queue=status,
+        finished=trained and _is_evaluated(config),
+        started_at=began.get("started_at", 0.0),
+        ended_at=max(written, default=0.0),
+        threads=began.get("threads", 1),
+    )
+
+
+def _is_evaluated(config: Config) -> bool:
+    if config.data.validation is None or config.data.test is None:
+        return True
+    return str(config.trainer.steps) in _read_json(config.run_dir / EVALUATION).get("validation", {})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -36,7 +86,7 @@ def sum_counts(rows: list[dict[str, Any]], key: str) -> dict[str, int]:
 
 def build_report(config: Config, status: QueueStatus, wall_seconds: float, threads: int) -> dict[str, Any]:
     """Assemble the report of a finished run. Evaluation figures are there when the run had evaluation problems."""
-    rows = read_rows(config.run_dir / "metrics.jsonl")
+    rows = read_rows(config.run_dir / METRICS)
     arm: dict[str, Any] = {
         "first_update": _advantages(rows[0]) if rows else None,
         "last_update": _advantages(rows[-1]) if rows else None,
@@ -59,9 +109,8 @@ def build_report(config: Config, status: QueueStatus, wall_seconds: float, threa
         "wall_seconds": round(wall_seconds, 1),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
-    evaluation = config.run_dir / "evaluation.json"
-    if evaluation.exists():
-        figures = json.loads(evaluation.read_text(encoding="utf-8"))
+    figures = _read_json(config.run_dir / EVALUATION)
+    if figures:
         report["base"] = {"test": figures["base_test"], "validation": figures["validation"]["0"]}
         arm |= {
             "validation": figures["validation"],

@@ -6,6 +6,8 @@ commands). A subcommand whose extra is not installed is listed with what to inst
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, Any
@@ -25,7 +27,7 @@ EXTRA_OF = {
 }
 
 # The order of a table of contents: the whole loop first, then its processes, then what looks inside.
-ORDER = ["demo", "run", "critic", "solver", "trainer", "evaluate", "queue", "lab"]
+ORDER = ["demo", "run", "critic", "solver", "trainer", "evaluate", "report", "queue", "lab"]
 
 
 def _version(value: bool) -> None:
@@ -80,6 +82,9 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point. An error of ours is one line on stderr and exit code 1; anything else is a traceback."""
+    if os.getpid() == 1:
+        # The first process of a container has no default action: without a handler SIGTERM would be ignored.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     try:
         build_app()()
     except StepalignError as error:

@@ -49,16 +49,18 @@ class _ErrorEnvelope(BaseModel):
 class CriticClient:
     """Calls the critic at ``base_url``.
 
-    ``timeout`` is the deadline of one call in seconds, retries included. ``backoff`` is the first pause in seconds; it
-    doubles up to ``max_backoff``, and each pause is a random half to whole of it. ``transport``, ``sleep``, ``uniform``
-    (a random number in [0, 1)) and ``clock`` (monotonic seconds) are injected by tests. Proxies that the environment
-    names are not used. Raises ConfigError when ``base_url`` is no http or https address.
+    ``api_key`` is sent as a bearer token. ``timeout`` is the deadline of one call in seconds, retries included.
+    ``backoff`` is the first pause in seconds; it doubles up to ``max_backoff``, and each pause is a random half to
+    whole of it. ``transport``, ``sleep``, ``uniform`` (a random number in [0, 1)) and ``clock`` (monotonic seconds) are
+    injected by tests. Proxies that the environment names are not used. Raises ConfigError when ``base_url`` is no http
+    or https address.
     """
 
     def __init__(
         self,
         base_url: str,
         *,
+        api_key: str | None = None,
         timeout: float = 120.0,
         transport: httpx.AsyncBaseTransport | None = None,
         backoff: float = 0.25,
@@ -68,7 +70,8 @@ class CriticClient:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         _check_url(base_url)
-        self._http = httpx.AsyncClient(base_url=base_url, transport=transport, trust_env=False)
+        headers = {"authorization": f"Bearer {api_key}"} if api_key is not None else None
+        self._http = httpx.AsyncClient(base_url=base_url, headers=headers, transport=transport, trust_env=False)
         self._timeout = timeout
         self._backoff = backoff
         self._max_backoff = max_backoff

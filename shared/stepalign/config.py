@@ -51,6 +51,8 @@ class RunSection(Section):
     """Seed of problem order, sampling and adapter initialisation."""
     arm: Literal["stepalign", "stepalign_scoped", "refsol", "null"] = "stepalign_scoped"
     """The experimental condition; it fixes the context kind and the scope."""
+    heartbeat_file: Path | None = None
+    """A file that solver, trainer and evaluation touch while they work, for a health check in a container."""
 
 
 class ModelSection(Section):
@@ -80,6 +82,10 @@ class DataSection(Section):
 class QueueSection(Section):
     redis_url: str | None = None
     """A Redis (≥ 7.0) or Valkey server. Unset, ``stepalign run`` starts the embedded one."""
+    redis_password_file: Path | None = None
+    """A file that holds the server's password, for a ``redis_url`` without one."""
+    reconnect_seconds: Annotated[float, Field(ge=0)] = 3.0
+    """About how long a command is tried again while the server does not answer, as when it restarts."""
     capacity: Annotated[int, Field(ge=1)] = 256
     """Most rollouts in the queue, claimed ones included; a producer waits above it."""
     claim_idle_seconds: Annotated[float, Field(gt=0)] = 60.0
@@ -108,9 +114,15 @@ class CriticSection(Section):
     dtype: Dtype = Dtype.FLOAT32
     """Number format of the weights."""
     host: str = "127.0.0.1"
-    """Address to listen on. Without API keys only loopback addresses are accepted."""
+    """Address to listen on. Without ``api_keys_file`` only loopback addresses are accepted."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8300
     """Port to listen on; 0 takes a free one."""
+    api_keys_file: Path | None = None
+    """The API keys that the service accepts, one a line. With it every path but health needs one."""
+    drain_grace_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long requests are still served after SIGTERM, while readiness says 503 and load balancers look away."""
+    api_key_file: Path | None = None
+    """A file that holds the API key which the trainer sends."""
     max_prompt_tokens: Annotated[int, Field(ge=1)] = 8192
     """A longer prompt is refused, never cut."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 4096

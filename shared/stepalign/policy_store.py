@@ -99,8 +99,8 @@ class RedisPolicyStore:
     """Keys: ``stepalign:{<run_id>}:policy`` holds the newest version as JSON, ``…:finished`` exists after the end,
     ``…:sampled`` holds the version whose batch was published last."""
 
-    def __init__(self, url: str, run_id: str) -> None:
-        self._redis = RedisConnection(url)
+    def __init__(self, url: str, run_id: str, reconnect_seconds: float) -> None:
+        self._redis = RedisConnection(url, reconnect_seconds)
         self._policy = run_key(run_id, "policy")
         self._finished = run_key(run_id, "finished")
         self._sampled = run_key(run_id, "sampled")
@@ -194,4 +194,4 @@ def verify_adapter(policy: PolicyVersion) -> None:
 
 def open_policy_store(settings: QueueSection, run_id: str) -> PolicyStore:
     """The policy store on the queue's server. Raises ConfigError when no server is configured."""
-    return RedisPolicyStore(require_redis_url(settings), run_id)
+    return RedisPolicyStore(require_redis_url(settings), run_id, settings.reconnect_seconds)

@@ -25,11 +25,11 @@ from stepalign.config import CriticSection
 from stepalign.errors import ConfigError, CriticRequestError, PromptTooLongError
 from stepalign.prompts import Message
 from stepalign.types import CriticIdentity, CritiqueRequest, CritiqueResponse, FinishReason, Verdict
+from stepalign_critic.access import ApiKeys, check_exposure
 from stepalign_critic.app import AppSettings, create_app
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
 from stepalign_critic.batching import MicroBatcher
-from stepalign_critic.server import refuse_public_host
 from stepalign_critic.service import CriticService
 from stepalign_lab.checker import exact_critique
 
@@ -301,7 +301,28 @@ def test_a_loading_critic_lives_but_is_not_ready(gated: tuple[str, GatedBackend,
     wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
 
 
-def test_a_draining_critic_finishes_what_it_has_and_takes_nothing_new(
+def test_a_draining_critic_is_not_ready_and_still_serves(gated: tuple[str, GatedBackend, CriticService]) -> None:
+    url, backend, service = gated
+    backend.load.set()
+    backend.gate.set()
+    wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+    assert "connection" not in httpx.post(f"{url}/v1/critiques", json=CORRECT).headers
+    assert service.lifecycle.drain()
+    answer = httpx.get(f"{url}/health/ready")
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "draining")
+    assert httpx.get(f"{url}/health/live").status_code == 200
+    answer = httpx.post(f"{url}/v1/critiques", json=CORRECT)
+    assert answer.json()["critique"]["verdict"] == "correct"
+    assert answer.headers["connection"] == "close"
+
+
+def test_a_critic_that_has_not_loaded_has_nothing_to_drain(gated: tuple[str, GatedBackend, CriticService]) -> None:
+    _, _, service = gated
+    assert not service.lifecycle.drain()
+    assert not service.lifecycle.leaving
+
+
+def test_a_stopping_critic_finishes_what_it_has_and_takes_nothing_new(
     gated: tuple[str, GatedBackend, CriticService],
 ) -> None:
     url, backend, service = gated
@@ -310,9 +331,9 @@ def test_a_draining_critic_finishes_what_it_has_and_takes_nothing_new(
     with ThreadPoolExecutor() as threads:
         running = threads.submit(httpx.post, f"{url}/v1/critiques", json=CORRECT)
         wait_until(lambda: backend.attempts)
-        service.lifecycle.drain()
+        service.lifecycle.stop()
         for answer in (httpx.get(f"{url}/health/ready"), httpx.post(f"{url}/v1/critiques", json=CORRECT)):
-            assert (answer.status_code, error_of(answer)["code"]) == (503, "draining")
+            assert (answer.status_code, error_of(answer)["code"]) == (503, "stopping")
         backend.gate.set()
         assert running.result(10).status_code == 200
 
@@ -415,7 +436,7 @@ def test_a_request_that_is_being_answered_when_the_signal_comes_is_finished(tmp_
 
 
 @pytest.mark.parametrize(
-    ("host", "loopback"),
+    ("host", "allowed"),
     [
         ("127.0.0.1", True),
         ("::1", True),
@@ -427,19 +448,154 @@ def test_a_request_that_is_being_answered_when_the_signal_comes_is_finished(tmp_
         ("", False),
     ],
 )
-def test_only_loopback_hosts_are_served(host: str, loopback: bool) -> None:
-    if loopback:
-        refuse_public_host(host)
+def test_without_keys_only_loopback_hosts_are_served(host: str, allowed: bool) -> None:
+    check_exposure(host, ApiKeys(["k"]))
+    if allowed:
+        check_exposure(host, None)
     else:
-        with pytest.raises(ConfigError, match="must be a loopback address"):
-            refuse_public_host(host)
+        with pytest.raises(ConfigError, match=r"set critic\.api_keys_file"):
+            check_exposure(host, None)
 
 
-def test_the_command_refuses_a_public_host(tmp_path: Path) -> None:
+def test_the_command_refuses_a_public_host_without_keys(tmp_path: Path) -> None:
     command = critic_command(write_config(tmp_path), "--critic.host", "0.0.0.0")
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode != 0
     assert "ConfigError: critic.host is '0.0.0.0'" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[str]:
+    """A ready critic that takes the keys ``sk-one`` and ``sk-two``."""
+    backend: Backend = create_backend(CriticSection(backend="program", checker="lab", prompts="lab-v1"))
+    with serving(CriticService(backend, "lab-v1"), AppSettings(api_keys=ApiKeys(["sk-one", "sk-two"]))) as address:
+        wait_until(lambda: httpx.get(f"{address}/health/ready").status_code == 200)
+        yield address
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
+def test_health_needs_no_key(guarded: str, path: str) -> None:
+    assert httpx.get(guarded + path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/critiques"),
+        ("GET", "/metrics"),
+        ("GET", "/version"),
+        ("GET", "/openapi.json"),
+        ("GET", "/nowhere"),
+        ("GET", "/health/"),
+        ("GET", "/health/ready/../../metrics"),
+        ("GET", "//health"),
+    ],
+)
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer sk-three", "Bearer sk-onesk-two", "Basic sk-one", "sk-one"]
+)
+def test_every_other_path_needs_one_that_is_accepted(guarded: str, method: str, path: str, header: str | None) -> None:
+    request = httpx.Request(method, guarded + path, headers={} if header is None else {"authorization": header})
+    with httpx.Client() as client:
+        answer = client.send(request)
+    assert answer.status_code == 401
+    assert error_of(answer)["code"] == "invalid_api_key"
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert "sk-one" not in answer.text
+
+
+@pytest.mark.parametrize("header", ["Bearer sk-one", "bearer sk-two", "Bearer  sk-two"])
+def test_each_accepted_key_opens_the_service(guarded: str, header: str) -> None:
+    answer = httpx.post(f"{guarded}/v1/critiques", json=CORRECT, headers={"authorization": header})
+    assert answer.json()["critique"]["verdict"] == "correct"
+    assert httpx.get(f"{guarded}/metrics", headers={"authorization": header}).status_code == 200
+
+
+def test_a_key_in_other_bytes_than_ascii_is_refused_and_breaks_nothing(guarded: str) -> None:
+    answer = httpx.get(f"{guarded}/version", headers={"authorization": b"Bearer \xff\xc3"})
+    assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key")
+
+
+def test_a_client_without_a_key_sees_the_refusal_of_a_large_body(guarded: str) -> None:
+    answer = httpx.post(f"{guarded}/v1/critiques", content=b"x" * 900_000)
+    assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key")
+
+
+def test_the_client_sends_its_key(guarded: str) -> None:
+    async def main(key: str | None) -> CritiqueResponse:
+        async with CriticClient(guarded, api_key=key, timeout=10) as client:
+            return await client.critique(CritiqueRequest(**CORRECT))
+
+    assert asyncio.run(main("sk-two")).critique is not None
+    for wrong in (None, "sk-three"):
+        with pytest.raises(CriticRequestError) as refused:
+            asyncio.run(main(wrong))
+        assert (refused.value.status, refused.value.code) == (401, "invalid_api_key")
+
+
+def test_the_command_serves_a_public_host_with_keys_and_drains_before_it_ends(tmp_path: Path) -> None:
+    """From SIGTERM on: not ready, serving for the grace, then gone, with exit code 0."""
+    keys = tmp_path / "keys"
+    keys.write_text("# team a\nsk-a\n\nsk-b\n")
+    grace = 1.5
+    options = (
+        "--critic.host",
+        "0.0.0.0",
+        "--critic.api_keys_file",
+        str(keys),
+        "--critic.drain_grace_seconds",
+        f"{grace}",
+    )
+    process = subprocess.Popen(critic_command(write_config(tmp_path), *options), stderr=subprocess.PIPE, text=True)
+    url_file = tmp_path / "runs" / "test" / "critic.url"
+    authorization = {"authorization": "Bearer sk-b"}
+    try:
+        wait_until(lambda: url_file.exists() or process.poll() is not None)
+        url = url_file.read_text().replace("0.0.0.0", "127.0.0.1")
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        assert httpx.post(f"{url}/v1/critiques", json=CORRECT).status_code == 401
+        signalled = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
+        served = 0
+        while process.poll() is None and time.monotonic() < signalled + 0.8 * grace:
+            answer = httpx.post(f"{url}/v1/critiques", json=CORRECT, headers=authorization)
+            assert answer.status_code == 200
+            served += 1
+        _, log = process.communicate(timeout=10)
+        lasted = time.monotonic() - signalled
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+    assert served > 0 and lasted >= grace
+    assert "sk-a" not in log and "sk-b" not in log
+
+
+def test_a_second_signal_ends_the_drain(tmp_path: Path) -> None:
+    config = write_config(tmp_path, drain_grace_seconds=600)
+    process = subprocess.Popen(critic_command(config), stderr=subprocess.PIPE, text=True)
+    url_file = tmp_path / "runs" / "test" / "critic.url"
+    try:
+        wait_until(lambda: url_file.exists() or process.poll() is not None)
+        url = url_file.read_text()
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+
+
+@pytest.mark.parametrize("content", [None, "", "# only a comment\n", "sk one\n", "sk-\u00e9\n"])
+def test_a_key_file_that_holds_no_usable_key_is_refused(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "keys"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=r"critic\.api_keys_file"):
+        ApiKeys.from_file(path)
 
 
 def test_the_command_ends_with_an_error_when_its_model_cannot_be_loaded(tmp_path: Path) -> None:

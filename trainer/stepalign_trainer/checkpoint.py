@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def check_run(run_dir: Path, fingerprint: str, seed: int) -> None:
-    """Note what the run is when it begins. Raises CheckpointError when the folder holds another one."""
+    """Note what the run is, and when and how it begins. Raises CheckpointError when the folder holds another one."""
     path = run_dir / RUN
     if path.exists():
         if json.loads(path.read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
@@ -77,7 +78,13 @@ def check_run(run_dir: Path, fingerprint: str, seed: int) -> None:
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps({"fingerprint": fingerprint, "seed": seed}) + "\n", encoding="utf-8")
+    content = {
+        "fingerprint": fingerprint,
+        "seed": seed,
+        "started_at": time.time(),
+        "threads": torch.get_num_threads(),
+    }
+    scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
     os.replace(scratch, path)
 
 

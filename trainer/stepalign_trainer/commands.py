@@ -10,6 +10,7 @@ import structlog
 import typer
 
 from stepalign.config import load_config
+from stepalign.heartbeat import Heartbeat
 from stepalign.logging import configure_logging
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
@@ -23,10 +24,9 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
 
     from transformers import AutoTokenizer
 
-    from stepalign.client import CriticClient
     from stepalign.policy_store import open_policy_store
     from stepalign.queue import open_queue
-    from stepalign_trainer.contexts import Contexts, await_critic
+    from stepalign_trainer.contexts import Contexts, await_critic, open_critic
     from stepalign_trainer.journal import MetricsJournal
     from stepalign_trainer.learner import Learner
     from stepalign_trainer.loop import Trainer
@@ -34,16 +34,20 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
     learner = Learner(settings, AutoTokenizer.from_pretrained(settings.model.path, local_files_only=True))
 
     async def work() -> None:
+        async with Heartbeat(settings.run.heartbeat_file).beating():
+            await train()
+
+    async def train() -> None:
         queue = open_queue(settings.queue, settings.run.name, consumer="trainer")
         policies = open_policy_store(settings.queue, settings.run.name)
         await queue.start()
-        url = settings.critic.url
-        critic = CriticClient(url, timeout=settings.critic.timeout_seconds) if url is not None else None
+        critic = open_critic(settings.critic)
         try:
             if critic is not None:
                 await await_critic(critic)
             contexts = Contexts(settings.context_kind, critic, settings.critic.concurrency)
-            await Trainer(settings, learner, queue, policies, contexts, MetricsJournal(settings.run_dir)).train()
+            trainer = Trainer(settings, learner, queue, policies, contexts, MetricsJournal(settings.run_dir))
+            await trainer.train()
         finally:
             if critic is not None:
                 await critic.aclose()

@@ -11,8 +11,10 @@ from typing import Protocol
 import structlog
 
 from stepalign.client import CriticClient
+from stepalign.config import CriticSection
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.logging import get_logger
+from stepalign.secret_files import read_secret
 from stepalign.types import Context, ContextKind, Critique, CritiqueRequest, CritiqueResponse, Rollout
 
 log = get_logger(__name__)
@@ -21,6 +23,14 @@ RETRY_SECONDS = 2.0
 READY_SECONDS = 10.0
 # No key, no such path, no such method: what answers is not a critic that takes our requests at all.
 NO_CRITIC = frozenset({401, 403, 404, 405})
+
+
+def open_critic(settings: CriticSection) -> CriticClient | None:
+    """The client of the configured critic, None without one. Raises ConfigError when its key cannot be read."""
+    if settings.url is None:
+        return None
+    key = read_secret("critic.api_key_file", settings.api_key_file) if settings.api_key_file is not None else None
+    return CriticClient(settings.url, api_key=key, timeout=settings.timeout_seconds)
 
 
 async def await_critic(critic: CriticClient) -> None:

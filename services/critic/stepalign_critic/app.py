@@ -26,6 +26,7 @@ from starlette.types import Receive
 from stepalign.errors import PromptError, PromptTooLongError
 from stepalign.logging import get_logger
 from stepalign.types import SCHEMA_VERSION, CritiqueRequest, CritiqueResponse
+from stepalign_critic.access import ApiKeys, RequireApiKey
 from stepalign_critic.envelope import error_response
 from stepalign_critic.errors import ServiceError
 from stepalign_critic.lifecycle import State
@@ -47,6 +48,8 @@ class AppSettings:
     max_body_bytes: int = 2**20
     retry_after_seconds: float = 1.0
     """What a 503 tells the client to wait."""
+    api_keys: ApiKeys | None = None
+    """The accepted keys; None asks for none."""
 
 
 def create_app(service: CriticService, settings: AppSettings | None = None) -> FastAPI:
@@ -73,7 +76,9 @@ def create_app(service: CriticService, settings: AppSettings | None = None) -> F
     _add_error_handlers(app, settings)
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestContext, metrics=metrics, paths=paths)
+    if settings.api_keys is not None:
+        app.add_middleware(RequireApiKey, keys=settings.api_keys, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext, metrics=metrics, paths=paths, lifecycle=service.lifecycle)
     return app
 
 
@@ -95,7 +100,7 @@ def _add_operations(app: FastAPI, service: CriticService, metrics: Metrics) -> N
     @app.get("/health/ready")
     @app.get("/health")
     async def ready() -> dict[str, str]:
-        refusal = service.lifecycle.refusal()
+        refusal = service.lifecycle.unreadiness()
         if refusal is not None:
             raise refusal
         return {"status": "ready"}
@@ -106,7 +111,7 @@ def _add_operations(app: FastAPI, service: CriticService, metrics: Metrics) -> N
 
     @app.get("/version")
     async def versions() -> dict[str, Any]:
-        started = service.lifecycle.state in (State.READY, State.DRAINING)
+        started = service.lifecycle.state in (State.READY, State.DRAINING, State.STOPPING)
         critic = service.identity().model_dump() if started else None
         return {"version": app.version, "schema_version": SCHEMA_VERSION, "critic": critic}
 

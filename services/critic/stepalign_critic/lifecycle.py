@@ -1,4 +1,7 @@
-"""Whether this process takes requests: loading → ready → draining, or failed when the backend did not start."""
+"""Whether this process takes requests: loading → ready → draining → stopping, or failed if the backend did not start.
+
+Draining still serves: only readiness says no, so that load balancers send their requests elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ class State(StrEnum):
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
+    STOPPING = "stopping"
     FAILED = "failed"
 
 
@@ -48,24 +52,41 @@ class Lifecycle:
             self.state = State.READY
         _log.info("backend started", backend=self._backend.name, state=self.state)
 
-    def drain(self) -> None:
+    def drain(self) -> bool:
+        """Be ready no more, and go on serving. False when there is nothing to serve with: stop at once."""
+        if self.state is State.READY:
+            self.state = State.DRAINING
+        return self.state is State.DRAINING
+
+    def stop(self) -> None:
         """Refuse new requests from now on; those that are being answered are finished."""
         if self.state is not State.FAILED:
-            self.state = State.DRAINING
+            self.state = State.STOPPING
 
     async def end(self) -> None:
-        """Drain, and release the backend."""
-        self.drain()
+        """Stop, and release the backend."""
+        self.stop()
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
         await self._backend.stop()
 
+    @property
+    def leaving(self) -> bool:
+        """Whether this process will end soon."""
+        return self.state in (State.DRAINING, State.STOPPING)
+
+    def unreadiness(self) -> NotReadyError | None:
+        """Why no new request should be sent here; None when this process is ready."""
+        if self.state is State.DRAINING:
+            return NotReadyError("the critic is draining: it will end soon", self.state.value)
+        return self.refusal()
+
     def refusal(self) -> NotReadyError | None:
         """Why no request is taken now; None when requests are taken."""
         reasons = {
             State.LOADING: "the critic's backend is loading",
-            State.DRAINING: "the critic is draining; it finishes what it has and ends",
+            State.STOPPING: "the critic is stopping: it finishes what it has and ends",
             State.FAILED: f"the critic's backend did not start: {self.failure}",
         }
         if self.state in reasons:

@@ -10,10 +10,12 @@ from uuid import uuid4
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stepalign.logging import get_logger
 from stepalign_critic.envelope import error_response
+from stepalign_critic.lifecycle import Lifecycle
 from stepalign_critic.metrics import Metrics
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/@+-]{1,200}")
@@ -27,13 +29,14 @@ class RequestContext:
     """Gives every request an id, taken from ``X-Request-Id`` or made, on its answer and on every log line.
 
     Counts the request under ``path`` when that is one of ``paths``, else under ``other``. An error that no handler
-    knows is logged and becomes a 500.
+    knows is logged and becomes a 500. A process that is on its way out asks its clients to connect anew.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str], lifecycle: Lifecycle) -> None:
         self._app = app
         self._metrics = metrics
         self._paths = paths
+        self._lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,7 +54,10 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if self._lifecycle.leaving:
+                    headers["connection"] = "close"
             await send(message)
 
         try:
@@ -116,18 +122,22 @@ class BodyLimit:
             "body_too_large",
             headers={"connection": "close"},
         )
-        await send({"type": "http.response.start", "status": 413, "headers": response.raw_headers})
-        await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
-        # Closing on a client that still writes resets the connection, and the client would never see the answer.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_SECONDS):
-                await self._discard(receive)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await answer_unread(response, receive, send, 8 * self._max_bytes)
 
-    async def _discard(self, receive: Receive) -> None:
-        discarded = 0
-        while discarded < 8 * self._max_bytes:
-            message = await receive()
-            discarded += len(message.get("body", b""))
-            if not message.get("more_body", False):
-                return
+
+async def answer_unread(response: Response, receive: Receive, send: Send, max_discarded: int) -> None:
+    """Answer without having read the body, which is read and thrown away behind the answer, up to a limit.
+
+    Closing on a client that still writes resets the connection, and the client would never see the answer.
+    """
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            discarded = 0
+            while discarded < max_discarded:
+                message = await receive()
+                discarded += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    break
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,8 +1,12 @@
-"""The critic process: bind, write the address where the supervisor looks for it, serve until SIGTERM, exit with 0."""
+"""The critic process: bind, write the address where the supervisor looks for it, serve until SIGTERM, exit with 0.
+
+SIGTERM drains: readiness turns 503 at once, requests are served for ``critic.drain_grace_seconds`` more, so that load
+balancers look away before anything is refused; then what is being answered is finished. A second signal ends the wait.
+"""
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
 import os
 import signal
 import socket
@@ -16,7 +20,8 @@ from fastapi import FastAPI
 from stepalign.config import Config
 from stepalign.errors import ConfigError
 from stepalign.logging import get_logger
-from stepalign_critic.app import create_app
+from stepalign_critic.access import ApiKeys, check_exposure
+from stepalign_critic.app import AppSettings, create_app
 from stepalign_critic.backends import create_backend
 from stepalign_critic.lifecycle import Lifecycle
 from stepalign_critic.service import CriticService
@@ -29,16 +34,19 @@ _log = get_logger(__name__)
 def serve(config: Config) -> None:
     """Serve the configured critic until SIGTERM or SIGINT. Returns after a graceful shutdown.
 
-    ``<run_dir>/critic.url`` holds the address while the process listens. Raises ConfigError on a host that is no
-    loopback address, on an address that is taken, and on a backend that does not start.
+    ``<run_dir>/critic.url`` holds the address while the process listens. Raises ConfigError on a host that others can
+    reach while there are no API keys, on an address that is taken, and on a backend that does not start.
     """
-    refuse_public_host(config.critic.host)
+    keys = ApiKeys.from_file(config.critic.api_keys_file) if config.critic.api_keys_file is not None else None
+    check_exposure(config.critic.host, keys)
     service = CriticService(create_backend(config.critic), config.critic.prompts)
     url_file = config.run_dir / URL_FILE
     url_file.unlink(missing_ok=True)
     listening = _bind(config.critic.host, config.critic.port)
-    _log.info("listening on loopback only: there are no API keys yet", url=_url(listening))
-    server = _Server(create_app(service), service.lifecycle, url_file, _url(listening))
+    access = "with API keys" if keys is not None else "on loopback only: there are no API keys"
+    _log.info(f"listening {access}", url=_url(listening))
+    app = create_app(service, AppSettings(api_keys=keys))
+    server = _Server(app, service.lifecycle, config.critic.drain_grace_seconds, url_file, _url(listening))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_cleanly)
     try:
@@ -47,20 +55,6 @@ def serve(config: Config) -> None:
         url_file.unlink(missing_ok=True)
     if service.lifecycle.failure is not None:
         raise service.lifecycle.failure
-
-
-def refuse_public_host(host: str) -> None:
-    """Raises ConfigError unless ``host`` is ``localhost`` or a loopback address."""
-    if host == "localhost":
-        return
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise ConfigError(
-            f"critic.host is {host!r}; there are no API keys yet, so it must be a loopback address such as 127.0.0.1"
-        )
 
 
 def _exit_cleanly(_signal: int, _frame: FrameType | None) -> None:
@@ -91,9 +85,11 @@ def write_atomically(path: Path, text: str) -> None:
 class _Server(uvicorn.Server):
     """uvicorn that drains on the first signal, ends when the backend cannot start, and announces its address."""
 
-    def __init__(self, app: FastAPI, lifecycle: Lifecycle, url_file: Path, url: str) -> None:
+    def __init__(self, app: FastAPI, lifecycle: Lifecycle, drain_grace: float, url_file: Path, url: str) -> None:
         super().__init__(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
         self._lifecycle = lifecycle
+        self._drain_grace = drain_grace
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._url_file = url_file
         self._url = url
         lifecycle.on_failure = self._stop
@@ -102,10 +98,22 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets=sockets)
         if self.started:
             write_atomically(self._url_file, self._url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._lifecycle.drain()
-        super().handle_exit(sig, frame)
+        """Runs as a signal handler, in the main thread between two instructions."""
+        first = not self._lifecycle.leaving
+        serving = self._lifecycle.drain()
+        if first and serving and self._drain_grace > 0 and self._loop is not None:
+            _log.info("draining", seconds=self._drain_grace)
+            self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_grace, self._end)
+        else:
+            self._lifecycle.stop()
+            super().handle_exit(sig, frame)
+
+    def _end(self) -> None:
+        self._lifecycle.stop()
+        self.should_exit = True

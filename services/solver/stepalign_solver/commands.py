@@ -11,6 +11,7 @@ import structlog
 import typer
 
 from stepalign.config import Config, load_config
+from stepalign.heartbeat import Heartbeat
 from stepalign.logging import configure_logging
 from stepalign.problems import load_problems
 
@@ -42,7 +43,8 @@ def solver(ctx: typer.Context, config: ConfigPath) -> None:
         policies = open_policy_store(settings.queue, settings.run.name)
         await queue.start()
         try:
-            await RolloutWorker(settings, queue, policies, problems, tokenizer, load_sampler).run()
+            async with Heartbeat(settings.run.heartbeat_file).beating():
+                await RolloutWorker(settings, queue, policies, problems, tokenizer, load_sampler).run()
         finally:
             await queue.close()
             await policies.close()

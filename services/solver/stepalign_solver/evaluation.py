@@ -16,6 +16,7 @@ from typing import Any
 
 from stepalign.config import Config
 from stepalign.errors import ConfigError
+from stepalign.heartbeat import Heartbeat
 from stepalign.logging import get_logger
 from stepalign.policy_store import file_sha256
 from stepalign.problems import load_problems
@@ -36,7 +37,9 @@ def evaluate(sampler: Sampler, prompts: StudentPrompts, problems: list[Problem],
     draws = [(problem, sample) for problem in problems for sample in range(settings.samples)]
     graded: dict[str, list[GradedSample]] = {problem.id: [] for problem in problems}
     truncated = 0
+    heartbeat = Heartbeat(config.run.heartbeat_file)
     for start in range(0, len(draws), settings.batch):
+        heartbeat.beat()
         part = draws[start : start + settings.batch]
         parameters = [
             settings.parameters(stable_seed(config.run.seed, "evaluation", split, problem.id, sample))
@@ -80,6 +83,7 @@ class Evaluator:
             split: StudentPrompts(config, self.tokenizer, problems, sources[split])
             for split, problems in self.problems.items()
         }
+        self.heartbeat = Heartbeat(config.run.heartbeat_file)
         self.rows_path = config.run_dir / ROWS
         self.rows: dict[tuple[int, str], dict[str, Any]] = {}
 
@@ -111,6 +115,7 @@ class Evaluator:
         for step in evaluated_steps(self.config):
             adapter = self.adapter(step)
             while adapter is not None and not adapter.is_dir() and self.wait is not None:
+                self.heartbeat.beat()
                 self.wait()
             if adapter is None or adapter.is_dir():
                 yield step

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from urllib.parse import quote, urlsplit, urlunsplit
 
-from stepalign.config import QueueSection
+from stepalign.config import Config, QueueSection
+from stepalign.embedded_redis import URL_FILE
 from stepalign.errors import ConfigError
 from stepalign.queue.base import Admission, DeadLetter, Delivery, QueueStatus, RolloutQueue
 from stepalign.queue.codec import decode, encode
 from stepalign.queue.connection import RedisConnection, run_key
 from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
 from stepalign.queue.redis_streams import RedisRolloutQueue
+from stepalign.secret_files import read_secret
 
 __all__ = [
     "Admission",
@@ -28,12 +31,25 @@ __all__ = [
     "open_queue",
     "redis_url",
     "require_redis_url",
+    "resolve_url",
 ]
 
 
 def redis_url(settings: QueueSection, environ: Mapping[str, str] | None = None) -> str | None:
-    """The server's address: ``queue.redis_url``, else the environment's REDIS_URL, else None."""
-    return settings.redis_url or (os.environ if environ is None else environ).get("REDIS_URL") or None
+    """The server's address: ``queue.redis_url``, else the environment's REDIS_URL, else None.
+
+    The password of ``queue.redis_password_file`` is put into it. Raises ConfigError when that file cannot be read, or
+    when the address has another password already.
+    """
+    url = settings.redis_url or (os.environ if environ is None else environ).get("REDIS_URL") or None
+    if url is None or settings.redis_password_file is None:
+        return url
+    parts = urlsplit(url)
+    password = quote(read_secret("queue.redis_password_file", settings.redis_password_file), safe="")
+    if parts.password not in (None, password):
+        raise ConfigError("the Redis address has another password than queue.redis_password_file; keep one of the two")
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{password}@{host}"))
 
 
 def require_redis_url(settings: QueueSection) -> str:
@@ -46,9 +62,25 @@ def require_redis_url(settings: QueueSection) -> str:
     return url
 
 
+def resolve_url(config: Config) -> str:
+    """The server of a run: the configured one, else the embedded one that is running. Raises ConfigError."""
+    configured = redis_url(config.queue)
+    if configured is not None:
+        return configured
+    path = config.run_dir / "redis" / URL_FILE
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"the run is not in progress: its embedded Redis server is not running ({path} does not exist). Once it "
+            f"has ended, {config.run_dir / 'report.json'} says what became of its rollouts. For a server of your own "
+            "set queue.redis_url or REDIS_URL."
+        ) from None
+
+
 async def forget_run(settings: QueueSection, run_id: str) -> None:
     """Delete everything that the server holds of a run: its queue, ledger, dead letters and policy."""
-    connection = RedisConnection(require_redis_url(settings))
+    connection = RedisConnection(require_redis_url(settings), settings.reconnect_seconds)
     try:
         cursor: bytes | int = 0
         while True:

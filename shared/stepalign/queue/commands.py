@@ -12,9 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stepalign.config import Config, QueueSection, load_config
-from stepalign.embedded_redis import URL_FILE
-from stepalign.errors import ConfigError
-from stepalign.queue import open_queue, redis_url
+from stepalign.queue import open_queue, resolve_url
 from stepalign.queue.base import QueueStatus
 
 queue = typer.Typer(no_args_is_help=True, help="Look at the rollout queue of a run.")
@@ -38,22 +36,6 @@ def status(
         print(json.dumps(_figures(report) | {"skipped": report.skipped, "balanced": report.balanced}))
     else:
         Console().print(_table(settings.run.name, report))
-
-
-def resolve_url(config: Config) -> str:
-    """The server of a run: the configured one, else the embedded one that is running. Raises ConfigError."""
-    configured = redis_url(config.queue)
-    if configured is not None:
-        return configured
-    path = config.run_dir / "redis" / URL_FILE
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise ConfigError(
-            f"the run is not in progress: its embedded Redis server is not running ({path} does not exist). Once it "
-            f"has ended, {config.run_dir / 'report.json'} says what became of its rollouts. For a server of your own "
-            "set queue.redis_url or REDIS_URL."
-        ) from None
 
 
 async def _read(config: Config) -> QueueStatus:

@@ -21,7 +21,6 @@ Argument = str | bytes | int | float
 _Execute = Callable[..., Awaitable[Any]]
 _log = get_logger(__name__)
 
-_RETRIES = 5
 _BACKOFF_BASE_SECONDS = 0.1
 _BACKOFF_CAP_SECONDS = 1.0
 
@@ -42,12 +41,14 @@ def run_key(run_id: str, name: str) -> str:
 class RedisConnection:
     """A pool: concurrent commands use connections of their own.
 
-    A brief outage is retried with growing waits, two to three seconds in all. So every command sent here must bear
-    being sent twice. Raises ConfigError for an address that is no Redis URL. Messages never hold the password.
+    An outage is retried with growing waits, ``reconnect_seconds`` in all or a little more. So every command sent here
+    must bear being sent twice. Raises ConfigError for an address that is no Redis URL. Messages never hold the
+    password.
     """
 
-    def __init__(self, url: str, timeout_seconds: float = 10.0) -> None:
-        self._retry = Retry(EqualJitterBackoff(_BACKOFF_CAP_SECONDS, _BACKOFF_BASE_SECONDS), _RETRIES)
+    def __init__(self, url: str, reconnect_seconds: float, timeout_seconds: float = 10.0) -> None:
+        backoff = EqualJitterBackoff(_BACKOFF_CAP_SECONDS, _BACKOFF_BASE_SECONDS)
+        self._retry = Retry(backoff, _retries(reconnect_seconds))
         # RESP2, whose replies have one shape in every redis-py from 6.4 on. Retrying is done here, around the pool:
         # inside, redis-py nests two retry loops, and 6.4 does not retry a refused connection.
         options: dict[str, Any] = {
@@ -92,6 +93,15 @@ class RedisConnection:
             raise ServerReplyError(str(error)) from error
         except RedisError as error:
             raise QueueError(f"redis at {self.address}: {error}") from error
+
+
+def _retries(seconds: float) -> int:
+    """How many waits of the backoff, each three quarters of its longest on average, fill ``seconds``."""
+    waits, total = 0, 0.0
+    while total < seconds:
+        total += 0.75 * min(_BACKOFF_CAP_SECONDS, _BACKOFF_BASE_SECONDS * 2**waits)
+        waits += 1
+    return waits
 
 
 def _without_password(url: str) -> str:

@@ -38,9 +38,9 @@ class RedisRolloutQueue(ClaimingQueue):
         self._stream, self._ledger, self._seen, self._dead = (
             run_key(run_id, name) for name in ("rollouts", "ledger", "seen", "dead")
         )
-        self._redis = RedisConnection(url)
+        self._redis = RedisConnection(url, settings.reconnect_seconds)
         # A pool of its own, so that no other command waits behind a blocking read.
-        self._blocking = RedisConnection(url)
+        self._blocking = RedisConnection(url, settings.reconnect_seconds)
         self._own_cursor: str | None = _FIRST
         """Last own pending entry that was read; None once all were."""
         self._reclaim_cursor = _FIRST

@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest) -> Run:
     def open_store() -> PolicyStore:
         if request.param == "memory":
             return MemoryPolicyStore()
-        return RedisPolicyStore(request.getfixturevalue("redis_server"), f"policy-{uuid.uuid4().hex}")
+        return RedisPolicyStore(request.getfixturevalue("redis_server"), f"policy-{uuid.uuid4().hex}", 3.0)
 
     def go(scenario: Callable[[PolicyStore], Awaitable[None]]) -> None:
         async def body() -> None:

@@ -96,13 +96,6 @@ def test_redis_7_and_valkey_are_accepted() -> None:
             start(url)
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No retries, which take seconds."""
-    monkeypatch.setattr("stepalign.queue.connection._RETRIES", 0)
-
-
-@pytest.mark.usefixtures("impatient")
 def test_an_unreachable_server_is_named_without_its_password() -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
@@ -118,7 +111,6 @@ def test_an_address_that_is_none_is_a_configuration_error() -> None:
 
 
 @pytest.mark.redis
-@pytest.mark.usefixtures("impatient")
 def test_a_refused_password_is_said_to_be_refused(redis_server: str) -> None:
     address = redis_server.rpartition("@")[2]
     with pytest.raises(QueueUnavailableError, match="refuses the password"):
