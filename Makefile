@@ -8,13 +8,17 @@ TORCH_VERSION ?= 2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 READY = $(VENV)/.ready
 
-.PHONY: help setup demo demo-smollm2 smollm2 test test-fast lint typecheck format clean
+.PHONY: help setup demo demo-smollm2 smollm2 key report test test-fast test-compose bench-lb lint typecheck format clean
 
 help:
 	@echo "make demo          train the lab's solver on critiques of its own attempts (3 to 4 minutes on 2 cores)"
 	@echo "make test          the whole test suite"
 	@echo "make test-fast     the part of it that takes under a minute"
 	@echo "make demo-smollm2  the same loop with real weights: SmolLM2-135M on word problems, two updates"
+	@echo "make key           the API key of the stack that docker compose up started"
+	@echo "make report        the report of its run"
+	@echo "make test-compose  build the images and put the whole stack through its paces (needs Docker)"
+	@echo "make bench-lb      measure the load balancer (needs Docker)"
 	@echo "make setup         create .venv with pinned dependencies (the other targets do it when needed)"
 	@echo "make lint          ruff, formatting, import directions"
 	@echo "make typecheck     pyright, strict on the SDK"
@@ -46,6 +50,19 @@ test: $(READY)
 
 test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
+
+test-compose: $(READY)
+	$(BIN)/python -m pytest tests/compose $(ARGS)
+
+bench-lb: $(READY)
+	$(BIN)/python -m benchmarks.bench_lb $(ARGS)
+
+# The stack of docker-compose.yml; with PROFILE=gpu that of its profile gpu.
+key:
+	@docker compose run --rm -T --no-deps --entrypoint cat init /run/api-keys/key && echo
+
+report:
+	@docker compose run --rm -T --no-deps report$(if $(PROFILE),-$(PROFILE)) report $(or $(CONFIG),configs/$(if $(PROFILE),paper,lab).toml) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

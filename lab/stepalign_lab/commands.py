@@ -16,7 +16,7 @@ from rich.console import Console
 from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
 from stepalign_lab.progress import RunProgress, result_table, summary_table
-from stepalign_lab.report import METRICS, build_report, read_rows, read_state, write_report
+from stepalign_lab.report import METRICS, build_report, read_rows, read_state, stored_report, write_report
 from stepalign_lab.runner import LocalRun
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
@@ -69,9 +69,20 @@ def report(
     follow: Annotated[bool, typer.Option("--follow", help="Show the run's figures until it ends.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of tables.")] = False,
 ) -> None:
-    """Write and print the report of a run whose processes were started one by one, as Docker Compose does."""
+    """Print the report of a run, and write it where the processes were started one by one, as Docker Compose does."""
     settings = load_config(config, ctx.args)
     console = Console(stderr=as_json)
+    content = stored_report(settings)
+    if content is None or follow:
+        content = _await_report(settings, console, follow=follow)
+    if as_json:
+        typer.echo(json.dumps(content, indent=1, sort_keys=True))
+    else:
+        _show(console, settings, content)
+
+
+def _await_report(settings: Config, console: Console, *, follow: bool) -> dict[str, Any]:
+    """The report of a run that has ended, written to its folder. Raises ConfigError before the end without follow."""
     state = asyncio.run(read_state(settings))
     if not state.finished and not follow:
         done = len(read_rows(settings.run_dir / METRICS))
@@ -88,10 +99,7 @@ def report(
             progress.watch()
     content = build_report(settings, state.queue, state.ended_at - state.started_at, state.threads)
     write_report(settings, content)
-    if as_json:
-        typer.echo(json.dumps(content, indent=1, sort_keys=True))
-    else:
-        _show(console, settings, content)
+    return content
 
 
 def started_with_seed(config: Config) -> int:

@@ -18,7 +18,7 @@ from stepalign.config import Config
 from stepalign.policy_store import open_policy_store
 from stepalign.queue import QueueStatus, open_queue, resolve_url
 
-METRICS, EVALUATION = "metrics.jsonl", "evaluation.json"
+METRICS, EVALUATION, REPORT = "metrics.jsonl", "evaluation.json", "report.json"
 FIGURES = (METRICS, EVALUATION)
 PACKAGES = ("stepalign", "torch", "transformers", "peft", "redis")
 
@@ -49,14 +49,27 @@ async def read_state(config: Config) -> RunState:
         await policies.close()
     began = _read_json(config.run_dir / "run.json")
     trained = ended and latest is not None and latest.version >= config.trainer.steps
-    written = [path.stat().st_mtime for name in FIGURES if (path := config.run_dir / name).exists()]
     return RunState(
         queue=status,
         finished=trained and _is_evaluated(config),
         started_at=began.get("started_at", 0.0),
-        ended_at=max(written, default=0.0),
+        ended_at=_last_figure_at(config),
         threads=began.get("threads", 1),
     )
+
+
+def stored_report(config: Config) -> dict[str, Any] | None:
+    """The report that is there, if it tells of this run's end: of all its updates, and written after every figure."""
+    path = config.run_dir / REPORT
+    if not path.exists() or path.stat().st_mtime < _last_figure_at(config):
+        return None
+    content = _read_json(path)
+    return content if content["steps"] == config.trainer.steps else None
+
+
+def _last_figure_at(config: Config) -> float:
+    written = [path.stat().st_mtime for name in FIGURES if (path := config.run_dir / name).exists()]
+    return max(written, default=0.0)
 
 
 def _is_evaluated(config: Config) -> bool:
@@ -127,7 +140,7 @@ def _advantages(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_report(config: Config, report: dict[str, Any]) -> Path:
-    target = config.run_dir / "report.json"
+    target = config.run_dir / REPORT
     scratch = target.with_suffix(".tmp")
     scratch.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(scratch, target)

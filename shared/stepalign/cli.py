@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -80,11 +81,15 @@ def build_app() -> typer.Typer:
     return app
 
 
+def _end(signal_number: int, _frame: FrameType | None) -> None:
+    os._exit(128 + signal_number)
+
+
 def main() -> None:
     """Entry point. An error of ours is one line on stderr and exit code 1; anything else is a traceback."""
     if os.getpid() == 1:
         # The first process of a container has no default action: without a handler SIGTERM would be ignored.
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+        signal.signal(signal.SIGTERM, _end)
     try:
         build_app()()
     except StepalignError as error:

@@ -23,6 +23,7 @@ from stepalign.logging import get_logger
 from stepalign_critic.access import ApiKeys, check_exposure
 from stepalign_critic.app import AppSettings, create_app
 from stepalign_critic.backends import create_backend
+from stepalign_critic.backends.base import Backend
 from stepalign_critic.lifecycle import Lifecycle
 from stepalign_critic.service import CriticService
 
@@ -31,15 +32,16 @@ URL_FILE = "critic.url"
 _log = get_logger(__name__)
 
 
-def serve(config: Config) -> None:
+def serve(config: Config, backend: Backend | None = None) -> None:
     """Serve the configured critic until SIGTERM or SIGINT. Returns after a graceful shutdown.
 
-    ``<run_dir>/critic.url`` holds the address while the process listens. Raises ConfigError on a host that others can
-    reach while there are no API keys, on an address that is taken, and on a backend that does not start.
+    ``backend`` takes the place of the configured one. ``<run_dir>/critic.url`` holds the address while the process
+    listens. Raises ConfigError on a host that others can reach while there are no API keys, on an address that is
+    taken, and on a backend that does not start.
     """
     keys = ApiKeys.from_file(config.critic.api_keys_file) if config.critic.api_keys_file is not None else None
     check_exposure(config.critic.host, keys)
-    service = CriticService(create_backend(config.critic), config.critic.prompts)
+    service = CriticService(create_backend(config.critic) if backend is None else backend, config.critic.prompts)
     url_file = config.run_dir / URL_FILE
     url_file.unlink(missing_ok=True)
     listening = _bind(config.critic.host, config.critic.port)

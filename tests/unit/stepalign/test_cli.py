@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,44 @@ def test_a_folder_in_place_of_the_configuration_is_named(tmp_path: Path) -> None
     done = stepalign("run", ".", cwd=tmp_path)
     assert done.returncode == 1
     assert "cannot be read as a TOML file" in done.stderr and "Traceback" not in done.stderr
+
+
+# A container's first process has id 1. `unshare --pid` would make one, but needs rights that CI has not.
+AS_FIRST_PROCESS = """
+import os, sys
+os.getpid = lambda: 1
+from stepalign.cli import main
+main()
+"""
+
+
+@pytest.fixture
+def waiting_command(tmp_path: Path) -> Iterator[tuple[list[str], socket.socket]]:
+    """The arguments of a command that asks a Redis server, and the server's socket, which never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        toml = tmp_path / "run.toml"
+        toml.write_text('model.path = "m"\ndata.train = "t"\ncritic.backend = "program"\ncritic.checker = "lab"\n')
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        yield ["queue", "status", str(toml), "--queue.redis_url", url], silent
+
+
+def exit_code_after(number: signal.Signals, program: list[str], arguments: list[str], silent: socket.socket) -> int:
+    with subprocess.Popen([sys.executable, *program, *arguments], stderr=subprocess.DEVNULL) as process:
+        try:
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(number)
+                return process.wait(5)
+        finally:
+            process.kill()
+
+
+def test_the_first_process_of_a_container_ends_at_sigterm(
+    waiting_command: tuple[list[str], socket.socket],
+) -> None:
+    assert exit_code_after(signal.SIGTERM, ["-c", AS_FIRST_PROCESS], *waiting_command) == 128 + signal.SIGTERM
+
+
+def test_any_other_process_dies_of_sigterm_as_usual(waiting_command: tuple[list[str], socket.socket]) -> None:
+    assert exit_code_after(signal.SIGTERM, ["-m", "stepalign.cli"], *waiting_command) == -signal.SIGTERM

@@ -91,3 +91,22 @@ def test_every_field_has_a_sentence() -> None:
 
 def test_nested_variables_are_known() -> None:
     assert {"STEPALIGN_TRAINER__LORA__RANK", "STEPALIGN_QUEUE__REDIS_URL"} <= known_variables()
+
+
+def test_the_papers_setting_is_the_papers() -> None:
+    """Hyperparameters of arXiv 2606.11173."""
+    config = load_config(REPO / "configs" / "paper.toml", [], {})
+    trainer, solver, model = config.trainer, config.solver, config.model
+    assert config.run.arm == "stepalign" and (config.context_kind, config.scope) == ("critique", "full")
+    assert (trainer.lora.rank, trainer.lora.alpha) == (64, 128)
+    projections = ("q", "k", "v", "o", "gate", "up", "down")
+    assert set(trainer.lora.target_modules) == {f"{name}_proj" for name in projections}
+    assert (trainer.learning_rate, trainer.batch, trainer.steps) == (5e-6, 32, 70)
+    assert (solver.temperature, solver.max_new_tokens, solver.top_p, solver.top_k) == (1.1, 2048, 1.0, 0)
+    assert (config.evaluation.every, config.evaluation.samples) == (10, 12)
+    assert {model.dtype, config.critic.dtype} == {"bfloat16"} and solver.merge_adapter is False
+    assert model.chat_template_options == {"enable_thinking": False}
+    assert model.teacher_chat_template_options == {"enable_thinking": True}
+    assert config.critic.backend == "transformers"
+    # Trained on, picked by, and reported on: three lists of problems.
+    assert len({config.data.train, config.data.validation, config.data.test, None}) == 4

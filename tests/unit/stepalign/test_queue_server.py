@@ -7,19 +7,25 @@ import json
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import redis
+from redis.connection import parse_url
 from typer.testing import CliRunner
 
 from stepalign import embedded_redis
 from stepalign.config import QueueSection
 from stepalign.embedded_redis import EmbeddedRedis
 from stepalign.errors import ConfigError, QueueUnavailableError, UnsupportedServerError
+from stepalign.policy_store import PolicyVersion, open_policy_store
 from stepalign.queue import RedisRolloutQueue, open_queue, redis_url
 from stepalign.queue.commands import queue as queue_app
+from stepalign.queue.connection import RedisConnection
 
 CONFIG = """
 [run]
@@ -61,9 +67,9 @@ def fake_server(info: str) -> Iterator[str]:
         server.shutdown()
 
 
-def start(url: str) -> None:
+def start(url: str, reconnect_seconds: float = 0) -> None:
     async def body() -> None:
-        queue = RedisRolloutQueue(url, "run", "c", QueueSection())
+        queue = RedisRolloutQueue(url, "run", "c", QueueSection(reconnect_seconds=reconnect_seconds))
         try:
             await queue.start()
         finally:
@@ -117,13 +123,19 @@ def test_a_refused_password_is_said_to_be_refused(redis_server: str) -> None:
         start(f"redis://:wrong@{address}")
 
 
-@pytest.mark.redis
-def test_a_brief_outage_is_ridden_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_rollout) -> None:
-    """The server is restarted under a claim, which only takes longer; what was published is still there."""
+@pytest.fixture
+def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmbeddedRedis:
+    """Not started yet; it keeps its address when it is started again."""
     port = embedded_redis._free_port()
     monkeypatch.setattr(embedded_redis, "_free_port", lambda: port)
     monkeypatch.setattr("secrets.token_urlsafe", lambda size: "always-the-same")
-    server = EmbeddedRedis(tmp_path)
+    return EmbeddedRedis(tmp_path)
+
+
+@pytest.mark.redis
+def test_a_brief_outage_is_ridden_out(own_server: EmbeddedRedis, make_rollout) -> None:
+    """The server is restarted under a claim, which only takes longer; what was published is still there."""
+    server = own_server
 
     async def body(url: str) -> None:
         queue = RedisRolloutQueue(url, "run", "c", QueueSection())
@@ -141,12 +153,225 @@ def test_a_brief_outage_is_ridden_out(tmp_path: Path, monkeypatch: pytest.Monkey
         asyncio.run(body(url))
 
 
+@pytest.mark.redis
+@pytest.mark.slow
+def test_a_long_outage_is_ridden_out_by_who_has_the_patience(own_server: EmbeddedRedis, make_rollout) -> None:
+    """Queue and policy store wait ``queue.reconnect_seconds`` for a server that is away for four seconds."""
+
+    async def body(url: str) -> None:
+        patient = QueueSection(redis_url=url, reconnect_seconds=15)
+        hasty = QueueSection(redis_url=url, reconnect_seconds=0.3)
+        queues = [open_queue(settings, "run", "c") for settings in (patient, hasty)]
+        stores = [open_policy_store(settings, "run") for settings in (patient, hasty)]
+        for queue in queues:
+            await queue.start()
+        await queues[0].publish([make_rollout()])
+        await stores[0].publish(PolicyVersion(version=0, path="", sha256=""))
+        await asyncio.to_thread(own_server.stop)
+        away_since = time.monotonic()
+        claim, latest = asyncio.create_task(queues[0].claim(1, 0)), asyncio.create_task(stores[0].latest())
+        for call in (queues[1].status(), stores[1].latest()):
+            with pytest.raises(QueueUnavailableError, match="no Redis server answers"):
+                await call
+        assert time.monotonic() - away_since < 3.5
+        await asyncio.sleep(4 - (time.monotonic() - away_since))
+        assert not claim.done() and not latest.done()
+        await asyncio.to_thread(own_server.start)
+        async with asyncio.timeout(10):
+            assert [delivery.rollout.rollout_id for delivery in await claim] == ["r0"]
+            assert await latest == PolicyVersion(version=0, path="", sha256="")
+        for opened in (*queues, *stores):
+            await opened.close()
+
+    with own_server as url:
+        asyncio.run(body(url))
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What a connection to nothing waits for, each wait as long as it is on average, instead of waiting."""
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr("redis.asyncio.retry.sleep", sleep)
+    monkeypatch.setattr("random.uniform", lambda low, high: (low + high) / 2)
+    return waited
+
+
+def call_nobody(reconnect_seconds: float) -> None:
+    async def body() -> None:
+        with socket.socket() as reserved:
+            reserved.bind(("127.0.0.1", 0))
+            connection = RedisConnection(f"redis://127.0.0.1:{reserved.getsockname()[1]}", reconnect_seconds)
+            with pytest.raises(QueueUnavailableError):
+                await connection.command("PING")
+            await connection.close()
+
+    asyncio.run(body())
+
+
+def test_without_patience_there_is_one_attempt(waits: list[float]) -> None:
+    call_nobody(0)
+    assert waits == []
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.3, 3.0, 15.0, 60.0])
+def test_an_outage_is_waited_out_for_as_long_as_configured(waits: list[float], seconds: float) -> None:
+    call_nobody(seconds)
+    assert sum(waits) >= seconds
+    assert waits == sorted(waits) and max(waits) <= 1
+
+
+@pytest.mark.xfail(strict=True, reason="redis-py counts failures from 1, _retries its waits from 0")
+@pytest.mark.parametrize("seconds", [0.3, 3.0, 15.0, 60.0])
+def test_an_outage_is_waited_out_for_no_more_than_a_wait_longer(waits: list[float], seconds: float) -> None:
+    call_nobody(seconds)
+    assert sum(waits[:-1]) < seconds
+
+
+@pytest.mark.redis
+@pytest.mark.xfail(strict=True, reason="redis-py's AuthenticationError is a ConnectionError")
+def test_a_refused_password_is_said_at_once(redis_server: str, waits: list[float]) -> None:
+    with pytest.raises(QueueUnavailableError, match="refuses the password"):
+        start(f"redis://:wrong@{redis_server.rpartition('@')[2]}", reconnect_seconds=3)
+    assert waits == []
+
+
 def test_the_configured_address_goes_before_the_environments() -> None:
     environ = {"REDIS_URL": "redis://environment"}
     assert redis_url(QueueSection(redis_url="redis://configured"), environ) == "redis://configured"
     assert redis_url(QueueSection(), environ) == "redis://environment"
     assert redis_url(QueueSection(), {}) is None
     assert redis_url(QueueSection(), {"REDIS_URL": ""}) is None
+
+
+# Printable ASCII, and each of its characters would end or change some part of an address.
+AWKWARD = "p@ss:w/o?r#d%41&[x]+!"
+
+
+@pytest.fixture
+def password_file(tmp_path: Path) -> Path:
+    path = tmp_path / "password"
+    path.write_text(f"{AWKWARD}\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("address", "username"),
+    [
+        ("redis://host:6380/3", None),
+        ("redis://worker@host:6380/3", "worker"),
+        ("redis://w%40rker@host:6380/3", "w@rker"),
+        pytest.param(
+            "redis://worker:@host:6380/3",
+            "worker",
+            marks=pytest.mark.xfail(strict=True, reason="an empty password counts as another one"),
+        ),
+        ("rediss://host:6380/3?socket_timeout=5", None),
+    ],
+)
+def test_the_password_of_the_file_is_put_into_the_address(
+    password_file: Path, address: str, username: str | None
+) -> None:
+    settings = QueueSection(redis_password_file=password_file)
+    found = redis_url(settings.model_copy(update={"redis_url": address}), {})
+    assert found == redis_url(settings, {"REDIS_URL": address})
+    assert found is not None
+    parsed = parse_url(found)
+    assert (parsed["password"], parsed.get("username")) == (AWKWARD, username)
+    assert (parsed["host"], parsed["port"], parsed["db"]) == ("host", 6380, 3)
+    assert urlsplit(found).scheme == urlsplit(address).scheme and urlsplit(found).query == urlsplit(address).query
+
+
+def test_a_socket_gets_the_password_too(password_file: Path) -> None:
+    settings = QueueSection(redis_url="unix:///run/redis.sock?db=2", redis_password_file=password_file)
+    parsed = parse_url(redis_url(settings, {}) or "")
+    assert (parsed["path"], parsed["password"], parsed["db"]) == ("/run/redis.sock", AWKWARD, 2)
+
+
+def test_a_password_file_names_no_server(password_file: Path) -> None:
+    assert redis_url(QueueSection(redis_password_file=password_file), {}) is None
+
+
+def test_the_same_password_in_both_places_is_fine(password_file: Path) -> None:
+    settings = QueueSection(redis_url="redis://worker@host:6380/3", redis_password_file=password_file)
+    once = redis_url(settings, {})
+    assert redis_url(settings.model_copy(update={"redis_url": once}), {}) == once
+
+
+@pytest.mark.xfail(strict=True, reason="the quoted passwords are compared, not the passwords")
+def test_the_same_password_may_be_quoted_in_another_way(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("a!b/c")
+    settings = QueueSection(redis_url="redis://:a!b%2fc@host", redis_password_file=tmp_path / "password")
+    assert parse_url(redis_url(settings, {}) or "")["password"] == "a!b/c"
+
+
+@pytest.mark.parametrize("where", ["configured", "environment"])
+def test_another_password_in_the_address_is_refused_and_none_is_shown(tmp_path: Path, where: str) -> None:
+    (tmp_path / "password").write_text("of-the-file")
+    address = "redis://:of-the-address@host"
+    settings = QueueSection(
+        redis_url=address if where == "configured" else None, redis_password_file=tmp_path / "password"
+    )
+    with pytest.raises(ConfigError, match=r"another password than queue\.redis_password_file") as caught:
+        redis_url(settings, {"REDIS_URL": address})
+    assert "of-the" not in str(caught.value)
+
+
+def test_a_password_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    settings = QueueSection(redis_url="redis://host", redis_password_file=tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"queue\.redis_password_file: .*none cannot be read"):
+        redis_url(settings, {})
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="urlsplit's ValueError is not caught")
+def test_an_address_that_is_none_is_a_configuration_error_with_a_password_file_too(password_file: Path) -> None:
+    settings = QueueSection(redis_url="redis://[::1", redis_password_file=password_file)
+    with pytest.raises(ConfigError, match=r"queue\.redis_url") as caught:
+        open_queue(settings, "run", "c")
+    assert AWKWARD not in str(caught.value)
+
+
+async def published_with(settings: QueueSection, run: str, rollouts: list) -> int:
+    queue = open_queue(settings, run, "c")
+    await queue.start()
+    await queue.publish(rollouts)
+    count = (await queue.status()).published
+    await queue.close()
+    return count
+
+
+@pytest.mark.redis
+def test_a_queue_opens_with_its_password_in_a_file(redis_server: str, tmp_path: Path, make_rollout) -> None:
+    parts = urlsplit(redis_server)
+    bare = f"redis://127.0.0.1:{parts.port}{parts.path}"
+    (tmp_path / "password").write_text(f"# of the embedded server\n{parts.password}\n")
+    settings = QueueSection(redis_url=bare, redis_password_file=tmp_path / "password", reconnect_seconds=0)
+    assert asyncio.run(published_with(settings, "password-file", [make_rollout()])) == 1
+    (tmp_path / "password").write_text("another\n")
+    with pytest.raises(QueueUnavailableError, match="refuses the password"):
+        asyncio.run(published_with(settings, "password-file", [make_rollout()]))
+
+
+@pytest.mark.redis
+def test_an_awkward_password_and_a_user_of_its_own_open_the_queue(
+    redis_server: str, password_file: Path, make_rollout
+) -> None:
+    with redis.Redis.from_url(redis_server) as client:
+        client.execute_command("ACL", "SETUSER", "worker", "on", f">{AWKWARD}", "~stepalign:*", "+@all")
+    try:
+        address = redis_server.rpartition("@")[2]
+        section = QueueSection(redis_password_file=password_file, reconnect_seconds=0)
+        worker = section.model_copy(update={"redis_url": f"redis://worker@{address}"})
+        assert asyncio.run(published_with(worker, "awkward", [make_rollout()])) == 1
+        nobody = section.model_copy(update={"redis_url": f"redis://{address}"})
+        with pytest.raises(QueueUnavailableError, match="refuses the password"):
+            asyncio.run(published_with(nobody, "awkward", [make_rollout()]))
+    finally:
+        with redis.Redis.from_url(redis_server) as client:
+            client.execute_command("ACL", "DELUSER", "worker")
 
 
 def test_a_queue_without_a_server_says_what_to_set() -> None:

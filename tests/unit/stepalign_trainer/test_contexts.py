@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from stepalign.alignment import validate_critique
-from stepalign.errors import CriticError, CriticRequestError, CriticUnavailableError
+from stepalign.config import CriticSection
+from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.types import (
     ContextKind,
     CriticIdentity,
@@ -21,7 +25,7 @@ from stepalign.types import (
 )
 from stepalign_lab.checker import exact_critique
 from stepalign_trainer import contexts as contexts_module
-from stepalign_trainer.contexts import ContextResult, Contexts
+from stepalign_trainer.contexts import ContextResult, Contexts, open_critic
 
 MakeRollout = Callable[..., Rollout]
 Answer = Callable[[CritiqueRequest], Awaitable[str]]
@@ -179,3 +183,93 @@ def test_reference_and_null_contexts_ask_no_critic(rollout_of: MakeRollout) -> N
     nothing = fetch(critic, rollouts, ContextKind.NULL)
     assert [r.context.text for r in nothing if r.context] == ["", ""]
     assert critic.requests == [] and with_reference.critique_outcome is None
+
+
+class _Records(BaseHTTPRequestHandler):
+    """A critic that is ready and critiques, and notes the key of each request."""
+
+    def do_GET(self) -> None:
+        self._answer(200, b"{}")
+
+    def do_POST(self) -> None:
+        request = CritiqueRequest.model_validate_json(self.rfile.read(int(self.headers["content-length"])))
+        critique = validate_critique(exact_critique(request.question, request.attempt), request.attempt)
+        assert isinstance(critique, Critique)
+        response = CritiqueResponse(
+            id="c",
+            critique=critique,
+            failure=None,
+            critic=CriticIdentity(model="m", weights_revision="w", prompt_version="p", backend="b"),
+            usage=Usage(prompt_tokens=1, completion_tokens=1),
+        )
+        self._answer(200, response.model_dump_json().encode())
+
+    def _answer(self, status: int, body: bytes) -> None:
+        key = self.headers.get("authorization")
+        self.server.seen.append((self.command, self.path, key))  # type: ignore[attr-defined]
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """No log."""
+
+
+@pytest.fixture
+def recording() -> Iterator[tuple[str, list[tuple[str, str, str | None]]]]:
+    """Address of a critic, and method, path and key of each request to it."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Records) as server:
+        server.daemon_threads = True
+        server.seen = []  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", server.seen  # type: ignore[attr-defined]
+        server.shutdown()
+
+
+@pytest.mark.parametrize("key", ["sk-of-the-file", None])
+def test_the_key_of_the_file_goes_with_every_request(
+    recording: tuple[str, list[tuple[str, str, str | None]]], tmp_path: Path, rollout_of: MakeRollout, key: str | None
+) -> None:
+    address, seen = recording
+    (tmp_path / "key").write_text(f"# of the trainer\n{key}\n")
+    settings = CriticSection(url=address, api_key_file=tmp_path / "key" if key is not None else None)
+
+    async def work() -> ContextResult:
+        critic = open_critic(settings)
+        assert critic is not None
+        async with critic:
+            await contexts_module.await_critic(critic)
+            return (await Contexts(ContextKind.CRITIQUE, critic, concurrency=1).fetch([rollout_of("wrong_step")]))[0]
+
+    assert asyncio.run(work()).critique_outcome == "incorrect"
+    bearer = f"Bearer {key}" if key is not None else None
+    assert seen == [("GET", "/health/ready", bearer), ("POST", "/v1/critiques", bearer)]
+
+
+def test_without_an_address_there_is_no_critic_and_its_key_is_not_read(tmp_path: Path) -> None:
+    settings = CriticSection(backend="program", checker="lab", api_key_file=tmp_path / "none")
+    assert open_critic(settings) is None
+
+
+@pytest.mark.parametrize("content", [None, "", "sk-1\nsk-2\n", "sk 1\n"])
+def test_a_key_that_cannot_be_read_is_a_configuration_error(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=r"^critic\.api_key_file: .*key") as caught:
+        open_critic(CriticSection(url="http://127.0.0.1:1", api_key_file=path))
+    assert "sk" not in str(caught.value).replace(str(path), "")
+
+
+def test_the_configured_deadline_is_the_clients() -> None:
+    critic = open_critic(CriticSection(url="http://127.0.0.1:1", timeout_seconds=0.01))
+    assert critic is not None
+
+    async def work() -> None:
+        async with critic, asyncio.timeout(10):
+            await critic.critique(CritiqueRequest(question="1 + 1", attempt="2"))
+
+    with pytest.raises(CriticUnavailableError, match=r"in 0\.01 s"):
+        asyncio.run(work())
