@@ -85,11 +85,10 @@ def _await_report(settings: Config, console: Console, *, follow: bool) -> dict[s
     """The report of a run that has ended, written to its folder. Raises ConfigError before the end without follow."""
     state = asyncio.run(read_state(settings))
     if not state.finished and not follow:
-        done = len(read_rows(settings.run_dir / METRICS))
-        raise ConfigError(
-            f"run {settings.run.name!r} has not ended: {done} of {settings.trainer.steps} updates are done and its "
-            "evaluation is not complete; --follow waits for the end"
-        )
+        how_far = f"{len(read_rows(settings.run_dir / METRICS))} of {settings.trainer.steps} updates are done"
+        if settings.data.validation is not None and settings.data.test is not None:
+            how_far += " and its evaluation is not complete"
+        raise ConfigError(f"run {settings.run.name!r} has not ended: {how_far}; --follow waits for the end")
     with RunProgress(settings, console) as progress:
         while not state.finished:
             progress.watch()

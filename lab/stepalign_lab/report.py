@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.config import Config
+from stepalign.errors import ConfigError
 from stepalign.policy_store import open_policy_store
 from stepalign.queue import QueueStatus, open_queue, resolve_url
 
@@ -59,11 +60,17 @@ async def read_state(config: Config) -> RunState:
 
 
 def stored_report(config: Config) -> dict[str, Any] | None:
-    """The report that is there, if it tells of this run's end: of all its updates, and written after every figure."""
+    """The report that is there, if it tells of this run's end: of all its updates, and written after every figure.
+
+    Raises ConfigError when it is the report of another arm or seed.
+    """
     path = config.run_dir / REPORT
     if not path.exists() or path.stat().st_mtime < _last_figure_at(config):
         return None
     content = _read_json(path)
+    made = (*content["arms"], content["seed"])
+    if made != (config.run.arm, config.run.seed):
+        raise ConfigError(f"{path} is of arm and seed {made}, asked for are {(config.run.arm, config.run.seed)}")
     return content if content["steps"] == config.trainer.steps else None
 
 

@@ -11,6 +11,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from stepalign.errors import ConfigError
+from stepalign.logging import get_logger
+
+_log = get_logger(__name__)
 
 INTERVAL_SECONDS = 5.0
 
@@ -37,7 +40,11 @@ class Heartbeat:
         async def keep_on() -> None:
             while True:
                 await asyncio.sleep(INTERVAL_SECONDS)
-                self.beat()
+                try:
+                    self.beat()
+                except ConfigError as error:
+                    # The work goes on; what looks at the file will see that it grows old.
+                    _log.warning("no sign of life", error=str(error))
 
         self.beat()
         task = asyncio.create_task(keep_on())

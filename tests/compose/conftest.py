@@ -87,7 +87,9 @@ class Stack:
 
     def containers(self, service: str) -> list[dict[str, Any]]:
         """``docker inspect`` of a service's containers, in the order of their numbers."""
-        ids = self.run("docker", "compose", "ps", "-aq", service).split()
+        labels = (("project", self.project), ("service", service), ("oneoff", "False"))
+        filters = [f"--filter=label=com.docker.compose.{name}={value}" for name, value in labels]
+        ids = self.run("docker", "ps", "-aq", *filters).split()
         found = json.loads(self.run("docker", "inspect", *ids)) if ids else []
         return sorted(found, key=lambda one: int(one["Config"]["Labels"]["com.docker.compose.container-number"]))
 

@@ -58,10 +58,11 @@ class Stack(Protocol):
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Asking costs: each call of ``docker`` takes a tenth of a second of processor time from what it looks at."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(0.2)
+        time.sleep(1)
     return value
 
 

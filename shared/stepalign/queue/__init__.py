@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from stepalign.config import Config, QueueSection
 from stepalign.embedded_redis import URL_FILE
@@ -44,12 +44,15 @@ def redis_url(settings: QueueSection, environ: Mapping[str, str] | None = None) 
     url = settings.redis_url or (os.environ if environ is None else environ).get("REDIS_URL") or None
     if url is None or settings.redis_password_file is None:
         return url
-    parts = urlsplit(url)
-    password = quote(read_secret("queue.redis_password_file", settings.redis_password_file), safe="")
-    if parts.password not in (None, password):
+    password = read_secret("queue.redis_password_file", settings.redis_password_file)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"queue.redis_url (or REDIS_URL) is no Redis address: {error}") from None
+    if parts.password and unquote(parts.password) != password:
         raise ConfigError("the Redis address has another password than queue.redis_password_file; keep one of the two")
     host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{password}@{host}"))
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{host}"))
 
 
 def require_redis_url(settings: QueueSection) -> str:

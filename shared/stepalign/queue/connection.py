@@ -72,8 +72,17 @@ class RedisConnection:
         return await self._persist(lambda: run(keys, arguments))
 
     async def _persist(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        async def once() -> Any:
+            try:
+                return await call()
+            except AuthenticationError as error:
+                # redis-py counts it among the connection errors, which are tried again; a password stays wrong.
+                raise QueueUnavailableError(
+                    f"the Redis server at {self.address} refuses the password: {error}"
+                ) from error
+
         with self._named_errors():
-            return await self._retry.call_with_retry(call, self._report)
+            return await self._retry.call_with_retry(once, self._report)
 
     async def _report(self, error: Exception) -> None:
         _log.warning("redis does not answer", address=self.address, error=str(error))
@@ -85,8 +94,6 @@ class RedisConnection:
     def _named_errors(self) -> Generator[None, None, None]:
         try:
             yield
-        except AuthenticationError as error:
-            raise QueueUnavailableError(f"the Redis server at {self.address} refuses the password: {error}") from error
         except (RedisConnectionError, RedisTimeoutError) as error:
             raise QueueUnavailableError(f"no Redis server answers at {self.address}: {error}") from error
         except ResponseError as error:
@@ -99,8 +106,8 @@ def _retries(seconds: float) -> int:
     """How many waits of the backoff, each three quarters of its longest on average, fill ``seconds``."""
     waits, total = 0, 0.0
     while total < seconds:
-        total += 0.75 * min(_BACKOFF_CAP_SECONDS, _BACKOFF_BASE_SECONDS * 2**waits)
         waits += 1
+        total += 0.75 * min(_BACKOFF_CAP_SECONDS, _BACKOFF_BASE_SECONDS * 2**waits)
     return waits
 
 

@@ -138,7 +138,6 @@ def test_a_beat_that_fails_later_does_not_end_the_work(tmp_path: Path, monkeypat
     assert not path.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="the first failing beat ends all beating, and nothing says so")
 def test_a_beat_that_fails_later_is_logged_and_tried_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
