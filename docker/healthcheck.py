@@ -7,6 +7,7 @@ Exit code 0 or 1; what is wrong goes to stdout, where ``docker inspect`` shows i
 few seconds beside the process that it looks after.
 """
 
+import http.client
 import os
 import sys
 import time
@@ -19,12 +20,14 @@ TIMEOUT_SECONDS = 4
 def complaint_about_url(url):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        opener.open(url, timeout=TIMEOUT_SECONDS).close()
-    except urllib.error.HTTPError as error:
-        return f"{url} answers {error.code}: {error.read(500).decode(errors='replace')}"
-    except OSError as error:
-        return f"{url} does not answer: {error}"
-    return None
+        try:
+            answer = opener.open(url, timeout=TIMEOUT_SECONDS)
+        except urllib.error.HTTPError as error:
+            answer = error
+        text = answer.read(500).decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        return f"{url} does not answer: {error!r}"
+    return None if answer.status == 200 else f"{url} answers {answer.status}: {text}"
 
 
 def complaint_about_file(path, max_age_seconds):

@@ -39,7 +39,8 @@ class RunState:
 
 
 async def read_state(config: Config) -> RunState:
-    """Ask the run's server and look into its folder. Raises ConfigError when no server is known."""
+    """Ask the run's server and look into its folder. Raises ConfigError when no server is known, or as below."""
+    began = _began(config)
     settings = config.queue.model_copy(update={"redis_url": resolve_url(config)})
     queue = open_queue(settings, config.run.name, consumer="report")
     policies = open_policy_store(settings, config.run.name)
@@ -48,30 +49,43 @@ async def read_state(config: Config) -> RunState:
     finally:
         await queue.close()
         await policies.close()
-    began = _read_json(config.run_dir / "run.json")
     trained = ended and latest is not None and latest.version >= config.trainer.steps
     return RunState(
         queue=status,
         finished=trained and _is_evaluated(config),
-        started_at=began.get("started_at", 0.0),
+        started_at=began["started_at"] if began else 0.0,
         ended_at=_last_figure_at(config),
-        threads=began.get("threads", 1),
+        threads=began["threads"] if began else 0,
     )
 
 
 def stored_report(config: Config) -> dict[str, Any] | None:
     """The report that is there, if it tells of this run's end: of all its updates, and written after every figure.
 
-    Raises ConfigError when it is the report of another arm or seed.
+    Raises ConfigError as below.
     """
     path = config.run_dir / REPORT
     if not path.exists() or path.stat().st_mtime < _last_figure_at(config):
         return None
+    _began(config)
     content = _read_json(path)
-    made = (*content["arms"], content["seed"])
-    if made != (config.run.arm, config.run.seed):
-        raise ConfigError(f"{path} is of arm and seed {made}, asked for are {(config.run.arm, config.run.seed)}")
     return content if content["steps"] == config.trainer.steps else None
+
+
+def _began(config: Config) -> dict[str, Any]:
+    """``run.json``, what the trainer noted at its first start; empty before that.
+
+    Raises ConfigError when the folder holds a run of another arm or seed, whose figures would go under a wrong name.
+    """
+    path = config.run_dir / "run.json"
+    began = _read_json(path)
+    noted = (began.get("arm"), began.get("seed"))
+    if began and noted != (config.run.arm, config.run.seed):
+        raise ConfigError(
+            f"{path} is of arm and seed {noted}, asked for are {(config.run.arm, config.run.seed)}; give those of the "
+            "run with --run.arm and --run.seed"
+        )
+    return began
 
 
 def _last_figure_at(config: Config) -> float:

@@ -58,6 +58,7 @@ class Stack:
         with socket.socket() as reserved:
             reserved.bind(("127.0.0.1", 0))
             self.port: int = reserved.getsockname()[1]
+        self.volumes_before: frozenset[str] = frozenset()
         self.project = f"stepalign-test-{unique}"
         self.version = f"test-{unique}"
         self.manual = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -101,6 +102,10 @@ class Stack:
         """What the service's JSON log says, oldest first; other lines are left out."""
         return [json.loads(line) for line in self.logs(service).splitlines() if line.startswith('{"')]
 
+    def loose_volumes(self) -> frozenset[str]:
+        """Volumes that no container uses, those without a name among them, which no label leads to."""
+        return frozenset(self.run("docker", "volume", "ls", "-q", "--filter", "dangling=true").split())
+
     def remains(self) -> list[str]:
         """What of the project is left in the engine."""
         label = f"label=com.docker.compose.project={self.project}"
@@ -108,13 +113,14 @@ class Stack:
             line
             for kind in (["ps", "-aq"], ["volume", "ls", "-q"], ["network", "ls", "-q"])
             for line in self.run("docker", *kind, "--filter", label).split()
-        ]
+        ] + sorted(self.loose_volumes() - self.volumes_before)
 
 
 @pytest.fixture(scope="session")
 def stack(engine: dict[str, str]) -> Iterator[Stack]:
     """The stack, built and up. Whatever a test did, nothing of it is left behind."""
     stack = Stack(engine)
+    stack.volumes_before = stack.loose_volumes()
     try:
         stack.manual_says("docker compose up -d --build", timeout=BUILD_SECONDS)
         yield stack

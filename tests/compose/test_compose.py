@@ -143,7 +143,7 @@ def test_a_container_without_an_init_process_ends_at_once_when_told_to(stack: St
         assert time.monotonic() - began < 15
         assert json.loads(stack.run("docker", "inspect", name))[0]["State"]["ExitCode"] == 143
     finally:
-        stack.run("docker", "rm", "-f", name)
+        stack.run("docker", "rm", "-fv", name)
 
 
 # --- up

@@ -82,7 +82,7 @@ class Run:
     def begin(self, rollout: Rollout) -> None:
         """One rollout of the first update is trained on, one skipped, one more waits."""
         self.folder.mkdir(parents=True)
-        noted = {"fingerprint": "f", "seed": 3, "started_at": STARTED_AT, "threads": 5}
+        noted = {"fingerprint": "f", "seed": 3, "arm": "stepalign_scoped", "started_at": STARTED_AT, "threads": 5}
         (self.folder / "run.json").write_text(json.dumps(noted))
 
         async def queue() -> None:
@@ -190,7 +190,7 @@ def test_the_last_update_alone_is_no_end(run: Run) -> None:
 def test_without_its_last_evaluation_a_run_has_not_ended(evaluated: Run, steps: tuple[int, ...] | None) -> None:
     if steps is not None:
         evaluated.evaluate(*steps)
-    with pytest.raises(ConfigError, match="its evaluation is not complete"):
+    with pytest.raises(ConfigError, match="2 of 2 updates are done and its evaluation is not complete"):
         report(evaluated)
     assert not evaluated.report.exists()
 
@@ -263,11 +263,16 @@ def test_a_report_of_an_earlier_end_is_not_taken_for_the_present_one(run: Run) -
     assert json.loads(run.report.read_text())["wall_seconds"] == round(after - STARTED_AT, 1)
 
 
-def test_a_report_of_another_arm_is_refused(evaluated: Run) -> None:
+@pytest.mark.parametrize("other", [("--run.arm", "refsol"), ("--run.seed", "4")])
+def test_a_report_of_another_arm_or_seed_is_refused(evaluated: Run, other: tuple[str, str]) -> None:
     evaluated.evaluate(1, 2)
+    said = rf"is of arm and seed \('stepalign_scoped', 3\), .*{other[1]}"
+    with pytest.raises(ConfigError, match=said):
+        report(evaluated, *other)
+    assert not evaluated.report.exists()
     report(evaluated)
-    with pytest.raises(ConfigError, match="arm"):
-        report(evaluated, "--run.arm", "refsol")
+    with pytest.raises(ConfigError, match=said):
+        report(evaluated, *other)
 
 
 @pytest.mark.slow

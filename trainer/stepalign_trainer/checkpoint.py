@@ -69,7 +69,7 @@ def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
     _sync(target.parent)
 
 
-def check_run(run_dir: Path, fingerprint: str, seed: int) -> None:
+def check_run(run_dir: Path, fingerprint: str, seed: int, arm: str) -> None:
     """Note what the run is, and when and how it begins. Raises CheckpointError when the folder holds another one."""
     path = run_dir / RUN
     if path.exists():
@@ -81,6 +81,7 @@ def check_run(run_dir: Path, fingerprint: str, seed: int) -> None:
     content = {
         "fingerprint": fingerprint,
         "seed": seed,
+        "arm": arm,
         "started_at": time.time(),
         "threads": torch.get_num_threads(),
     }

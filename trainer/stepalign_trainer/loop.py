@@ -102,7 +102,7 @@ class Trainer:
             await self._keep_fresh(claimed)
 
     def _resume(self) -> None:
-        check_run(self.config.run_dir, self.fingerprint, self.config.run.seed)
+        check_run(self.config.run_dir, self.fingerprint, self.config.run.seed, self.config.run.arm)
         directory = latest_checkpoint(self.config.run_dir)
         if directory is None:
             self.journal.resume_at(0)

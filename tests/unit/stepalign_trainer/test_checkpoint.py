@@ -164,26 +164,26 @@ def test_a_run_notes_what_it_is_and_when_and_with_how_many_threads_it_began(tmp_
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        check_run(tmp_path / "runs" / "new", "f", seed=7)
+        check_run(tmp_path / "runs" / "new", "f", seed=7, arm="a")
     finally:
         torch.set_num_threads(threads)
     noted = json.loads((tmp_path / "runs" / "new" / "run.json").read_text())
     assert before <= noted.pop("started_at") <= time.time()
-    assert noted == {"fingerprint": "f", "seed": 7, "threads": threads + 1}
+    assert noted == {"fingerprint": "f", "seed": 7, "arm": "a", "threads": threads + 1}
     assert [path.name for path in (tmp_path / "runs" / "new").iterdir()] == ["run.json"]
 
 
 def test_a_resumed_run_keeps_what_the_first_has_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_run(tmp_path, "f", seed=7)
+    check_run(tmp_path, "f", seed=7, arm="a")
     noted = (tmp_path / "run.json").read_text()
     monkeypatch.setattr("time.time", lambda: 4e9)
-    check_run(tmp_path, "f", seed=7)
+    check_run(tmp_path, "f", seed=7, arm="a")
     assert (tmp_path / "run.json").read_text() == noted
 
 
 def test_the_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> None:
-    check_run(tmp_path, "f", seed=7)
+    check_run(tmp_path, "f", seed=7, arm="a")
     noted = (tmp_path / "run.json").read_text()
     with pytest.raises(CheckpointError, match="another seed, configuration"):
-        check_run(tmp_path, "g", seed=7)
+        check_run(tmp_path, "g", seed=7, arm="a")
     assert (tmp_path / "run.json").read_text() == noted
