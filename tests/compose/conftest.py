@@ -7,11 +7,13 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +60,6 @@ class Stack:
         with socket.socket() as reserved:
             reserved.bind(("127.0.0.1", 0))
             self.port: int = reserved.getsockname()[1]
-        self.volumes_before: frozenset[str] = frozenset()
         self.project = f"stepalign-test-{unique}"
         self.version = f"test-{unique}"
         self.manual = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -102,9 +103,23 @@ class Stack:
         """What the service's JSON log says, oldest first; other lines are left out."""
         return [json.loads(line) for line in self.logs(service).splitlines() if line.startswith('{"')]
 
-    def loose_volumes(self) -> frozenset[str]:
-        """Volumes that no container uses, those without a name among them, which no label leads to."""
-        return frozenset(self.run("docker", "volume", "ls", "-q", "--filter", "dangling=true").split())
+    def volumes(self) -> set[str]:
+        """Names of the volumes that the project's containers use, those that have a random one among them."""
+        ids = self.run("docker", "ps", "-aq", f"--filter=label=com.docker.compose.project={self.project}").split()
+        mounts = [mount for one in json.loads(self.run("docker", "inspect", *ids)) for mount in one["Mounts"]]
+        return {mount["Name"] for mount in mounts if mount["Type"] == "volume"}
+
+    def wait_until_answering(self, url: str) -> None:
+        """Until ``url`` gives 200."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                if httpx.get(url).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            assert time.monotonic() < deadline, f"{url} did not answer"
+            time.sleep(0.2)
 
     def remains(self) -> list[str]:
         """What of the project is left in the engine."""
@@ -113,14 +128,13 @@ class Stack:
             line
             for kind in (["ps", "-aq"], ["volume", "ls", "-q"], ["network", "ls", "-q"])
             for line in self.run("docker", *kind, "--filter", label).split()
-        ] + sorted(self.loose_volumes() - self.volumes_before)
+        ]
 
 
 @pytest.fixture(scope="session")
 def stack(engine: dict[str, str]) -> Iterator[Stack]:
     """The stack, built and up. Whatever a test did, nothing of it is left behind."""
     stack = Stack(engine)
-    stack.volumes_before = stack.loose_volumes()
     try:
         stack.manual_says("docker compose up -d --build", timeout=BUILD_SECONDS)
         yield stack

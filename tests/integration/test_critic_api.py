@@ -571,6 +571,27 @@ def test_the_command_serves_a_public_host_with_keys_and_drains_before_it_ends(tm
     assert "sk-a" not in log and "sk-b" not in log
 
 
+def test_a_critic_that_is_still_loading_ends_at_once(tmp_path: Path) -> None:
+    """The thread that loads a model cannot be interrupted; the process leaves it."""
+    loading = SLOW_COMMAND.replace(
+        "server.create_backend",
+        "ProgramBackend.start = lambda self: asyncio.to_thread(time.sleep, 60)\nserver.create_backend",
+    ).replace("import time", "import asyncio, time")
+    config = write_config(tmp_path, drain_grace_seconds=600)
+    process = subprocess.Popen(critic_command(config, code=loading), stderr=subprocess.PIPE, text=True)
+    url_file = tmp_path / "runs" / "test" / "critic.url"
+    try:
+        wait_until(lambda: url_file.exists() or process.poll() is not None)
+        answer = httpx.get(f"{url_file.read_text()}/health/ready")
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "loading")
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log
+    assert not url_file.exists()
+
+
 def test_a_second_signal_ends_the_drain(tmp_path: Path) -> None:
     config = write_config(tmp_path, drain_grace_seconds=600)
     process = subprocess.Popen(critic_command(config), stderr=subprocess.PIPE, text=True)

@@ -24,7 +24,7 @@ from stepalign_critic.access import ApiKeys, check_exposure
 from stepalign_critic.app import AppSettings, create_app
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.base import Backend
-from stepalign_critic.lifecycle import Lifecycle
+from stepalign_critic.lifecycle import Lifecycle, State
 from stepalign_critic.service import CriticService
 
 URL_FILE = "critic.url"
@@ -107,6 +107,10 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Runs as a signal handler, in the main thread between two instructions."""
+        if self._lifecycle.state is State.LOADING:
+            # Nothing is being answered, and the thread that loads cannot be interrupted, only left.
+            self._url_file.unlink(missing_ok=True)
+            os._exit(0)
         first = not self._lifecycle.leaving
         serving = self._lifecycle.drain()
         if first and serving and self._drain_grace > 0 and self._loop is not None:
