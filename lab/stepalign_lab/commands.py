@@ -127,6 +127,8 @@ def _run(console: Console, local: LocalRun, *, resume: bool, overwrite: bool) ->
 
 def _show(console: Console, config: Config, report: dict[str, Any]) -> None:
     console.print(summary_table(config, report))
+    if report["rollouts"]["published"] and not report["rollouts"]["trained"]:
+        console.print("[bold red]nothing was trained:[/] every rollout was skipped, for the reasons in the table")
     if "base" in report:
         console.print(result_table(config, report))
     console.print(f"report: {config.run_dir / 'report.json'} ({report['wall_seconds']:.0f} s)", highlight=False)

@@ -79,11 +79,10 @@ def _began(config: Config) -> dict[str, Any]:
     """
     path = config.run_dir / "run.json"
     began = _read_json(path)
-    noted = (began.get("arm"), began.get("seed"))
-    if began and noted != (config.run.arm, config.run.seed):
+    if began and (began.get("arm"), began.get("seed")) != (config.run.arm, config.run.seed):
         raise ConfigError(
-            f"{path} is of arm and seed {noted}, asked for are {(config.run.arm, config.run.seed)}; give those of the "
-            "run with --run.arm and --run.seed"
+            f"{path}: the run is of arm {began.get('arm')}, seed {began.get('seed')}; asked for are arm "
+            f"{config.run.arm}, seed {config.run.seed}: set run.arm and run.seed (RUN_ARM and RUN_SEED in containers)"
         )
     return began
 

@@ -51,5 +51,8 @@ def convert_smollm2(target: Path) -> Path:
     scratch.mkdir(parents=True)
     fresh.save_pretrained(scratch, safe_serialization=True)
     tokenizer.save_pretrained(scratch)
+    for path in scratch.iterdir():
+        # safetensors writes for its user only; a container that mounts the folder runs as another one.
+        path.chmod(0o644)
     os.replace(scratch, target)
     return target

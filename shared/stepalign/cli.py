@@ -95,6 +95,9 @@ def main() -> None:
     except StepalignError as error:
         print(f"stepalign: {error}", file=sys.stderr)
         sys.exit(1)
+    except PermissionError as error:
+        print(f"stepalign: {error.filename}: user {os.getuid()} may not read or write this", file=sys.stderr)
+        sys.exit(1)
     except ModuleNotFoundError as error:
         if error.name not in EXTRA_OF:
             raise

@@ -53,7 +53,7 @@ class CriticClient:
     ``backoff`` is the first pause in seconds; it doubles up to ``max_backoff``, and each pause is a random half to
     whole of it. ``transport``, ``sleep``, ``uniform`` (a random number in [0, 1)) and ``clock`` (monotonic seconds) are
     injected by tests. Proxies that the environment names are not used. Raises ConfigError when ``base_url`` is no http
-    or https address.
+    or https address, or when the key cannot stand in a header, as one with a newline at its end.
     """
 
     def __init__(
@@ -70,6 +70,8 @@ class CriticClient:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         _check_url(base_url)
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.split() == [api_key]):
+            raise ConfigError("the API key is empty or holds a space, a newline or something else that no header takes")
         headers = {"authorization": f"Bearer {api_key}"} if api_key is not None else None
         self._http = httpx.AsyncClient(base_url=base_url, headers=headers, transport=transport, trust_env=False)
         self._timeout = timeout

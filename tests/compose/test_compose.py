@@ -370,7 +370,7 @@ def server_name(load: Load, stack: Stack, replica: dict[str, Any]) -> str:
 def test_new_replicas_take_load_as_soon_as_they_are_ready(stack: Stack, load: Load) -> None:
     wait_until(lambda: len(load.answers) > 20, 60, "the first answers")
     assert set(load.servers(0)) == {"critic-1"}
-    stack.manual_says("docker compose up -d --no-deps --no-recreate --scale critic=3 critic")
+    stack.manual_says("docker compose up -d --wait --no-recreate --scale critic=3 critic")
     wait_until(lambda: len(load.servers(0)) == 3, 180, "three servers")
     first, *new = stack.containers("critic")
     assert server_name(load, stack, first) == "critic-1" and len(new) == 2
@@ -383,7 +383,7 @@ def test_new_replicas_take_load_as_soon_as_they_are_ready(stack: Stack, load: Lo
 
 def test_a_replica_that_is_taken_away_drains_and_exits_with_0(stack: Stack, load: Load) -> None:
     since = int(time.time())
-    stack.manual_says("docker compose up -d --no-deps --no-recreate --scale critic=2 critic")
+    stack.manual_says("docker compose up -d --no-recreate --scale critic=2 critic")
     until = time.time()
     events = stack.run(
         *("docker", "events", "--since", str(since), "--until", f"{until + 1:.0f}", "--format", "{{json .Actor}}"),
@@ -391,7 +391,10 @@ def test_a_replica_that_is_taken_away_drains_and_exits_with_0(stack: Stack, load
     )
     (gone,) = [json.loads(line)["Attributes"] for line in events.splitlines()]
     assert gone["com.docker.compose.service"] == "critic" and gone["exitCode"] == "0"
-    assert len(stack.containers("critic")) == 2
+    kept = [replica["Id"] for replica in stack.containers("critic")]
+    assert len(kept) == 2
+    stack.run("env", "CRITICS=2", "docker", "compose", "up", "-d")
+    assert [replica["Id"] for replica in stack.containers("critic")] == kept
     before = len(load.answers)
     wait_until(lambda: len(load.answers) > before + 50, 120, "answers after the drain")
     assert len(load.servers(load.answers[before][0])) == 2

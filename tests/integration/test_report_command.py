@@ -266,7 +266,7 @@ def test_a_report_of_an_earlier_end_is_not_taken_for_the_present_one(run: Run) -
 @pytest.mark.parametrize("other", [("--run.arm", "refsol"), ("--run.seed", "4")])
 def test_a_report_of_another_arm_or_seed_is_refused(evaluated: Run, other: tuple[str, str]) -> None:
     evaluated.evaluate(1, 2)
-    said = rf"is of arm and seed \('stepalign_scoped', 3\), .*{other[1]}"
+    said = f"the run is of arm stepalign_scoped, seed 3; asked for are .*{other[1]}"
     with pytest.raises(ConfigError, match=said):
         report(evaluated, *other)
     assert not evaluated.report.exists()

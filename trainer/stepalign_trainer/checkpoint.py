@@ -32,7 +32,7 @@ OPTIMIZER = "optimizer.pt"
 ADAPTER = "adapter_model.safetensors"
 RUN = "run.json"
 OTHER_RUN = (
-    "{} was made with another seed, configuration, problem file or model; resume with the settings of the first, "
+    "{} was made with another arm, seed, configuration, problem file or model; resume with the settings of the first, "
     "or start a run under another name"
 )
 

@@ -90,3 +90,15 @@ def test_the_first_process_of_a_container_ends_at_sigterm(
 
 def test_any_other_process_dies_of_sigterm_as_usual(waiting_command: tuple[list[str], socket.socket]) -> None:
     assert exit_code_after(signal.SIGTERM, ["-m", "stepalign.cli"], *waiting_command) == -signal.SIGTERM
+
+
+def test_a_file_that_may_not_be_read_is_one_line_and_exit_code_1() -> None:
+    code = (
+        "import stepalign.cli as cli\n"
+        "def refused(): raise PermissionError(13, 'Permission denied', '/models/model.safetensors')\n"
+        "cli.build_app = lambda: refused\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("stepalign: /models/model.safetensors: user ") and done.stderr.count("\n") == 1

@@ -230,3 +230,10 @@ def test_wait_ready_refuses_something_else_than_a_critic() -> None:
 def test_an_address_that_is_no_http_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="the critic's address"):
         CriticClient(url)
+
+
+@pytest.mark.parametrize("key", ["", "sk-secret\n", "sk secret", " sk-secret", "sk-sécret", "sk-secret\x00"])
+def test_a_key_that_no_header_takes_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(ConfigError, match="the API key") as refused:
+        CriticClient("http://critic", api_key=key)
+    assert "cret" not in str(refused.value)
