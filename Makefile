@@ -55,6 +55,7 @@ test-compose: $(READY)
 	$(BIN)/python -m pytest tests/compose $(ARGS)
 
 bench-lb: $(READY)
+	docker compose build critic
 	$(BIN)/python -m benchmarks.bench_lb $(ARGS)
 
 # The stack of docker-compose.yml; with PROFILE=gpu that of its profile gpu.

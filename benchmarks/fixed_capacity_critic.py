@@ -1,0 +1,72 @@
+"""The critic service with a backend of known capacity: so many slots, each busy for a fixed time per request.
+
+Everything around the backend is the product's: HTTP, API keys, readiness, drain. What the load balancer loses can then
+be told from what a model would lose. The answers are the lab's exact critiques.
+
+    python -m benchmarks.fixed_capacity_critic configs/lab.toml --slots 4 --seconds 0.25
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import typer
+
+from stepalign.config import load_config
+from stepalign.logging import configure_logging
+from stepalign.prompts import Message
+from stepalign.types import CriticIdentity, FinishReason
+from stepalign_critic.backends.base import Generation, RenderedPrompt
+from stepalign_critic.server import serve
+from stepalign_lab.checker import exact_critique
+
+
+class FixedCapacityBackend:
+    """Answers ``slots`` requests at once, each after ``seconds``. Is ready ``load_seconds`` after its start."""
+
+    name = "fixed-capacity"
+
+    def __init__(self, slots: int, seconds: float, load_seconds: float) -> None:
+        self._slots = asyncio.Semaphore(slots)
+        self._seconds = seconds
+        self._load_seconds = load_seconds
+
+    def identity(self, prompt_version: str) -> CriticIdentity:
+        return CriticIdentity(model="lab", weights_revision="exact", prompt_version=prompt_version, backend=self.name)
+
+    async def start(self) -> None:
+        await asyncio.sleep(self._load_seconds)
+
+    def render(self, messages: list[Message]) -> None:
+        return None
+
+    async def generate(self, prompt: RenderedPrompt) -> Generation:
+        async with self._slots:
+            await asyncio.sleep(self._seconds)
+        text = exact_critique(prompt.request.question, prompt.request.attempt)
+        return Generation(text=text, finish_reason=FinishReason.STOP, prompt_tokens=0, completion_tokens=0)
+
+    def healthy(self) -> bool:
+        return True
+
+    async def stop(self) -> None:
+        return
+
+
+def main(
+    config: Path = typer.Argument(help="TOML configuration; its backend is not used."),
+    slots: int = typer.Option(4, min=1, help="Requests answered at once."),
+    seconds: float = typer.Option(0.25, min=0, help="Time that each takes."),
+    load_seconds: float = typer.Option(0.0, min=0, help="Time until the service is ready, as if a model were loaded."),
+) -> None:
+    """Serve a critic of fixed capacity."""
+    settings = load_config(config)
+    # A line for each critique would go through the engine, on the cores on which the balancer is measured.
+    configure_logging("critic", logging.WARNING)
+    serve(settings, FixedCapacityBackend(slots, seconds, load_seconds))
+
+
+if __name__ == "__main__":
+    typer.run(main)
