@@ -45,7 +45,7 @@ from benchmarks.lb.measurements import (
 )
 from benchmarks.lb.report import Bound
 from benchmarks.lb.scaling import LoadSettings
-from benchmarks.lb.stack import HAPROXY_CFG, ROOT, engine_version
+from benchmarks.lb.stack import HAPROXY_CFG, ROOT, critic_image, engine_version
 
 RESULTS = ROOT / "benchmarks" / "results" / "lb.json"
 MOST_OVERHEAD_MS = 0.3
@@ -63,7 +63,7 @@ def main(
     signal.signal(signal.SIGTERM, _leave)
     begin = time.monotonic()
     try:
-        machine = {**report.machine(), "docker_engine": engine_version()}
+        machine = {**report.machine(), "docker_engine": engine_version(), "critic_image": critic_image()}
         overhead, churn, scaling = _measure(haproxy_cfg)
     except BenchError as error:
         _console.print(f"[red]not measured:[/red] {escape(str(error))}")

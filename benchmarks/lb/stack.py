@@ -164,6 +164,12 @@ def engine_version() -> str:
     return _docker("version", "--format", "{{.Server.Version}}").strip()
 
 
+def critic_image() -> str:
+    """The id of the image that the replicas run, so that figures are never taken for those of another."""
+    name = f"stepalign-critic:{os.environ.get('VERSION', '0.1.0')}"
+    return f"{name} {_docker('image', 'inspect', '--format', '{{.Id}}', name).strip()}"
+
+
 def _only_one() -> int:
     """A lock, held until it is closed. Raises BenchError while another run has it: they would measure each other."""
     lock = os.open(Path(tempfile.gettempdir()) / f"{_PROJECT}.lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)

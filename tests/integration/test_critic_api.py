@@ -25,6 +25,7 @@ from stepalign.config import CriticSection
 from stepalign.errors import ConfigError, CriticRequestError, PromptTooLongError
 from stepalign.prompts import Message
 from stepalign.types import CriticIdentity, CritiqueRequest, CritiqueResponse, FinishReason, Verdict
+from stepalign_critic import server
 from stepalign_critic.access import ApiKeys, check_exposure
 from stepalign_critic.app import AppSettings, create_app
 from stepalign_critic.backends import create_backend
@@ -590,6 +591,14 @@ def test_a_critic_that_is_still_loading_ends_at_once(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == 0, log
     assert not url_file.exists()
+
+
+def test_the_listening_socket_sends_small_packets_at_once() -> None:
+    """What it accepts inherits the option; asyncio does not set it on a socket that it was given."""
+    with server._bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def test_a_second_signal_ends_the_drain(tmp_path: Path) -> None:

@@ -66,7 +66,11 @@ def _exit_cleanly(_signal: int, _frame: FrameType | None) -> None:
 
 def _bind(host: str, port: int) -> socket.socket:
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        # asyncio sets this itself only on sockets that it has made: without it an answer's second packet waits for the
+        # client's delayed acknowledgement of the first, some 40 ms.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except OSError as error:
         raise ConfigError(f"cannot listen on critic.host:port {host}:{port}: {error}") from error
 
