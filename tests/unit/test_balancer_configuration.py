@@ -1,0 +1,48 @@
+"""Figures in the load balancer's configuration that must fit those elsewhere, or it fails silently."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from stepalign.config import load_config
+from stepalign_critic.app import AppSettings
+
+ROOT = Path(__file__).parents[2]
+HAPROXY = (ROOT / "services" / "lb" / "haproxy.cfg").read_text(encoding="utf-8")
+COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+HEADERS_BYTES = 16_384
+
+
+def number(directive: str) -> int:
+    (found,) = re.findall(rf"^ +{re.escape(directive)} (\d+)$", HAPROXY, re.MULTILINE)
+    return int(found)
+
+
+def seconds(directive: str) -> float:
+    ((amount, unit),) = re.findall(rf"^ +{re.escape(directive)} (\d+)(ms|s|m|h)$", HAPROXY, re.MULTILINE)
+    return int(amount) * SECONDS[unit]
+
+
+def test_a_request_with_the_largest_body_fits_the_buffer_that_it_is_repeated_from() -> None:
+    assert number("tune.bufsize") >= AppSettings().max_body_bytes + HEADERS_BYTES
+    assert re.search(r"^ +option http-buffer-request$", HAPROXY, re.MULTILINE)
+
+
+def test_the_buffers_of_all_connections_fit_the_memory() -> None:
+    (gibibytes,) = re.findall(r"\$\{LB_MEMORY:-(\d+)G\}", COMPOSE)
+    assert number("maxconn") * number("tune.bufsize") <= 0.75 * int(gibibytes) * 2**30
+
+
+def test_the_balancer_waits_longer_than_any_shipped_configuration() -> None:
+    longest = max(load_config(path, [], {}).critic.timeout_seconds for path in (ROOT / "configs").glob("*.toml"))
+    assert seconds("timeout server") > longest
+
+
+def test_the_balancer_looks_away_within_the_drain_and_stops_within_its_grace() -> None:
+    (drain,) = re.findall(r"\$\{DRAIN_GRACE_SECONDS:-(\d+)\}", COMPOSE)
+    (interval, fast), *_ = re.findall(r" inter (\d+)s fastinter (\d+)ms .*fall 2\b", HAPROXY)
+    slowest = int(interval) + int(fast) / 1000 + 2 * seconds("timeout check")
+    assert slowest < int(drain)
+    assert seconds("hard-stop-after") < 60
