@@ -228,7 +228,7 @@ def test_the_demo_starts_clean_a_second_time_and_resumes_with_its_seed(tmp_path:
     report = report_of(tmp_path / "runs" / "demo")
     assert (report["seed"], report["steps"], report["rollouts"]["published"]) == (5, 3, 96)
     other = demo("--resume", "--seed", "6")
-    assert other.returncode == 1 and "another seed" in other.stderr
+    assert other.returncode == 1 and "another arm, seed" in other.stderr
 
 
 def test_overwrite_replaces_a_run_on_a_shared_server(redis_server: str, loop: Run, tmp_path: Path) -> None:

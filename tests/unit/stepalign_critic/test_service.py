@@ -180,18 +180,18 @@ def test_a_checkers_value_error_is_an_unsupported_request_and_any_other_an_engin
         critique(ProgramBackend("lab", broken, "r"))
 
 
-def test_a_critic_that_loads_or_drains_takes_no_request() -> None:
+def test_a_critic_that_loads_or_stops_takes_no_request() -> None:
     async def main() -> list[str]:
         service = CriticService(FakeBackend(lambda _: COPY), "lab-v1")
         codes: list[str] = []
-        for act in (lambda: None, service.lifecycle.drain):
+        for act in (lambda: None, service.lifecycle.stop):
             act()
             with pytest.raises(NotReadyError) as refused:
                 await service.critique(REQUEST)
             codes.append(refused.value.code)
         return codes
 
-    assert asyncio.run(main()) == ["loading", "draining"]
+    assert asyncio.run(main()) == ["loading", "stopping"]
 
 
 def test_a_backend_that_does_not_start_is_reported_once_and_names_the_reason() -> None:

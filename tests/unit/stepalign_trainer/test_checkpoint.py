@@ -102,7 +102,7 @@ def test_another_configuration_is_refused_and_nothing_loaded(
 ) -> None:
     fresh = make_learner("--run.seed", "9")
     before = weights(fresh)
-    with pytest.raises(CheckpointError, match="another seed, configuration"):
+    with pytest.raises(CheckpointError, match="another arm, seed, configuration"):
         load_checkpoint(fresh, saved[1], "g")
     assert all(map(torch.equal, weights(fresh), before))
 
@@ -184,6 +184,6 @@ def test_a_resumed_run_keeps_what_the_first_has_noted(tmp_path: Path, monkeypatc
 def test_the_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     check_run(tmp_path, "f", seed=7, arm="a")
     noted = (tmp_path / "run.json").read_text()
-    with pytest.raises(CheckpointError, match="another seed, configuration"):
+    with pytest.raises(CheckpointError, match="another arm, seed, configuration"):
         check_run(tmp_path, "g", seed=7, arm="a")
     assert (tmp_path / "run.json").read_text() == noted

@@ -333,7 +333,7 @@ def test_a_run_cannot_go_back_behind_what_it_published(run: Run) -> None:
 def test_another_configuration_cannot_resume(run: Run) -> None:
     run.publish(0)
     run.train("--trainer.steps", "1")
-    with pytest.raises(CheckpointError, match="another seed, configuration"):
+    with pytest.raises(CheckpointError, match="another arm, seed, configuration"):
         run.train("--trainer.learning_rate", "2e-3")
 
 
