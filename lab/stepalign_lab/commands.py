@@ -16,7 +16,16 @@ from rich.console import Console
 from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
 from stepalign_lab.progress import RunProgress, result_table, summary_table
-from stepalign_lab.report import METRICS, build_report, read_rows, read_state, stored_report, write_report
+from stepalign_lab.report import (
+    METRICS,
+    RUN,
+    build_report,
+    read_json,
+    read_rows,
+    read_state,
+    stored_report,
+    write_report,
+)
 from stepalign_lab.runner import LocalRun
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
@@ -103,8 +112,7 @@ def _await_report(settings: Config, console: Console, *, follow: bool) -> dict[s
 
 def started_with_seed(config: Config) -> int:
     """The seed of an interrupted run; 0 when it ended before its trainer began."""
-    path = config.run_dir / "run.json"
-    return json.loads(path.read_text(encoding="utf-8"))["seed"] if path.exists() else 0
+    return read_json(config.run_dir / RUN).get("seed", 0)
 
 
 def _run(console: Console, local: LocalRun, *, resume: bool, overwrite: bool) -> None:

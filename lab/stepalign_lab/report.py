@@ -19,7 +19,7 @@ from stepalign.errors import ConfigError
 from stepalign.policy_store import open_policy_store
 from stepalign.queue import QueueStatus, open_queue, resolve_url
 
-METRICS, EVALUATION, REPORT = "metrics.jsonl", "evaluation.json", "report.json"
+METRICS, EVALUATION, REPORT, RUN = "metrics.jsonl", "evaluation.json", "report.json", "run.json"
 FIGURES = (METRICS, EVALUATION)
 PACKAGES = ("stepalign", "torch", "transformers", "peft", "redis")
 
@@ -68,7 +68,7 @@ def stored_report(config: Config) -> dict[str, Any] | None:
     if not path.exists() or path.stat().st_mtime < _last_figure_at(config):
         return None
     _began(config)
-    content = _read_json(path)
+    content = read_json(path)
     return content if content["steps"] == config.trainer.steps else None
 
 
@@ -77,8 +77,8 @@ def _began(config: Config) -> dict[str, Any]:
 
     Raises ConfigError when the folder holds a run of another arm or seed, whose figures would go under a wrong name.
     """
-    path = config.run_dir / "run.json"
-    began = _read_json(path)
+    path = config.run_dir / RUN
+    began = read_json(path)
     if began and (began.get("arm"), began.get("seed")) != (config.run.arm, config.run.seed):
         raise ConfigError(
             f"{path}: the run is of arm {began.get('arm')}, seed {began.get('seed')}; asked for are arm "
@@ -95,10 +95,11 @@ def _last_figure_at(config: Config) -> float:
 def _is_evaluated(config: Config) -> bool:
     if config.data.validation is None or config.data.test is None:
         return True
-    return str(config.trainer.steps) in _read_json(config.run_dir / EVALUATION).get("validation", {})
+    return str(config.trainer.steps) in read_json(config.run_dir / EVALUATION).get("validation", {})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; an empty one when it is not there yet."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -142,7 +143,7 @@ def build_report(config: Config, status: QueueStatus, wall_seconds: float, threa
         "wall_seconds": round(wall_seconds, 1),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
-    figures = _read_json(config.run_dir / EVALUATION)
+    figures = read_json(config.run_dir / EVALUATION)
     if figures:
         report["base"] = {"test": figures["base_test"], "validation": figures["validation"]["0"]}
         arm |= {

@@ -397,19 +397,33 @@ def critic_command(config: Path, *options: str, code: str = COMMAND) -> list[str
     return [sys.executable, "-c", code, str(config), *options]
 
 
-def test_the_command_announces_its_address_serves_and_ends_with_0(tmp_path: Path) -> None:
-    url_file = tmp_path / "runs" / "test" / "critic.url"
-    process = subprocess.Popen(critic_command(write_config(tmp_path)), stderr=subprocess.PIPE, text=True)
+@contextmanager
+def critic_process(config: Path, code: str = COMMAND) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command as a process of its own that listens, and its address. It does not outlive the test."""
+    url_file = config.parent / "runs" / "test" / "critic.url"
+    process = subprocess.Popen(critic_command(config, code=code), stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: url_file.exists() or process.poll() is not None)
-        response = ask(url_file.read_text(), CritiqueRequest(**CORRECT))
-        assert response.critique is not None
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=10)
+        yield process, url_file.read_text().replace("0.0.0.0", "127.0.0.1")
     finally:
         process.kill()
+
+
+def ended_with_0(process: subprocess.Popen[str], config: Path) -> str:
+    """What the process logged, once it has ended as it should."""
+    _, log = process.communicate(timeout=10)
     assert process.returncode == 0, log
-    assert not url_file.exists()
+    assert not (config.parent / "runs" / "test" / "critic.url").exists()
+    return log
+
+
+def test_the_command_announces_its_address_serves_and_ends_with_0(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    with critic_process(config) as (process, url):
+        response = ask(url, CritiqueRequest(**CORRECT))
+        assert response.critique is not None
+        process.send_signal(signal.SIGTERM)
+        log = ended_with_0(process, config)
     lines = [json.loads(line) for line in log.splitlines()]
     assert any("loopback only" in line["event"] for line in lines)
     (line,) = [line for line in lines if line["event"] == "critique"]
@@ -418,22 +432,15 @@ def test_the_command_announces_its_address_serves_and_ends_with_0(tmp_path: Path
 
 
 def test_a_request_that_is_being_answered_when_the_signal_comes_is_finished(tmp_path: Path) -> None:
-    url_file = tmp_path / "runs" / "test" / "critic.url"
-    command = critic_command(write_config(tmp_path), code=SLOW_COMMAND)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_until(lambda: url_file.exists() or process.poll() is not None)
-        url = url_file.read_text()
+    config = write_config(tmp_path)
+    with critic_process(config, SLOW_COMMAND) as (process, url):
         wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
         with ThreadPoolExecutor() as threads:
             running = threads.submit(httpx.post, f"{url}/v1/critiques", json=CORRECT)
             wait_until(lambda: metric(url, "stepalign_critic_in_flight") == 1)
             process.send_signal(signal.SIGTERM)
             assert running.result(10).json()["critique"]["verdict"] == "correct"
-        _, log = process.communicate(timeout=10)
-    finally:
-        process.kill()
-    assert process.returncode == 0, log
+        ended_with_0(process, config)
 
 
 @pytest.mark.parametrize(
@@ -539,20 +546,8 @@ def test_the_command_serves_a_public_host_with_keys_and_drains_before_it_ends(tm
     keys = tmp_path / "keys"
     keys.write_text("# team a\nsk-a\n\nsk-b\n")
     grace = 1.5
-    options = (
-        "--critic.host",
-        "0.0.0.0",
-        "--critic.api_keys_file",
-        str(keys),
-        "--critic.drain_grace_seconds",
-        f"{grace}",
-    )
-    process = subprocess.Popen(critic_command(write_config(tmp_path), *options), stderr=subprocess.PIPE, text=True)
-    url_file = tmp_path / "runs" / "test" / "critic.url"
-    authorization = {"authorization": "Bearer sk-b"}
-    try:
-        wait_until(lambda: url_file.exists() or process.poll() is not None)
-        url = url_file.read_text().replace("0.0.0.0", "127.0.0.1")
+    config = write_config(tmp_path, host="0.0.0.0", api_keys_file=str(keys), drain_grace_seconds=grace)
+    with critic_process(config) as (process, url):
         wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
         assert httpx.post(f"{url}/v1/critiques", json=CORRECT).status_code == 401
         signalled = time.monotonic()
@@ -560,14 +555,11 @@ def test_the_command_serves_a_public_host_with_keys_and_drains_before_it_ends(tm
         wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
         served = 0
         while process.poll() is None and time.monotonic() < signalled + 0.8 * grace:
-            answer = httpx.post(f"{url}/v1/critiques", json=CORRECT, headers=authorization)
+            answer = httpx.post(f"{url}/v1/critiques", json=CORRECT, headers={"authorization": "Bearer sk-b"})
             assert answer.status_code == 200
             served += 1
-        _, log = process.communicate(timeout=10)
+        log = ended_with_0(process, config)
         lasted = time.monotonic() - signalled
-    finally:
-        process.kill()
-    assert process.returncode == 0, log
     assert served > 0 and lasted >= grace
     assert "sk-a" not in log and "sk-b" not in log
 
@@ -579,18 +571,11 @@ def test_a_critic_that_is_still_loading_ends_at_once(tmp_path: Path) -> None:
         "ProgramBackend.start = lambda self: asyncio.to_thread(time.sleep, 60)\nserver.create_backend",
     ).replace("import time", "import asyncio, time")
     config = write_config(tmp_path, drain_grace_seconds=600)
-    process = subprocess.Popen(critic_command(config, code=loading), stderr=subprocess.PIPE, text=True)
-    url_file = tmp_path / "runs" / "test" / "critic.url"
-    try:
-        wait_until(lambda: url_file.exists() or process.poll() is not None)
-        answer = httpx.get(f"{url_file.read_text()}/health/ready")
+    with critic_process(config, loading) as (process, url):
+        answer = httpx.get(f"{url}/health/ready")
         assert (answer.status_code, error_of(answer)["code"]) == (503, "loading")
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=10)
-    finally:
-        process.kill()
-    assert process.returncode == 0, log
-    assert not url_file.exists()
+        ended_with_0(process, config)
 
 
 def test_the_listening_socket_sends_small_packets_at_once() -> None:
@@ -603,20 +588,13 @@ def test_the_listening_socket_sends_small_packets_at_once() -> None:
 
 def test_a_second_signal_ends_the_drain(tmp_path: Path) -> None:
     config = write_config(tmp_path, drain_grace_seconds=600)
-    process = subprocess.Popen(critic_command(config), stderr=subprocess.PIPE, text=True)
-    url_file = tmp_path / "runs" / "test" / "critic.url"
-    try:
-        wait_until(lambda: url_file.exists() or process.poll() is not None)
-        url = url_file.read_text()
+    with critic_process(config) as (process, url):
         wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=10)
-    finally:
-        process.kill()
-    assert process.returncode == 0, log
+        ended_with_0(process, config)
 
 
 @pytest.mark.parametrize("content", [None, "", "# only a comment\n", "sk one\n", "sk-\u00e9\n"])

@@ -98,10 +98,7 @@ class _Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._url_file = url_file
         self._url = url
-        lifecycle.on_failure = self._stop
-
-    def _stop(self) -> None:
-        self.should_exit = True
+        lifecycle.on_failure = self._end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
