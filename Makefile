@@ -8,16 +8,18 @@ TORCH_VERSION ?= 2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 READY = $(VENV)/.ready
 
-.PHONY: help setup demo demo-smollm2 smollm2 key report test test-fast test-compose bench-lb lint typecheck format clean
+.PHONY: help setup demo demo-smollm2 smollm2 key report test test-fast test-compose test-browser bench-lab bench-lb lint typecheck format clean
 
 help:
-	@echo "make demo          train the lab's solver on critiques of its own attempts (3 to 4 minutes on 2 cores)"
+	@echo "make demo          train the lab's solver in four ways and compare them (10 minutes on 2 cores)"
 	@echo "make test          the whole test suite"
 	@echo "make test-fast     the part of it that takes under a minute"
 	@echo "make demo-smollm2  the same loop with real weights: SmolLM2-135M on word problems, two updates"
 	@echo "make key           the API key of the stack that docker compose up started"
 	@echo "make report        the report of its run"
+	@echo "make test-browser  drive the report page in this machine's Chromium"
 	@echo "make test-compose  build the images and put the whole stack through its paces (needs Docker)"
+	@echo "make bench-lab     every arm on the lab over five seeds, resumable (hours)"
 	@echo "make bench-lb      measure the load balancer (needs Docker)"
 	@echo "make setup         create .venv with pinned dependencies (the other targets do it when needed)"
 	@echo "make lint          ruff, formatting, import directions"
@@ -51,8 +53,15 @@ test: $(READY)
 test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
 
+test-browser: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest tests/browser $(ARGS)
+
 test-compose: $(READY)
 	$(BIN)/python -m pytest tests/compose $(ARGS)
+
+bench-lab: $(READY)
+	$(BIN)/python -m benchmarks.bench_lab $(ARGS)
 
 bench-lb: $(READY)
 	docker compose build critic

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,24 +16,24 @@ from rich.console import Console
 
 from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
+from stepalign_lab.campaign import Campaign, started_seeds
+from stepalign_lab.compare_command import show_comparison
 from stepalign_lab.progress import RunProgress, result_table, summary_table
 from stepalign_lab.report import (
     METRICS,
-    RUN,
-    build_report,
-    read_json,
+    PAGE,
     read_rows,
     read_state,
     stored_report,
-    write_report,
 )
-from stepalign_lab.runner import LocalRun
+from stepalign_lab.runner import LocalRun, finish_report, lock_folder
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 
 FOLLOW_SECONDS = 1.0
 ASSETS = Path(__file__).parent / "assets"
+DEMO_ARMS = ("grpo", "refsol", "stepalign", "stepalign_scoped")
 
 lab = typer.Typer(no_args_is_help=True, help="The lab's models: build them, or convert SmolLM2.")
 
@@ -54,22 +55,35 @@ def run(
 def demo(
     ctx: typer.Context,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Seed of problem order and sampling; 0, or that of the resumed run.")
+        list[int] | None,
+        typer.Option("--seed", help="Seed of problem order and sampling; 0, or those of the resumed runs. Repeatable."),
+    ] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option("--arm", metavar="ARM", help="An arm in place of the four. Repeatable.")
     ] = None,
     resume: Resume = False,
 ) -> None:
-    """Train the lab's solver on its own mistakes.
+    """Train the lab's solver in four ways on equal terms, and compare them.
 
-    Some minutes on a CPU; files go to runs/demo, where an earlier demo is replaced unless --resume is given. The lab's
-    configuration can be overridden, as in --run.arm stepalign, --run.name second or --trainer.steps 50.
+    GRPO, distillation from the reference, and step-aligned distillation on all tokens and up to the first error, one
+    after the other: some minutes on a CPU. Files go to runs/demo, where an earlier demo is replaced unless --resume is
+    given. The lab's configuration can be overridden, as in --trainer.steps 200.
     """
-    overrides = ["--run.name", "demo", *ctx.args]
-    if seed is None and resume:
-        seed = started_with_seed(load_config(ASSETS / "lab.toml", overrides))
-    local = LocalRun(ASSETS / "lab.toml", ["--run.seed", str(seed or 0), *overrides])
+    configuration = ASSETS / "lab.toml"
+    directory = load_config(configuration).run.dir / "demo"
+    seeds = seed or (started_seeds(directory) if resume else []) or [0]
+    campaign = Campaign(configuration, arm or DEMO_ARMS, seeds, directory, ctx.args)
     console = Console()
-    _run(console, local, resume=resume, overwrite=True)
-    _next_steps(console, local)
+    with lock_folder(directory):
+        if not resume:
+            shutil.rmtree(directory, ignore_errors=True)
+        for member in campaign.outstanding():
+            local = LocalRun(configuration, member.overrides)
+            _run(console, local, resume=campaign.begun(member), overwrite=True, brief=True)
+        comparison = campaign.compare()
+    show_comparison(console, comparison)
+    console.print(f"the page of it: {directory / PAGE}", highlight=False)
+    _next_steps(console, directory)
 
 
 def report(
@@ -105,21 +119,14 @@ def _await_report(settings: Config, console: Console, *, follow: bool) -> dict[s
             state = asyncio.run(read_state(settings))
         if follow:
             progress.watch()
-    content = build_report(settings, state.queue, state.ended_at - state.started_at, state.threads)
-    write_report(settings, content)
-    return content
+    return finish_report(settings, state.queue, state.ended_at - state.started_at, state.threads)
 
 
-def started_with_seed(config: Config) -> int:
-    """The seed of an interrupted run; 0 when it ended before its trainer began."""
-    return read_json(config.run_dir / RUN).get("seed", 0)
-
-
-def _run(console: Console, local: LocalRun, *, resume: bool, overwrite: bool) -> None:
+def _run(console: Console, local: LocalRun, *, resume: bool, overwrite: bool, brief: bool = False) -> None:
     config = local.config
     local.prepare(resume=resume, overwrite=overwrite)
     console.print(
-        f"run [bold]{config.run.name}[/]: arm {config.run.arm}, {config.trainer.steps} updates of "
+        f"run [bold]{config.run.name}[/]: arm {config.arm_name}, {config.trainer.steps} updates of "
         f"{config.trainer.batch} rollouts, seed {config.run.seed}, {local.threads} thread(s) per process; "
         f"files in {config.run_dir}",
         highlight=False,
@@ -130,7 +137,10 @@ def _run(console: Console, local: LocalRun, *, resume: bool, overwrite: bool) ->
     except KeyboardInterrupt:
         console.print("stopped, no process is left; continue with --resume", highlight=False)
         raise typer.Exit(130) from None
-    _show(console, config, report)
+    if brief:
+        console.print(f"  {config.arm_name}: done in {report['wall_seconds']:.0f} s", highlight=False)
+    else:
+        _show(console, config, report)
 
 
 def _show(console: Console, config: Config, report: dict[str, Any]) -> None:
@@ -139,16 +149,16 @@ def _show(console: Console, config: Config, report: dict[str, Any]) -> None:
         console.print("[bold red]nothing was trained:[/] every rollout was skipped, for the reasons in the table")
     if "base" in report:
         console.print(result_table(config, report))
-    console.print(f"report: {config.run_dir / 'report.json'} ({report['wall_seconds']:.0f} s)", highlight=False)
+    console.print(f"report: {config.run_dir / PAGE} ({report['wall_seconds']:.0f} s)", highlight=False)
 
 
-def _next_steps(console: Console, local: LocalRun) -> None:
+def _next_steps(console: Console, directory: Path) -> None:
     program = os.path.relpath(sys.argv[0])
     hints = (
         ("the same with other rollouts", f"{program} demo --seed 1"),
-        ("the paper's scope: every token", f"{program} demo --run.arm stepalign"),
-        ("distil from the reference", f"{program} demo --run.arm refsol"),
-        ("all figures of the last update", f"tail -n 1 {local.config.run_dir / 'metrics.jsonl'}"),
+        ("a control: no feedback at all", f"{program} demo --arm null --arm stepalign_scoped"),
+        ("runs of several seeds compared", f"{program} compare {directory}/*/"),
+        ("figures of each update", f"tail -n 1 {directory}/*/{METRICS}"),
         ("real weights on word problems", "make demo-smollm2"),
     )
     console.print("\nWhat to try next:")

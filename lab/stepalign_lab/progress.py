@@ -101,14 +101,19 @@ class RunProgress:
 def result_table(config: Config, report: dict[str, Any]) -> Table:
     """Base against trained on the test problems."""
     k = config.evaluation.samples
-    arm = report["arms"][config.run.arm]
+    arm = report["arms"][config.arm_name]
     table = Table(title=f"{report['base']['test']['problems']} test problems, {k} samples each, seed {report['seed']}")
-    for heading in ("", f"Avg@{k}", f"Maj@{k}", f"Pass@{k}", "mean tokens"):
+    rows = [("base", report["base"]["test"]), (f"{config.arm_name} (step {arm['selected_step']})", arm["test"])]
+    if report["chance"] is not None:
+        rows.insert(0, ("chance", report["chance"]))
+    figures = {f"Avg@{k}": f"avg_at_{k}", f"Maj@{k}": f"maj_at_{k}", f"Pass@{k}": f"pass_at_{k}"}
+    if f"trace_at_{k}" in arm["test"]:
+        figures["every step right"] = f"trace_at_{k}"
+    figures["mean tokens"] = "mean_tokens"
+    for heading in ("", *figures):
         table.add_column(heading, justify="right" if heading else "left")
-    rows = (("base", report["base"]["test"]), (f"{config.run.arm} (step {arm['selected_step']})", arm["test"]))
-    for name, figures in rows:
-        shares = [f"{figures[f'{key}_at_{k}']:.1f}" for key in ("avg", "maj", "pass")]
-        table.add_row(name, *shares, f"{figures['mean_tokens']:.1f}")
+    for name, values in rows:
+        table.add_row(name, *(_figure(values.get(key), 1) for key in figures.values()))
     return table
 
 
@@ -126,4 +131,6 @@ def summary_table(config: Config, report: dict[str, Any]) -> Table:
         table.add_row(f"  {name}", str(rollouts[name]))
     for outcome, count in report["critiques"].items():
         table.add_row(f"critiques: {outcome}", str(count))
+    for alarm, raised in report["alarms"].items():
+        table.add_row(f"[bold red]alarm: {alarm}[/], first at update {raised['first_step']}", str(raised["updates"]))
     return table

@@ -5,6 +5,7 @@ But for ``wall_seconds`` it is the same for the same seed, configuration, machin
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -16,10 +17,12 @@ from typing import Any
 
 from stepalign.config import Config
 from stepalign.errors import ConfigError
-from stepalign.policy_store import open_policy_store
+from stepalign.policy_store import file_sha256, open_policy_store
 from stepalign.queue import QueueStatus, open_queue, resolve_url
+from stepalign.scoring import chance
 
 METRICS, EVALUATION, REPORT, RUN = "metrics.jsonl", "evaluation.json", "report.json", "run.json"
+PAGE = "report.html"
 FIGURES = (METRICS, EVALUATION)
 PACKAGES = ("stepalign", "torch", "transformers", "peft", "redis")
 
@@ -79,10 +82,10 @@ def _began(config: Config) -> dict[str, Any]:
     """
     path = config.run_dir / RUN
     began = read_json(path)
-    if began and (began.get("arm"), began.get("seed")) != (config.run.arm, config.run.seed):
+    if began and (began.get("arm"), began.get("seed")) != (config.arm_name, config.run.seed):
         raise ConfigError(
             f"{path}: the run is of arm {began.get('arm')}, seed {began.get('seed')}; asked for are arm "
-            f"{config.run.arm}, seed {config.run.seed}: set run.arm and run.seed (RUN_ARM and RUN_SEED in containers)"
+            f"{config.arm_name}, seed {config.run.seed}: set run.arm and run.seed (RUN_ARM and RUN_SEED in containers)"
         )
     return began
 
@@ -122,6 +125,7 @@ def build_report(config: Config, status: QueueStatus, wall_seconds: float, threa
     """Assemble the report of a finished run. Evaluation figures are there when the run had evaluation problems."""
     rows = read_rows(config.run_dir / METRICS)
     arm: dict[str, Any] = {
+        **config.arm.model_dump(mode="json", include={"objective", "context", "scope"}),
         "first_update": _advantages(rows[0]) if rows else None,
         "last_update": _advantages(rows[-1]) if rows else None,
     }
@@ -129,7 +133,7 @@ def build_report(config: Config, status: QueueStatus, wall_seconds: float, threa
         "run": config.run.name,
         "seed": config.run.seed,
         "steps": len(rows),
-        "arms": {config.run.arm: arm},
+        "arms": {config.arm_name: arm},
         "rollouts": {
             "published": status.published,
             "trained": status.trained,
@@ -139,6 +143,9 @@ def build_report(config: Config, status: QueueStatus, wall_seconds: float, threa
             "pending": status.length,
         },
         "critiques": sum_counts(rows, "critiques"),
+        "alarms": _alarms(rows),
+        "terms": run_terms(config),
+        "config": config.as_report(),
         "threads": threads,
         "wall_seconds": round(wall_seconds, 1),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -152,7 +159,40 @@ def build_report(config: Config, status: QueueStatus, wall_seconds: float, threa
             "test": figures["selected_test"],
         }
         report["evaluation"] = {key: figures[key] for key in ("temperature", "max_new_tokens")}
+        choices, samples = config.data.answer_choices, config.evaluation.samples
+        report["chance"] = chance(choices, samples) if choices is not None else None
+        by_problem = figures["by_problem"]
+        report["by_problem"] = {
+            "ids": figures["problem_ids"],
+            "base": {"test": by_problem["base_test"], "validation": by_problem["validation"]["0"]},
+            "validation": by_problem["validation"],
+            "test": by_problem["selected_test"],
+        }
+        report["terms"] |= figures["problems_sha256"]
     return report
+
+
+def run_terms(config: Config) -> dict[str, Any]:
+    """What two runs must share to be compared."""
+    weights = sorted(config.model.path.glob("*.safetensors"))
+    return {
+        "base": hashlib.sha256("".join(map(file_sha256, weights)).encode()).hexdigest(),
+        "train": file_sha256(config.data.train),
+        "grader": config.data.grader,
+        "evaluation": config.evaluation.model_dump(mode="json", exclude={"batch"}),
+        "sampling": config.solver.parameters(seed=0).model_dump(mode="json", exclude={"seed"}),
+        "batch": config.trainer.batch,
+        "steps": config.trainer.steps,
+    }
+
+
+def _alarms(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Each alarm with the update that it was first raised at, and how many updates raised it."""
+    found: dict[str, dict[str, int]] = {}
+    for row in rows:
+        for name in row["alarms"]:
+            found.setdefault(name, {"first_step": row["step"], "updates": 0})["updates"] += 1
+    return dict(sorted(found.items()))
 
 
 def _advantages(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``stepalign run``: Redis, critic, solver, trainer and evaluation as processes on this machine."""
+"""What ``stepalign run`` and ``stepalign probe`` share: Redis, critic and workers as processes on this machine."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import os
 import shutil
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from stepalign.config import load_config
+from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError, ProcessFailedError
+from stepalign.plugins import load_checker, load_grader
 from stepalign.problems import load_problems
 from stepalign.prompts import load_prompt
 from stepalign.queue import QueueStatus, forget_run, open_queue, redis_url
-from stepalign.types import ContextKind
-from stepalign_lab.report import build_report, write_report
+from stepalign_lab.page import write_page
+from stepalign_lab.report import PAGE, build_report, write_report
 from stepalign_lab.supervisor import Child, Supervisor
 
 START_TIMEOUT_SECONDS = 180.0
@@ -26,8 +28,30 @@ POLL_SECONDS = 0.1
 Watch = Callable[[], None]
 
 
-class LocalRun:
-    """One run on this machine. ``overrides`` are the dotted command-line overrides, handed on to every process."""
+def finish_report(config: Config, status: QueueStatus, wall_seconds: float, threads: int) -> dict[str, Any]:
+    """Write ``report.json`` of a run that has ended, and the page that shows it."""
+    report = build_report(config, status, wall_seconds, threads)
+    write_report(config, report)
+    write_page(config.run_dir / PAGE, [config.run_dir])
+    return report
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """A lock that is held until the file or this process ends: another command must not touch the folder meanwhile.
+
+    Raises ConfigError when another one holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = (folder.parent / f".{folder.name}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"{folder} is in use by another `stepalign` command") from None
+    return lock
+
+
+class LocalProcesses(ABC):
+    """Redis, critic and workers on this machine. ``overrides`` are dotted, and are handed on to every process."""
 
     def __init__(self, config_path: Path, overrides: Sequence[str]) -> None:
         self.config_path = config_path
@@ -35,6 +59,15 @@ class LocalRun:
         self.config = load_config(config_path, overrides)
         self.environment: dict[str, str] = {}
         self.threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 2) // 2))
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether a worker asks a critic."""
+        return self.config.arm.needs_critic
+
+    @abstractmethod
+    def _start_workers(self, supervisor: Supervisor) -> list[Child]:
+        """Start what does the work. It is done when all that are returned have ended."""
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
         """Check what can be checked before a process starts, and make the run's folder."""
@@ -44,10 +77,13 @@ class LocalRun:
                 load_problems(path)
         for prompts, name in ((config.model.prompts, "student"), (config.critic.prompts, "critique")):
             load_prompt(prompts, name)
+        load_grader(config.data.grader)
+        if config.data.checker is not None:
+            load_checker(config.data.checker)
         self._require_model("model.path", config.model.path)
         if config.critic.url is None and config.critic.backend == "transformers" and config.critic.path is not None:
             self._require_model("critic.path", config.critic.path)
-        self._lock_folder()
+        self._lock = lock_folder(config.run_dir)
         used = config.run_dir.exists() and any(config.run_dir.iterdir())
         url = redis_url(config.queue)
         queued = url is not None and asyncio.run(self._queue_status(url)).published > 0
@@ -67,23 +103,14 @@ class LocalRun:
         for name in ("critic.url", "redis/redis.url"):
             (config.run_dir / name).unlink(missing_ok=True)
 
-    def _lock_folder(self) -> None:
-        """Held until this process ends; a second run of the same name must not touch the folder meanwhile."""
-        self.config.run.dir.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.config.run.dir / f".{self.config.run.name}.lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{self.config.run_dir} is in use by another `stepalign run`") from None
-
     @staticmethod
     def _require_model(key: str, path: Path) -> None:
         if not (path / "config.json").is_file():
             hint = ": make smollm2 puts SmolLM2 there" if path.name == "smollm2" else ""
             raise ConfigError(f"{key}: there is no model in {path}{hint}")
 
-    def run(self, watch: Watch) -> dict[str, Any]:
-        """Run to the end and write the report. ``watch`` is called several times a second.
+    def work(self, watch: Watch) -> tuple[QueueStatus, float]:
+        """Work to the end. Returns the queue's last state and the seconds. ``watch`` is called several times a second.
 
         Raises KeyboardInterrupt on SIGINT and SIGTERM alike, and ProcessFailedError; no process is left in any case.
         """
@@ -100,9 +127,7 @@ class LocalRun:
             supervisor.check()
             watch()
             status = asyncio.run(self._queue_status(self.environment["STEPALIGN_QUEUE__REDIS_URL"]))
-        report = build_report(self.config, status, time.monotonic() - started, self.threads)
-        write_report(self.config, report)
-        return report
+        return status, time.monotonic() - started
 
     def _command(self, supervisor: Supervisor, name: str, *options: str, ends: bool = True) -> Child:
         environment = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false", **self.environment}
@@ -119,16 +144,10 @@ class LocalRun:
         self.environment["STEPALIGN_QUEUE__REDIS_URL"] = url
 
     def _start_critic(self, supervisor: Supervisor) -> None:
-        if self.config.critic.url is not None or self.config.context_kind is not ContextKind.CRITIQUE:
+        if self.config.critic.url is not None or not self.needs_critic:
             return
         self._command(supervisor, "critic", ends=False)
         self.environment["STEPALIGN_CRITIC__URL"] = self._await_file(supervisor, self.config.run_dir / "critic.url")
-
-    def _start_workers(self, supervisor: Supervisor) -> list[Child]:
-        workers = [self._command(supervisor, "trainer"), self._command(supervisor, "solver")]
-        if self.config.data.validation is not None and self.config.data.test is not None:
-            workers.append(self._command(supervisor, "evaluate", "--follow"))
-        return workers
 
     def _await_file(self, supervisor: Supervisor, path: Path) -> str:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
@@ -146,3 +165,18 @@ class LocalRun:
             return await queue.status()
         finally:
             await queue.close()
+
+
+class LocalRun(LocalProcesses):
+    """One run on this machine."""
+
+    def run(self, watch: Watch) -> dict[str, Any]:
+        """Run to the end and write the report, as :meth:`work`, which says what is raised."""
+        status, seconds = self.work(watch)
+        return finish_report(self.config, status, seconds, self.threads)
+
+    def _start_workers(self, supervisor: Supervisor) -> list[Child]:
+        workers = [self._command(supervisor, "trainer"), self._command(supervisor, "solver")]
+        if self.config.data.validation is not None and self.config.data.test is not None:
+            workers.append(self._command(supervisor, "evaluate", "--follow"))
+        return workers

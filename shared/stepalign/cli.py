@@ -24,11 +24,14 @@ OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 EXTRA_OF = {
     **dict.fromkeys(["fastapi", "uvicorn", "prometheus_client"], "critic"),
     **dict.fromkeys(["torch", "transformers", "safetensors", "tokenizers"], "models"),
-    **{"peft": "trainer", "gguf": "lab"},
+    **{"peft": "trainer", "gguf": "lab", "numpy": "lab"},
 }
 
 # The order of a table of contents: the whole loop first, then its processes, then what looks inside.
-ORDER = ["demo", "run", "critic", "solver", "trainer", "evaluate", "report", "queue", "lab"]
+ORDER = ["demo", "run", "probe", "critic", "solver", "trainer", "evaluate", "report", "compare", "queue", "lab"]
+
+# Processes that another command starts, and that are of no use by hand.
+HIDDEN = {"probe-worker"}
 
 
 def _version(value: bool) -> None:
@@ -77,7 +80,7 @@ def build_app() -> typer.Typer:
         if isinstance(target, typer.Typer):
             app.add_typer(target, name=entry.name)
         else:
-            app.command(entry.name, context_settings=OVERRIDES)(target)
+            app.command(entry.name, context_settings=OVERRIDES, hidden=entry.name in HIDDEN)(target)
     return app
 
 

@@ -11,6 +11,7 @@ import os
 import tomllib
 from collections.abc import Sequence
 from enum import StrEnum
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -19,13 +20,14 @@ from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
     EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
 )
 
 from stepalign.errors import ConfigError
-from stepalign.types import ContextKind, SamplingParameters
+from stepalign.types import CRITIQUE_CONTEXTS, ContextKind, SamplingParameters
 
 ENV_PREFIX = "STEPALIGN_"
 _DELIMITER = "__"
@@ -49,10 +51,74 @@ class RunSection(Section):
     """Folder of all runs."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of problem order, sampling and adapter initialisation."""
-    arm: Literal["stepalign", "stepalign_scoped", "refsol", "null"] = "stepalign_scoped"
-    """The experimental condition; it fixes the context kind and the scope."""
+    arm: Annotated[str, Field(pattern=r"^([a-z0-9_]+|.+\.toml)$")] = "stepalign_scoped"
+    """The experimental condition: one of the arms that are shipped (configs/arms), or the path of an arm's file."""
     heartbeat_file: Path | None = None
     """A file that solver, trainer and evaluation touch while they work, for a health check in a container."""
+
+
+class GrpoSection(Section):
+    """Group-relative policy optimisation. Names are those of TRL's ``GRPOConfig`` where it has them."""
+
+    scale_rewards: bool = True
+    """Divide the advantages of a group by the standard deviation of its rewards."""
+    normalisation: Literal["token", "sequence"] = "token"
+    """``token``: every token of the batch weighs the same. ``sequence``: every rollout does."""
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The probability ratio is clipped below 1 − epsilon."""
+    epsilon_high: Annotated[float, Field(gt=0)] | None = None
+    """The ratio is clipped above 1 + epsilon_high (clip-higher); unset, it is ``epsilon``."""
+    num_iterations: Annotated[int, Field(ge=1)] = 1
+    """Optimizer steps on the same batch. With one, the ratio is 1 and nothing is clipped."""
+    beta: Annotated[float, Field(ge=0)] = 0.05
+    """Weight of the KL of the student to the base, over the full vocabulary."""
+    reward_needs_eos: bool = True
+    """A right answer is rewarded only where the rollout ended by EOS."""
+
+
+class FixedNegativeSection(Section):
+    """One fixed negative advantage on tokens that the student finds unlikely (2608.31046)."""
+
+    advantage: Annotated[float, Field(lt=0)] = -1.0
+    """The advantage of those tokens."""
+    max_probability: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Tokens whose probability under the student is below this."""
+
+
+class ArmSection(Section):
+    """What makes an experimental condition. The file that ``run.arm`` names holds these keys at its top level."""
+
+    objective: Literal["forward_kl", "grpo", "fixed_negative"] = "forward_kl"
+    """``forward_kl``: self-distillation. ``grpo``: reward on the final answer. ``fixed_negative``: no teacher."""
+    context: ContextKind = ContextKind.NULL
+    """What the self-teacher sees besides the question."""
+    scope: Literal["full", "through_first_error", "random_step"] = "full"
+    """The tokens that carry the loss."""
+    group_size: Annotated[int, Field(ge=1)] = 1
+    """Rollouts of the same problem, which are admitted to the queue together."""
+    grpo: GrpoSection = GrpoSection()
+    fixed_negative: FixedNegativeSection = FixedNegativeSection()
+
+    @property
+    def needs_critic(self) -> bool:
+        return self.context in CRITIQUE_CONTEXTS
+
+    @model_validator(mode="after")
+    def _every_key_has_an_effect(self) -> ArmSection:
+        for name, untouched in (("grpo", GrpoSection()), ("fixed_negative", FixedNegativeSection())):
+            if self.objective != name and getattr(self, name) != untouched:
+                raise ValueError(f"arm.{name} has no effect with objective {self.objective!r}; remove it")
+        if self.objective != "forward_kl" and self.context is not ContextKind.NULL:
+            raise ValueError(f"objective {self.objective!r} has no teacher; remove context {self.context.value!r}")
+        if self.scope != "full" and not self.needs_critic:
+            raise ValueError(f"scope {self.scope!r} needs a critique, which context {self.context.value!r} has not")
+        if self.objective == "grpo" and self.group_size < 2:
+            raise ValueError("objective 'grpo' compares rollouts of a problem: arm.group_size must be at least 2")
+        unclipped = GrpoSection()
+        clips = (self.grpo.epsilon, self.grpo.epsilon_high) != (unclipped.epsilon, unclipped.epsilon_high)
+        if self.grpo.num_iterations == 1 and clips:
+            raise ValueError("with grpo.num_iterations = 1 nothing is clipped; remove epsilon and epsilon_high")
+        return self
 
 
 class ModelSection(Section):
@@ -77,6 +143,13 @@ class DataSection(Section):
     """Problems that pick the checkpoint (JSONL)."""
     test: Path | None = None
     """Problems of the reported figures (JSONL)."""
+    grader: str = "exact"
+    """What compares answers: a name in the entry-point group ``stepalign.graders``. ``exact``: numbers, else text."""
+    checker: str | None = None
+    """An exact checker of these problems, a name in the group ``stepalign.checkers``. It serves figures only: the share
+    of traces in which every step is right, and where the first error is in arms without a critic."""
+    answer_choices: Annotated[int, Field(ge=2)] | None = None
+    """How many answers a guesser chooses from; the report then shows what chance gives."""
 
 
 class QueueSection(Section):
@@ -123,6 +196,9 @@ class CriticSection(Section):
     """How long requests are still served after SIGTERM, while readiness says 503 and load balancers look away."""
     api_key_file: Path | None = None
     """A file that holds the API key which the trainer sends."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 128 * 1024
+    """Largest body of a request that the service takes. A load balancer repeats only what fits its buffer: raise
+    ``tune.bufsize`` of services/lb/haproxy.cfg with it."""
     max_prompt_tokens: Annotated[int, Field(ge=1)] = 8192
     """A longer prompt is refused, never cut."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 4096
@@ -207,6 +283,8 @@ class TrainerSection(Section):
     """Newest checkpoints kept for resuming; there is one a step. Published adapters are all kept."""
     max_staleness: Literal[0] = 0
     """Newest policy version minus a rollout's. 0: synchronous and on-policy, as in the paper."""
+    token_view: Annotated[int, Field(ge=0)] = 12
+    """Rollouts of the first and of the last update whose tokens the report shows one by one; 0 for none."""
     lora: LoraSection = LoraSection()
 
 
@@ -219,6 +297,30 @@ class EvaluationSection(SamplingSection):
     """Steps between evaluated checkpoints."""
     batch: Annotated[int, Field(ge=1)] = 64
     """Completions sampled together."""
+
+
+class AlarmsSection(Section):
+    """When an update looks wrong. An alarm is logged, counted and reported; it does not stop the run.
+
+    Figures are means over ``window`` updates; factors compare them with the mean of the first ``window`` updates.
+    """
+
+    window: Annotated[int, Field(ge=1)] = 5
+    """Updates whose mean is watched."""
+    entropy_factor: Annotated[float, Field(gt=1)] = 10.0
+    """Alarm ``entropy``: the student's entropy grew or fell by this factor."""
+    entropy_floor: Annotated[float, Field(ge=0)] = 0.05
+    """Entropies below this many nats count as this much: a model that is always sure has none to compare with."""
+    length_factor: Annotated[float, Field(gt=1)] = 2.0
+    """Alarm ``length``: completions became longer or shorter by this factor."""
+    truncated: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Alarm ``truncated``: more than this share of the rollouts ran out of tokens."""
+    grad_norm_factor: Annotated[float, Field(gt=1)] = 10.0
+    """Alarm ``grad_norm``: the gradient's norm grew by this factor. What is not clipped is no cause for alarm."""
+    signal_share: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Alarm ``no_signal``: less than this share of the tokens in scope is pushed anywhere."""
+    first_token_kl: Annotated[float, Field(gt=0)] = 5.0
+    """Alarm ``first_token_kl``: teacher and student disagree by more nats on the first token, as about ``<think>``."""
 
 
 class Config(BaseSettings):
@@ -243,6 +345,8 @@ class Config(BaseSettings):
     solver: SolverSection = SolverSection()
     trainer: TrainerSection = TrainerSection()
     evaluation: EvaluationSection = EvaluationSection()
+    arm: ArmSection = ArmSection()
+    alarms: AlarmsSection = AlarmsSection()
 
     @model_validator(mode="after")
     def _queue_holds_two_batches(self) -> Config:
@@ -264,17 +368,27 @@ class Config(BaseSettings):
     def run_dir(self) -> Path:
         return self.run.dir / self.run.name
 
-    @property
-    def context_kind(self) -> ContextKind:
-        kinds = {"refsol": ContextKind.REFERENCE, "null": ContextKind.NULL}
-        return kinds.get(self.run.arm, ContextKind.CRITIQUE)
+    @model_validator(mode="after")
+    def _groups_fill_batches(self) -> Config:
+        if self.trainer.batch % self.arm.group_size:
+            raise ValueError(
+                f"trainer.batch is {self.trainer.batch}; it must be a multiple of arm.group_size = "
+                f"{self.arm.group_size}, since groups are trained on whole"
+            )
+        return self
+
+    def as_report(self) -> dict[str, Any]:
+        """All values but the addresses of servers, which change from start to start."""
+        return self.model_dump(mode="json", exclude={"queue": {"redis_url"}, "critic": {"url"}})
 
     @property
-    def scope(self) -> Literal["full", "through_first_error"]:
-        return "through_first_error" if self.run.arm == "stepalign_scoped" else "full"
+    def arm_name(self) -> str:
+        """The arm's name in reports: that of the file without its suffix."""
+        return Path(self.run.arm).stem
 
 
 _PATHS = (
+    ("run", "arm"),
     ("model", "path"),
     ("data", "train"),
     ("data", "validation"),
@@ -291,6 +405,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), environ: dict[str, st
     values = _read_toml(path)
     env = dict(os.environ if environ is None else environ)
     _refuse_unknown_variables(env)
+    arms: list[str] = []
 
     class _Sources(Config):
         @classmethod
@@ -303,12 +418,16 @@ def load_config(path: Path, overrides: Sequence[str] = (), environ: dict[str, st
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             command_line = CliSettingsSource[Any](settings_cls, cli_parse_args=list(overrides))
-            return command_line, _Environment(settings_cls, env), init_settings
+            sources = (command_line, _Environment(settings_cls, env), init_settings)
+            arms.extend(arm for source in sources if (arm := _arm_named_by(source())) is not None)
+            return *sources, InitSettingsSource(settings_cls, {"arm": _read_arm(arms[0] if arms else RunSection().arm)})
 
     try:
         settings = _Sources(**values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from None
+        about_the_arm = arms and any(item["loc"][:1] == ("arm",) for item in error.errors())
+        where = f"{path} with run.arm {arms[0]}" if about_the_arm else path
+        raise ConfigError(f"{where}: {_explain(error)}") from None
     except SettingsError as error:
         raise ConfigError(f"command line: {str(error).removeprefix('error parsing CLI: ')}") from None
     return Config.model_construct(**{name: getattr(settings, name) for name in Config.model_fields})
@@ -323,23 +442,51 @@ class _Environment(EnvSettingsSource):
         return {key.lower(): value for key, value in self._environ.items()}
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_table(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read as a TOML file: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    values = _read_table(path)
     folder = path.resolve().parent
     for section, key in _PATHS:
         table = values.get(section)
         if isinstance(table, dict):
             entries = cast(dict[str, Any], table)
-            if isinstance(entries.get(key), str):
+            if isinstance(entries.get(key), str) and (key != "arm" or entries[key].endswith(".toml")):
                 entries[key] = str((folder / entries[key]).resolve())
     return values
+
+
+def _arm_named_by(source: dict[str, Any]) -> str | None:
+    run = source.get("run")
+    arm = cast(dict[str, Any], run).get("arm") if isinstance(run, dict) else None
+    return None if arm is None else str(arm)
+
+
+def shipped_arms() -> list[str]:
+    """Names of the arms in this package."""
+    return sorted(Path(entry.name).stem for entry in files("stepalign.arms").iterdir() if entry.name.endswith(".toml"))
+
+
+def _read_arm(name: str) -> dict[str, Any]:
+    """The keys of an arm's file. Raises ConfigError when there is none."""
+    if name.endswith(".toml"):
+        return _read_table(Path(name))
+    if name not in shipped_arms():
+        raise ConfigError(
+            f"run.arm: there is no arm {name!r}; shipped are {', '.join(shipped_arms())}, and the path of a TOML file "
+            "is taken too"
+        )
+    with as_file(files("stepalign.arms") / f"{name}.toml") as path:
+        return _read_table(path)
 
 
 def known_variables() -> set[str]:

@@ -14,6 +14,8 @@
     ├── CriticError            a call of the critic that gave no critique at all
     │   ├── CriticUnavailableError  not reachable, loading, draining or saturated: try again
     │   └── CriticRequestError      the service refused the request: do not try again
+    ├── GraderError            the grader failed: the answer is neither right nor wrong
+    ├── NonFiniteError         NaN or infinity in an update, which was not applied
     ├── PolicyError            an adapter that is missing or whose checksum is wrong
     ├── CheckpointError        a checkpoint that is torn, corrupt or of another run
     └── ProcessFailedError     a supervised process ended with an error
@@ -92,6 +94,14 @@ class CriticRequestError(CriticError):
         self.status = status
         self.code = code
         super().__init__(message)
+
+
+class GraderError(StepalignError):
+    """The grader failed on an answer, which is then neither right nor wrong."""
+
+
+class NonFiniteError(StepalignError):
+    """NaN or infinity in an update. The update was not applied: the weights are those of the last good step."""
 
 
 class PolicyError(StepalignError):

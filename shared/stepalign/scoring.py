@@ -1,24 +1,30 @@
 """Avg@k, Maj@k and Pass@k of graded samples, in percent.
 
-A sample without an answer is wrong and casts no vote. Definitions:
+A sample without an answer is wrong and casts no vote. A sample on which the grader failed is neither right nor wrong:
+it is counted, leaves the figures, and casts no vote. Definitions, over the n ≤ k graded samples of a problem:
 
 - Avg@k: mean over problems of the share of right samples.
-- Maj@k: the answer with the most votes among the k samples, by equivalence of answers; of tied answers each counts for
+- Maj@k: the answer with the most votes among the samples, by equivalence of answers; of tied answers each counts for
   its share, so that the order of samples has no influence; no vote at all is wrong.
 - Pass@k: ``1 − C(n − c, k) / C(n, k)`` for c right ones of n samples, the unbiased estimator (Chen et al. 2021,
-  arXiv 2107.03374).
+  arXiv 2107.03374), at k = n.
+- Trace@k: as Avg@k, right being that an exact checker finds every step right too.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import comb
+from typing import Any
 
+from stepalign.alignment import validate_critique
+from stepalign.errors import ConfigError, GraderError
 from stepalign.grading import answer_key, answers_equal
+from stepalign.plugins import Checker, Grader
 from stepalign.trace import parse_trace
-from stepalign.types import FinishReason
+from stepalign.types import Critique, FinishReason, Problem, Verdict
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,34 @@ class GradedSample:
     """One sampled solution. ``answer`` is None when the text holds no tagged answer."""
 
     answer: str | None
-    correct: bool
+    correct: bool | None
+    """None when the grader failed."""
     well_formed: bool
     tokens: int
+    trace_correct: bool | None = None
+    """None without a checker."""
+
+
+@dataclass(frozen=True)
+class ProblemFigures:
+    """Figures of each problem, in the order of the problem file: what intervals are made from."""
+
+    correct: list[int] = field(default_factory=list[int])
+    """Right samples."""
+    graded: list[int] = field(default_factory=list[int])
+    """Samples that were graded."""
+    majority: list[float] = field(default_factory=list[float])
+    """1 when the most voted answer is right, its share of a tie in between."""
+    trace_correct: list[int] | None = None
+    """Samples with every step right; None without a checker."""
+
+    def as_report(self) -> dict[str, Any]:
+        return {
+            "correct": self.correct,
+            "graded": self.graded,
+            "majority": [round(share, 6) for share in self.majority],
+            "trace_correct": self.trace_correct,
+        }
 
 
 @dataclass(frozen=True)
@@ -40,35 +71,81 @@ class Score:
     avg: float
     maj: float
     pass_: float
+    trace: float | None
     mean_tokens: float
     format_rate: float
     truncated: float
+    grader_errors: int
+    by_problem: ProblemFigures
 
     def as_report(self) -> dict[str, float | int]:
         """The report's names: ``avg_at_12`` for 12 samples, and so on."""
         k = self.samples
-        return {
+        figures: dict[str, float | int] = {
             f"avg_at_{k}": round(self.avg, 4),
             f"maj_at_{k}": round(self.maj, 4),
             f"pass_at_{k}": round(self.pass_, 4),
             "mean_tokens": round(self.mean_tokens, 4),
             "format_rate": round(self.format_rate, 4),
             "truncated": round(self.truncated, 4),
+            "grader_errors": self.grader_errors,
             "problems": self.problems,
             "samples": k,
         }
+        if self.trace is not None:
+            figures[f"trace_at_{k}"] = round(self.trace, 4)
+        return figures
 
 
-def grade(text: str, tokens: int, finish_reason: FinishReason, known_answer: str) -> GradedSample:
-    """Grade one solution. Right needs a tagged answer equal to the known one and an end by EOS."""
+def is_right(answer: str, known_answer: str, grader: Grader = answers_equal) -> bool:
+    """Ask the grader. Raises GraderError when it fails, whatever it raised."""
+    try:
+        return bool(grader(answer, known_answer))
+    except Exception as error:
+        raise GraderError(f"the grader failed on {answer!r}: {type(error).__name__}: {error}") from error
+
+
+def trace_critique(problem: Problem, text: str, checker: Checker) -> Critique | None:
+    """The exact critique of a solution; None where the checker's does not validate, so that no alignment is known.
+
+    Raises ConfigError when the checker cannot handle the problem.
+    """
+    try:
+        critique = validate_critique(checker(problem.question, text), text, known_answer=problem.answer)
+    except ValueError as error:
+        raise ConfigError(f"data.checker cannot handle problem {problem.id!r}: {error}") from None
+    return critique if isinstance(critique, Critique) else None
+
+
+def grade(
+    text: str,
+    tokens: int,
+    finish_reason: FinishReason,
+    problem: Problem,
+    grader: Grader = answers_equal,
+    checker: Checker | None = None,
+) -> GradedSample:
+    """Grade one solution. Right needs a tagged answer equal to the known one and an end by EOS.
+
+    Raises ConfigError when the checker cannot handle the problem.
+    """
     trace = parse_trace(text)
     stopped = finish_reason is FinishReason.STOP
     answer = (trace.answer.body or None) if trace.answer is not None else None
+    try:
+        correct = stopped and answer is not None and is_right(answer, problem.answer, grader)
+    except GraderError:
+        correct = None
+    every_step = None
+    if checker is not None:
+        critique = trace_critique(problem, text, checker) if correct else None
+        every_step = critique is not None and critique.verdict is Verdict.CORRECT
     return GradedSample(
         answer=answer,
-        correct=stopped and answer is not None and answers_equal(answer, known_answer),
+        correct=correct,
         well_formed=stopped and trace.well_formed,
         tokens=tokens,
+        trace_correct=every_step,
     )
 
 
@@ -81,34 +158,59 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 def majority_share(samples: Sequence[GradedSample]) -> float:
     """1 when the most voted answer is right, 0 when it is wrong, the right share of a tie in between."""
-    votes = Counter(answer_key(s.answer) for s in samples if s.answer is not None)
+    graded = [s for s in samples if s.correct is not None]
+    votes = Counter(answer_key(s.answer) for s in graded if s.answer is not None)
     if not votes:
         return 0.0
     most = max(votes.values())
     winners = {key for key, count in votes.items() if count == most}
-    right = {answer_key(s.answer) for s in samples if s.answer is not None and s.correct}
+    right = {answer_key(s.answer) for s in graded if s.answer is not None and s.correct}
     return len(winners & right) / len(winners)
 
 
-def score(graded: Sequence[Sequence[GradedSample]], truncated: int = 0) -> Score:
+def score(samples: Sequence[Sequence[GradedSample]], truncated: int = 0) -> Score:
     """Score problems × samples. Raises ValueError when problems have different numbers of samples, or none."""
-    counts = {len(samples) for samples in graded}
+    counts = {len(of_problem) for of_problem in samples}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"every problem needs the same number of samples, at least one; got {sorted(counts)}")
-    k = counts.pop()
-    flat = [sample for samples in graded for sample in samples]
-    right = [sum(sample.correct for sample in samples) for samples in graded]
-
-    def percent(total: float, of: int) -> float:
-        return 100.0 * total / of
-
-    return Score(
-        problems=len(graded),
-        samples=k,
-        avg=percent(sum(right), len(flat)),
-        maj=percent(sum(majority_share(samples) for samples in graded), len(graded)),
-        pass_=percent(sum(pass_at_k(k, c, k) for c in right), len(graded)),
-        mean_tokens=sum(sample.tokens for sample in flat) / len(flat),
-        format_rate=percent(sum(sample.well_formed for sample in flat), len(flat)),
-        truncated=percent(truncated, len(flat)),
+    flat = [sample for of_problem in samples for sample in of_problem]
+    checked = [[s.trace_correct for s in of_problem] for of_problem in samples]
+    figures = ProblemFigures(
+        correct=[sum(s.correct is True for s in of_problem) for of_problem in samples],
+        graded=[sum(s.correct is not None for s in of_problem) for of_problem in samples],
+        majority=[majority_share(of_problem) for of_problem in samples],
+        trace_correct=None if None in checked[0] else [sum(map(bool, of_problem)) for of_problem in checked],
     )
+
+    def mean(of_problem: Callable[[int], float]) -> float:
+        """In percent, over the problems of which something was graded."""
+        values = [of_problem(i) for i, n in enumerate(figures.graded) if n]
+        return 100.0 * sum(values) / len(values) if values else 0.0
+
+    def percent(total: float) -> float:
+        return 100.0 * total / len(flat)
+
+    correct, graded, traces = figures.correct, figures.graded, figures.trace_correct
+    return Score(
+        problems=len(samples),
+        samples=counts.pop(),
+        avg=mean(lambda i: correct[i] / graded[i]),
+        maj=mean(lambda i: figures.majority[i]),
+        pass_=mean(lambda i: pass_at_k(graded[i], correct[i], graded[i])),
+        trace=None if traces is None else mean(lambda i: traces[i] / graded[i]),
+        mean_tokens=sum(sample.tokens for sample in flat) / len(flat),
+        format_rate=percent(sum(sample.well_formed for sample in flat)),
+        truncated=percent(truncated),
+        grader_errors=len(flat) - sum(graded),
+        by_problem=figures,
+    )
+
+
+def chance(answer_choices: int, samples: int) -> dict[str, float]:
+    """What a uniform guesser among ``answer_choices`` answers gets, in percent, by the report's names."""
+    share = 1.0 / answer_choices
+    return {
+        f"avg_at_{samples}": round(100.0 * share, 4),
+        f"maj_at_{samples}": round(100.0 * share, 4),
+        f"pass_at_{samples}": round(100.0 * (1.0 - (1.0 - share) ** samples), 4),
+    }

@@ -271,7 +271,11 @@ def test_a_client_with_a_body_over_the_limit_is_told_so_and_does_not_retry(url: 
 
 def test_a_body_at_the_limit_is_read(url: str) -> None:
     body = json.dumps(CORRECT).encode()
-    answer = httpx.post(f"{url}/v1/critiques", content=body.ljust(2**20), headers={"content-type": "application/json"})
+    answer = httpx.post(
+        f"{url}/v1/critiques",
+        content=body.ljust(AppSettings().max_body_bytes),
+        headers={"content-type": "application/json"},
+    )
     assert answer.status_code == 200
 
 

@@ -24,6 +24,7 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
 
     from transformers import AutoTokenizer
 
+    from stepalign.plugins import load_checker
     from stepalign.policy_store import open_policy_store
     from stepalign.queue import open_queue
     from stepalign_trainer.contexts import Contexts, await_critic, open_critic
@@ -41,11 +42,12 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
         queue = open_queue(settings.queue, settings.run.name, consumer="trainer")
         policies = open_policy_store(settings.queue, settings.run.name)
         await queue.start()
-        critic = open_critic(settings.critic)
+        critic = open_critic(settings.critic) if settings.arm.needs_critic else None
         try:
             if critic is not None:
                 await await_critic(critic)
-            contexts = Contexts(settings.context_kind, critic, settings.critic.concurrency)
+            checker = load_checker(settings.data.checker) if settings.data.checker is not None else None
+            contexts = Contexts(settings.arm.context, critic, settings.critic.concurrency, checker)
             trainer = Trainer(settings, learner, queue, policies, contexts, MetricsJournal(settings.run_dir))
             await trainer.train()
         finally:

@@ -14,8 +14,19 @@ from stepalign.client import CriticClient
 from stepalign.config import CriticSection
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.logging import get_logger
+from stepalign.plugins import Checker
+from stepalign.repetition import omit_copied_steps, quote_wrong_step
+from stepalign.scoring import trace_critique
 from stepalign.secret_files import read_secret
-from stepalign.types import Context, ContextKind, Critique, CritiqueRequest, CritiqueResponse, Rollout
+from stepalign.types import (
+    CRITIQUE_CONTEXTS,
+    Context,
+    ContextKind,
+    Critique,
+    CritiqueRequest,
+    CritiqueResponse,
+    Rollout,
+)
 
 log = get_logger(__name__)
 
@@ -46,9 +57,20 @@ class CritiqueSource(Protocol):
     async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse: ...
 
 
+def critique_text(kind: ContextKind, critique: Critique, attempt: str) -> str:
+    """What the teacher sees of a critique."""
+    if kind is ContextKind.FULL_REPETITION:
+        return quote_wrong_step(critique, attempt)
+    return omit_copied_steps(critique) if kind is ContextKind.OMISSION else critique.text
+
+
 @dataclass(frozen=True)
 class ContextResult:
-    """A context, or the counted reason why the rollout is skipped. ``critique_outcome`` is None without a critic."""
+    """A context, or the counted reason why the rollout is skipped.
+
+    ``critique`` is that of this very rollout, by the critic or else by the exact checker: it tells where the first
+    error is, whatever the teacher sees. ``critique_outcome`` is None without a critic.
+    """
 
     context: Context | None
     critique: Critique | None = None
@@ -56,34 +78,75 @@ class ContextResult:
     critique_outcome: str | None = None
 
 
-class Contexts:
-    """Makes the contexts of one kind."""
+@dataclass(frozen=True)
+class _Own:
+    """The critique of a rollout, or why there is none."""
 
-    def __init__(self, kind: ContextKind, critic: CritiqueSource | None, concurrency: int) -> None:
+    critique: Critique | None
+    skip_reason: str | None = None
+    outcome: str | None = None
+
+
+class Contexts:
+    """Makes the contexts of one kind. ``checker`` says where errors are in arms without a critic; figures only."""
+
+    def __init__(
+        self, kind: ContextKind, critic: CritiqueSource | None, concurrency: int, checker: Checker | None = None
+    ) -> None:
         """Raises ConfigError for critiques without a critic."""
-        if kind is ContextKind.CRITIQUE and critic is None:
+        if kind in CRITIQUE_CONTEXTS and critic is None:
             raise ConfigError("critic.url is not set: give the address of a critic or of its load balancer")
         self.kind = kind
         self.critic = critic
         self.slots = asyncio.Semaphore(concurrency)
+        self.checker = checker
 
     async def fetch(self, rollouts: Sequence[Rollout]) -> list[ContextResult]:
-        """One result per rollout, in order."""
-        return list(await asyncio.gather(*(self._context(rollout) for rollout in rollouts)))
+        """One result per rollout, in order. Kinds that need another problem take the next one in the batch."""
+        owns = await asyncio.gather(*(self._own(rollout) for rollout in rollouts))
+        return [self._result(i, rollouts, owns) for i in range(len(rollouts))]
 
-    async def _context(self, rollout: Rollout) -> ContextResult:
-        if self.kind is ContextKind.NULL:
-            return ContextResult(Context(kind=self.kind, text=""))
-        if self.kind is ContextKind.REFERENCE:
-            reference = rollout.problem.reference_solution
-            if reference is None:
-                return ContextResult(None, skip_reason="no_reference_solution")
-            return ContextResult(Context(kind=self.kind, text=reference))
+    def _result(self, index: int, rollouts: Sequence[Rollout], owns: Sequence[_Own]) -> ContextResult:
+        own = owns[index]
+        if own.skip_reason is not None:
+            return ContextResult(None, None, own.skip_reason, own.outcome)
+        text, missing = self._text(index, rollouts, owns)
+        if text is None:
+            return ContextResult(None, own.critique, missing, own.outcome)
+        return ContextResult(Context(kind=self.kind, text=text), own.critique, None, own.outcome)
+
+    def _text(self, index: int, rollouts: Sequence[Rollout], owns: Sequence[_Own]) -> tuple[str | None, str]:
+        """The context's text, or None and the reason to count."""
+        rollout, critique = rollouts[index], owns[index].critique
+        others = [
+            i for i in (*range(index + 1, len(rollouts)), *range(index)) if rollouts[i].problem.id != rollout.problem.id
+        ]
+        match self.kind:
+            case ContextKind.NULL:
+                return "", ""
+            case ContextKind.REFERENCE:
+                return rollout.problem.reference_solution, "no_reference_solution"
+            case ContextKind.OTHER_PROBLEM:
+                references = (rollouts[i].problem.reference_solution for i in others)
+                return next((text for text in references if text is not None), None), "no_other_reference"
+            case ContextKind.SHUFFLED_CRITIQUE:
+                critiques = (owns[i].critique for i in others)
+                return next((other.text for other in critiques if other is not None), None), "no_other_critique"
+            case ContextKind.CRITIQUE | ContextKind.FULL_REPETITION | ContextKind.OMISSION:
+                assert critique is not None
+                return critique_text(self.kind, critique, rollout.text), ""
+
+    async def _own(self, rollout: Rollout) -> _Own:
+        if self.kind not in CRITIQUE_CONTEXTS:
+            critique = None
+            if self.checker is not None:
+                critique = trace_critique(rollout.problem, rollout.text, self.checker)
+            return _Own(critique)
         async with self.slots:
             with structlog.contextvars.bound_contextvars(rollout_id=rollout.rollout_id):
                 return await self._critique(rollout)
 
-    async def _critique(self, rollout: Rollout) -> ContextResult:
+    async def _critique(self, rollout: Rollout) -> _Own:
         request = CritiqueRequest(
             question=rollout.problem.question,
             attempt=rollout.text,
@@ -97,18 +160,16 @@ class Contexts:
                 raise
             log.warning("the critic refused the request", status=error.status, code=error.code, error=str(error))
             reason = "critic_refused_" + re.sub(r"[^\w.-]", "_", error.code or str(error.status))[:60]
-            return ContextResult(None, skip_reason=reason, critique_outcome=reason)
+            return _Own(None, reason, reason)
         except CriticError as error:
             log.error("the critic's answer cannot be used", error=str(error))
-            return ContextResult(None, skip_reason="critic_error", critique_outcome="critic_error")
+            return _Own(None, "critic_error", "critic_error")
         if response.critique is None:
             assert response.failure is not None
             reason = response.failure.reason.value
             log.info("critique refused", reason=reason, detail=response.failure.detail)
-            return ContextResult(None, skip_reason=f"critique_{reason}", critique_outcome=reason)
-        critique = response.critique
-        context = Context(kind=self.kind, text=critique.text)
-        return ContextResult(context, critique, critique_outcome=critique.verdict.value)
+            return _Own(None, f"critique_{reason}", reason)
+        return _Own(response.critique, outcome=response.critique.verdict.value)
 
     async def _insist(self, request: CritiqueRequest, rollout_id: str) -> CritiqueResponse:
         """Wait for an unreachable critic as long as it takes: a rollout is never lost to an outage."""

@@ -11,7 +11,14 @@ from stepalign.prompts import load_prompt, render_token_ids
 from stepalign.types import Context, ContextKind, Critique, Rollout
 from stepalign_trainer.scope import TokenGroups, token_groups, token_spans
 
-_PROMPT_OF = {ContextKind.CRITIQUE: "teacher_critique", ContextKind.REFERENCE: "teacher_reference"}
+_PROMPT_OF = {
+    ContextKind.CRITIQUE: "teacher_critique",
+    ContextKind.SHUFFLED_CRITIQUE: "teacher_critique",
+    ContextKind.REFERENCE: "teacher_reference",
+    ContextKind.OTHER_PROBLEM: "teacher_reference",
+    ContextKind.FULL_REPETITION: "teacher_full_repetition",
+    ContextKind.OMISSION: "teacher_omission",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,8 @@ class Example:
     completion: list[int]
     groups: TokenGroups
     truncated: bool
+    advantage: float | None = None
+    """The rollout's advantage in its group (GRPO)."""
 
 
 def teacher_prompt_ids(config: Config, tokenizer: Any, rollout: Rollout, context: Context) -> list[int]:
@@ -44,14 +53,22 @@ def teacher_prompt_ids(config: Config, tokenizer: Any, rollout: Rollout, context
 
 
 def build_example(
-    config: Config, tokenizer: Any, rollout: Rollout, context: Context, critique: Critique | None
+    config: Config,
+    tokenizer: Any,
+    rollout: Rollout,
+    context: Context,
+    critique: Critique | None,
+    advantage: float | None = None,
 ) -> Example:
-    """Raises PromptTooLongError, and ValueError when the rollout's text is not the decoding of its ids."""
+    """``critique`` is that of this very rollout, whatever the teacher sees: it tells where the first error is.
+
+    Raises PromptTooLongError, and ValueError when the rollout's text is not the decoding of its ids."""
     return Example(
         rollout_id=rollout.rollout_id,
         student_prompt=rollout.prompt_token_ids,
         teacher_prompt=teacher_prompt_ids(config, tokenizer, rollout, context),
         completion=rollout.completion_token_ids,
-        groups=token_groups(config.scope, rollout, critique, token_spans(rollout, tokenizer)),
+        groups=token_groups(config.arm.scope, rollout, critique, token_spans(rollout, tokenizer)),
         truncated=rollout.finish_reason == "length",
+        advantage=advantage,
     )

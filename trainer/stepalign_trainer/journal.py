@@ -10,6 +10,13 @@ from typing import Any
 FILE = "metrics.jsonl"
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees all of it or the one before."""
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
 class MetricsJournal:
     """Appends rows. On resume, rows after the checkpoint's step are cut off: their updates will be made again."""
 
@@ -18,14 +25,16 @@ class MetricsJournal:
         run_dir.mkdir(parents=True, exist_ok=True)
 
     def resume_at(self, step: int) -> None:
+        kept = [row for row in self.rows() if row["step"] <= step]
+        if self.path.exists():
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The whole rows that are there."""
         if not self.path.exists():
-            return
+            return []
         text = self.path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1].splitlines()
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(scratch, self.path)
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def append(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as rows:

@@ -1,7 +1,8 @@
-"""The update: student forward, teacher forward with the adapter off, loss, backward, AdamW."""
+"""The update: student forward, teacher forward with the adapter off, the arm's loss, backward, AdamW."""
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,16 +16,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from stepalign.config import Config
 from stepalign.devices import choose_device
-from stepalign.errors import ConfigError
+from stepalign.errors import ConfigError, NonFiniteError
 from stepalign_trainer.divergence import TokenTerms, token_terms
 from stepalign_trainer.examples import Example
+from stepalign_trainer.objectives import ForwardKl, Grpo, Objective, make_objective
 
 
 @dataclass(frozen=True)
 class UpdateMetrics:
     """Figures of one update. Advantages and KL in nats, lengths in tokens; None where no token was in the group.
 
-    Without a critique no token is known to be correct, and the advantages by group are None.
+    Without a critique and without a checker no token is known to be correct, and the advantages by group are None.
     """
 
     loss: float
@@ -42,19 +44,29 @@ class UpdateMetrics:
     trained_rollouts: int
     tokens: int
     tokens_in_scope: int
+    signal_share: float | None
+    """Share of the tokens in scope that the objective pushes somewhere."""
     update_seconds: float
     tokens_per_second: float
+    kl_to_base: float | None = None
+    """``KL(student ‖ base)``, mean over all tokens (GRPO)."""
+    clip_fraction: float | None = None
+    """Share of tokens whose ratio was clipped in the last of ``num_iterations`` (GRPO)."""
 
     def as_row(self) -> dict[str, Any]:
-        return asdict(self)
+        only_grpo = ("kl_to_base", "clip_fraction")
+        return {key: value for key, value in asdict(self).items() if value is not None or key not in only_grpo}
 
 
 @dataclass
 class _Gathered:
-    """Per-token values of a whole batch, on the CPU."""
+    """Per-token values of a whole batch before the first optimizer step, on the CPU."""
 
     kl: list[torch.Tensor] = field(default_factory=list)
+    reverse_kl: list[torch.Tensor] = field(default_factory=list)
     entropy: list[torch.Tensor] = field(default_factory=list)
+    signal: list[torch.Tensor] = field(default_factory=list)
+    logprob: list[torch.Tensor] = field(default_factory=list)
     correct: list[torch.Tensor] = field(default_factory=list)
     at_error: list[torch.Tensor] = field(default_factory=list)
     after_error: list[torch.Tensor] = field(default_factory=list)
@@ -62,12 +74,14 @@ class _Gathered:
     loss: float = 0.0
 
     def add(self, example: Example, terms: TokenTerms) -> None:
-        advantage = terms.advantage.cpu()
-        kl = terms.kl.detach().cpu()
+        advantage = terms.advantage
         error = example.groups.first_error
-        self.kl.append(kl)
-        self.first_kl.append(kl[:1])
-        self.entropy.append(terms.entropy.cpu())
+        self.kl.append(terms.kl)
+        self.reverse_kl.append(terms.reverse_kl)
+        self.first_kl.append(terms.kl[:1])
+        self.entropy.append(terms.entropy)
+        self.signal.append(terms.signal[: example.groups.in_scope])
+        self.logprob.append(terms.logprob)
         if example.groups.aligned:
             self.correct.append(advantage[:error])
         if error is not None:
@@ -92,7 +106,12 @@ class Learner:
         self.tokenizer = tokenizer
         settings = config.model
         self.device = torch.device(
-            choose_device(settings.device, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+            choose_device(
+                settings.device,
+                cuda=torch.cuda.is_available(),
+                mps=torch.backends.mps.is_available(),
+                xpu=torch.xpu.is_available(),
+            )
         )
         if not (settings.path / "config.json").is_file():
             raise ConfigError(f"model.path {settings.path}: there is no model there (config.json is missing)")
@@ -155,7 +174,8 @@ class Learner:
 
     @torch.no_grad()
     def check_teacher_is_student(self, prompt: list[int], completion: list[int]) -> None:
-        """Assert, before the first update, what the method rests on. Raises ConfigError when it does not hold.
+        """Assert, before the first update, what the method rests on. Raises ConfigError when it does not hold, and
+        NonFiniteError on logits that are not finite.
 
         Without a context the teacher equals the student bit for bit, and the output head on hidden states gives the
         model's own logits (it would not with soft-capped or scaled logits).
@@ -163,6 +183,8 @@ class Learner:
         student = self.logits(prompt, completion)
         with self.teacher():
             teacher = self.logits(prompt, completion)
+        if not torch.isfinite(student).all():
+            raise NonFiniteError("the logits of the fresh model are not finite")
         if not torch.equal(student, teacher):
             raise ConfigError("with the adapter off the model differs from the fresh student: is an adapter merged?")
         from_hidden = self._head(self.hidden_states([prompt], [completion])[0])
@@ -170,51 +192,138 @@ class Learner:
             raise ConfigError("this model changes its logits after the output head (soft cap or scale): not supported")
 
     def update(self, examples: Sequence[Example]) -> UpdateMetrics:
-        """One AdamW step on the mean KL over the tokens in scope of all examples. Without examples nothing changes.
+        """The arm's optimizer steps on one batch.
 
-        Raises FloatingPointError on values that are not finite, before the weights are touched.
+        Nothing changes without a token in scope, nor where the loss is as low as it can be: the gradient is then
+        rounding, which AdamW would make whole steps of.
+
+        The figures are those of the first step. Raises NonFiniteError on values that are not finite; weights and
+        optimizer are then those from before the update.
         """
         started = time.monotonic()
-        in_scope = sum(example.groups.in_scope for example in examples)
-        gathered = _Gathered()
+        objective = make_objective(self.config.arm)
+        weights = objective.weights(examples)
+        in_scope = sum(int((w != 0).sum()) for w in weights)
+        before = self._snapshot() if objective.iterations > 1 else None
+        gathered, clipped = _Gathered(), None
+        norm = 0.0
+        for iteration in range(objective.iterations if in_scope else 1):
+            first = iteration == 0
+            last = gathered if first else _Gathered()
+            old = None if first else gathered.logprob
+            try:
+                clipped = self._accumulate_all(objective, examples, weights, last, old)
+                if in_scope and last.loss != objective.floor:
+                    norm_of_step = self._step()
+                    norm = norm_of_step if first else norm
+            except NonFiniteError:
+                if before is not None:
+                    self._restore(before)
+                raise
+        return self._metrics(examples, gathered, in_scope, norm, time.monotonic() - started, clipped)
+
+    def _snapshot(self) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        weights = [parameter.detach().clone() for parameter in self.parameters]
+        return weights, copy.deepcopy(self.optimizer.state_dict())
+
+    def _restore(self, before: tuple[list[torch.Tensor], dict[str, Any]]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, before[0], strict=True):
+                parameter.copy_(value)
+        self.optimizer.load_state_dict(before[1])
+
+    def _step(self) -> float:
+        """Clip the gradient and apply it. Returns its norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.trainer.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise NonFiniteError("the gradient is not finite")
+        self.optimizer.step()
+        return norm.item()
+
+    def _accumulate_all(
+        self,
+        objective: Objective,
+        examples: Sequence[Example],
+        weights: Sequence[torch.Tensor],
+        gathered: _Gathered,
+        old: Sequence[torch.Tensor] | None,
+    ) -> float | None:
+        """Gradients of the whole batch. Returns the share of clipped tokens, None where nothing can be clipped."""
         self.optimizer.zero_grad(set_to_none=True)
         size = self.config.trainer.micro_batch
+        clipped: list[torch.Tensor] = []
         for start in range(0, len(examples), size):
-            self._accumulate(examples[start : start + size], in_scope, gathered)
-        norm = 0.0
-        if in_scope:
-            norm_tensor = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.trainer.max_grad_norm)
-            if not torch.isfinite(norm_tensor):
-                raise FloatingPointError("the gradient is not finite; the update was not applied")
-            norm = norm_tensor.item()
-            self.optimizer.step()
-        return self._metrics(examples, gathered, in_scope, norm, time.monotonic() - started)
+            part = slice(start, start + size)
+            old_logprobs = None if old is None else torch.cat(list(old[part])).to(self.device)
+            objective.begin(examples[part], old_logprobs)
+            self._accumulate(objective, examples[part], weights[part], gathered)
+            if isinstance(objective, Grpo):
+                clipped.append(objective.clipped(torch.cat(gathered.logprob[part]).to(self.device)))
+        return _mean(clipped)
 
-    def _accumulate(self, examples: Sequence[Example], in_scope: int, gathered: _Gathered) -> None:
+    def _accumulate(
+        self,
+        objective: Objective,
+        examples: Sequence[Example],
+        weights: Sequence[torch.Tensor],
+        gathered: _Gathered,
+    ) -> None:
         completions = [example.completion for example in examples]
         with self.teacher():
             teacher = self.hidden_states([example.teacher_prompt for example in examples], completions)
         student = self.hidden_states([example.student_prompt for example in examples], completions)
         targets = torch.tensor([token for tokens in completions for token in tokens], device=self.device)
-        terms = token_terms(
-            torch.cat(student), torch.cat(teacher), targets, self._head, self.config.trainer.logit_chunk
-        )
-        lengths = [len(tokens) for tokens in completions]
-        pieces = [torch.split(values, lengths) for values in (terms.kl, terms.advantage, terms.entropy)]
-        loss = torch.zeros((), device=self.device)
-        for example, kl, advantage, entropy in zip(examples, *pieces, strict=True):
-            loss = loss + kl[: example.groups.in_scope].sum()
-            gathered.add(example, TokenTerms(kl=kl, advantage=advantage, entropy=entropy))
-        loss = loss / max(in_scope, 1)
+        try:
+            terms = self._terms(objective, student, teacher, targets)
+        except NonFiniteError as error:
+            among = ", ".join(example.rollout_id for example in examples)
+            raise NonFiniteError(f"{error}, in one of the rollouts {among}") from None
+        loss = (terms.loss * torch.cat(list(weights)).to(self.device)).sum()
         loss.backward()
         gathered.loss += loss.item()
+        lengths = [len(tokens) for tokens in completions]
+        values = {name: torch.split(value.detach().cpu(), lengths) for name, value in vars(terms).items()}
+        for i, example in enumerate(examples):
+            gathered.add(example, TokenTerms(**{name: parts[i] for name, parts in values.items()}))
+
+    def _terms(
+        self,
+        objective: Objective,
+        student: Sequence[torch.Tensor],
+        teacher: Sequence[torch.Tensor],
+        targets: torch.Tensor,
+    ) -> TokenTerms:
+        return token_terms(
+            torch.cat(list(student)),
+            torch.cat(list(teacher)),
+            targets,
+            self._head,
+            self.config.trainer.logit_chunk,
+            objective.token_loss,
+            objective.signal,
+        )
+
+    @torch.no_grad()
+    def token_values(self, student_prompt: list[int], teacher_prompt: list[int], completion: list[int]) -> TokenTerms:
+        """What a teacher prompt says of each token of a completion; nothing is trained."""
+        with self.teacher():
+            teacher = self.hidden_states([teacher_prompt], [completion])
+        student = self.hidden_states([student_prompt], [completion])
+        return self._terms(ForwardKl(), student, teacher, torch.tensor(completion, device=self.device))
 
     def _metrics(
-        self, examples: Sequence[Example], gathered: _Gathered, in_scope: int, norm: float, seconds: float
+        self,
+        examples: Sequence[Example],
+        gathered: _Gathered,
+        in_scope: int,
+        norm: float,
+        seconds: float,
+        clipped: float | None,
     ) -> UpdateMetrics:
         tokens = sum(len(example.completion) for example in examples)
         count = max(len(examples), 1)
         below = [(values < -0.1).float() for values in gathered.correct]
+        grpo = self.config.arm.objective == "grpo"
         return UpdateMetrics(
             loss=gathered.loss,
             kl_all_tokens=_mean(gathered.kl),
@@ -230,8 +339,11 @@ class Learner:
             trained_rollouts=len(examples),
             tokens=tokens,
             tokens_in_scope=in_scope,
+            signal_share=_mean(gathered.signal),
             update_seconds=seconds,
             tokens_per_second=tokens / seconds if seconds else 0.0,
+            kl_to_base=_mean(gathered.reverse_kl) if grpo else None,
+            clip_fraction=clipped if grpo else None,
         )
 
     def save_adapter(self, directory: Path) -> None:

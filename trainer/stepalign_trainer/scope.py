@@ -6,21 +6,25 @@ teacher's distribution there mixes two stories; a validated alignment says where
 ``through_first_error`` keeps the loss on the tokens up to the end of the first segment that the critique does not copy:
 an incorrect attempt's wrong step with its closing tag, or its wrong answer; an unjustified one's step after the
 insertion. Correct and incomplete attempts keep all tokens, except that text after the answer stands where EOS should:
-its first token is kept, the rest is not. ``full`` keeps every token, as in the paper. EOS is a token like any other.
+its first token is kept, the rest is not. ``random_step`` is its control: where ``through_first_error`` cuts after the
+first such segment of an incorrect or unjustified attempt, it cuts after one that is chosen by chance (by the rollout's
+id). ``full`` keeps every token, as in the paper. EOS is a token like any other.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenizers.decoders import DecodeStream
 
+from stepalign.repetition import first_uncopied
 from stepalign.trace import Span, parse_trace
 from stepalign.types import Critique, FinishReason, Rollout, Verdict
 
-Scope = Literal["full", "through_first_error"]
+Scope = Literal["full", "through_first_error", "random_step"]
 
 
 def token_spans(rollout: Rollout, tokenizer: Any) -> list[Span]:
@@ -78,6 +82,15 @@ def _scope_end(critique: Critique, rollout: Rollout, spans: Sequence[Span]) -> i
     return len(spans) if missing_eos is None else missing_eos + 1
 
 
+def _random_scope_end(critique: Critique, rollout: Rollout, spans: Sequence[Span]) -> int:
+    if critique.alignment.first_difference is None or critique.verdict not in (Verdict.INCORRECT, Verdict.UNJUSTIFIED):
+        return _scope_end(critique, rollout, spans)
+    trace = parse_trace(rollout.text)
+    segments = [step.span for step in trace.steps] + ([trace.answer.span] if trace.answer is not None else [])
+    _, end = random.Random(f"scope {rollout.rollout_id}").choice(segments)
+    return _count_before(spans, end)
+
+
 def _missing_eos(rollout: Rollout, spans: Sequence[Span]) -> int | None:
     """The token that stands where EOS should: the first one of a text after the answer."""
     trace = parse_trace(rollout.text)
@@ -105,16 +118,19 @@ def first_error_token(critique: Critique, rollout: Rollout, spans: Sequence[Span
 
 def _counterpart(critique: Critique) -> str:
     """What the critique writes where the attempt's first uncopied segment stands."""
+    place = first_uncopied(critique)
     trace = parse_trace(critique.text)
-    before = critique.alignment.copied_steps if critique.first_error_step is None else critique.first_error_step - 1
-    if before < len(trace.steps):
-        return critique.text[slice(*trace.steps[before].span)]
-    return critique.text[slice(*trace.answer.span)] if trace.answer is not None else ""
+    segments = [step.span for step in trace.steps] + ([trace.answer.span] if trace.answer is not None else [])
+    return next((critique.text[start:end] for start, end in segments if start == place), "")
 
 
 def token_groups(scope: Scope, rollout: Rollout, critique: Critique | None, spans: Sequence[Span]) -> TokenGroups:
     """Scope and error position of one rollout; without a critique every token is in scope and no error is known."""
     if critique is None:
         return TokenGroups(in_scope=len(spans), first_error=None, aligned=False)
-    in_scope = len(spans) if scope == "full" else _scope_end(critique, rollout, spans)
+    in_scope = {
+        "full": lambda: len(spans),
+        "through_first_error": lambda: _scope_end(critique, rollout, spans),
+        "random_step": lambda: _random_scope_end(critique, rollout, spans),
+    }[scope]()
     return TokenGroups(in_scope, first_error_token(critique, rollout, spans), aligned=True)

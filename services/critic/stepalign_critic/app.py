@@ -45,7 +45,7 @@ _log = get_logger(__name__)
 class AppSettings:
     """Limits of the HTTP layer."""
 
-    max_body_bytes: int = 2**20
+    max_body_bytes: int = 128 * 1024
     retry_after_seconds: float = 1.0
     """What a 503 tells the client to wait."""
     api_keys: ApiKeys | None = None

@@ -47,7 +47,7 @@ def serve(config: Config, backend: Backend | None = None) -> None:
     listening = _bind(config.critic.host, config.critic.port)
     access = "with API keys" if keys is not None else "on loopback only: there are no API keys"
     _log.info(f"listening {access}", url=_url(listening))
-    app = create_app(service, AppSettings(api_keys=keys))
+    app = create_app(service, AppSettings(max_body_bytes=config.critic.max_body_bytes, api_keys=keys))
     server = _Server(app, service.lifecycle, config.critic.drain_grace_seconds, url_file, _url(listening))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_cleanly)

@@ -18,6 +18,7 @@ from stepalign.config import Config
 from stepalign.errors import ConfigError
 from stepalign.heartbeat import Heartbeat
 from stepalign.logging import get_logger
+from stepalign.plugins import load_checker, load_grader
 from stepalign.policy_store import file_sha256
 from stepalign.problems import load_problems
 from stepalign.scoring import GradedSample, Score, grade, score
@@ -34,6 +35,8 @@ ROWS = "evaluation.jsonl"
 def evaluate(sampler: Sampler, prompts: StudentPrompts, problems: list[Problem], config: Config, split: str) -> Score:
     """Score ``evaluation.samples`` completions of every problem."""
     settings = config.evaluation
+    grader = load_grader(config.data.grader)
+    checker = load_checker(config.data.checker) if config.data.checker is not None else None
     draws = [(problem, sample) for problem in problems for sample in range(settings.samples)]
     graded: dict[str, list[GradedSample]] = {problem.id: [] for problem in problems}
     truncated = 0
@@ -48,8 +51,9 @@ def evaluate(sampler: Sampler, prompts: StudentPrompts, problems: list[Problem],
         completions = sampler.sample([prompts.token_ids[problem.id] for problem, _ in part], parameters)
         for (problem, _), completion in zip(part, completions, strict=True):
             truncated += completion.finish_reason is FinishReason.LENGTH
+            length = len(completion.token_ids)
             graded[problem.id].append(
-                grade(completion.text, len(completion.token_ids), completion.finish_reason, problem.answer)
+                grade(completion.text, length, completion.finish_reason, problem, grader, checker)
             )
     return score([graded[problem.id] for problem in problems], truncated)
 
@@ -90,15 +94,22 @@ class Evaluator:
     def run(self) -> dict[str, Any]:
         """Evaluate every checkpoint on validation, then the base and the picked one on test."""
         self.rows = self._read_rows()
-        validation: dict[int, dict[str, Any]] = {}
-        for step in self._available_steps():
-            validation[step] = self._score(step, "validation")
-        selected = select_step(validation, f"avg_at_{self.config.evaluation.samples}")
+        validation = {step: self._score(step, "validation") for step in self._available_steps()}
+        figures = {step: row["figures"] for step, row in validation.items()}
+        selected = select_step(figures, f"avg_at_{self.config.evaluation.samples}")
+        base, best = self._score(0, "test"), self._score(selected, "test")
         summary = {
-            "validation": {str(step): figures for step, figures in validation.items()},
+            "validation": {str(step): figures[step] for step in figures},
             "selected_step": selected,
-            "base_test": self._score(0, "test"),
-            "selected_test": self._score(selected, "test"),
+            "base_test": base["figures"],
+            "selected_test": best["figures"],
+            "problem_ids": {split: [problem.id for problem in of_split] for split, of_split in self.problems.items()},
+            "by_problem": {
+                "validation": {str(step): row["by_problem"] for step, row in validation.items()},
+                "base_test": base["by_problem"],
+                "selected_test": best["by_problem"],
+            },
+            "problems_sha256": {"validation": validation[0]["problems_sha256"], "test": base["problems_sha256"]},
             "temperature": self.config.evaluation.temperature,
             "max_new_tokens": self.config.evaluation.max_new_tokens,
         }
@@ -132,20 +143,24 @@ class Evaluator:
             "problems_sha256": file_sha256(problems) if problems is not None else "",
             "seed": self.config.run.seed,
             "settings": settings,
+            "grader": self.config.data.grader,
+            "checker": self.config.data.checker,
         }
         known = self.rows.get((step, split))
-        if known is not None and {key: known[key] for key in made_with} == made_with:
-            return known["figures"]
+        if known is not None and {key: known.get(key) for key in made_with} == made_with and "by_problem" in known:
+            return known
         started = time.monotonic()
         model = load_policy(self.config.model, adapter, merge=self.config.solver.merge_adapter)
         sampler = Sampler(model, self.tokenizer)
-        figures = evaluate(sampler, self.prompts[split], self.problems[split], self.config, split).as_report()
-        row = {"step": step, "split": split, **made_with, "figures": figures}
+        scored = evaluate(sampler, self.prompts[split], self.problems[split], self.config, split)
+        figures = scored.as_report()
+        by_problem = scored.by_problem.as_report()
+        row = {"step": step, "split": split, **made_with, "figures": figures, "by_problem": by_problem}
         self.rows[step, split] = row
         with self.rows_path.open("a", encoding="utf-8") as rows:
             rows.write(json.dumps(row) + "\n")
         log.info("evaluated", step=step, split=split, seconds=round(time.monotonic() - started, 2), **figures)
-        return figures
+        return row
 
     def _read_rows(self) -> dict[tuple[int, str], dict[str, Any]]:
         """Rows of an earlier session. A last line that a kill cut short is dropped and evaluated again."""

@@ -16,7 +16,11 @@ from stepalign.errors import ConfigError
 
 def resolve_device(name: str) -> torch.device:
     """The torch device of a configured name."""
-    return torch.device(choose_device(name, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available()))
+    return torch.device(
+        choose_device(
+            name, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), xpu=torch.xpu.is_available()
+        )
+    )
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -12,18 +12,24 @@ from stepalign.types import Problem
 
 @dataclass(frozen=True)
 class Draw:
-    """One completion to sample. ``sample`` tells apart draws of the same problem within a batch."""
+    """One completion to sample. ``sample`` tells apart draws of the same problem within a batch; those of one group
+    are published together."""
 
     problem: Problem
     sample: int
+    group: int = 0
 
 
 class ProblemSchedule:
-    """Epoch after epoch in a seeded order, each problem once an epoch."""
+    """Epoch after epoch in a seeded order, each problem once an epoch, in groups of ``group_size`` samples.
 
-    def __init__(self, problems: Sequence[Problem], batch: int, seed: int) -> None:
+    The order of problems does not depend on the group size. ``batch`` counts samples and is a multiple of it.
+    """
+
+    def __init__(self, problems: Sequence[Problem], batch: int, seed: int, group_size: int = 1) -> None:
         self.problems = sorted(problems, key=lambda problem: problem.id)
-        self.batch = batch
+        self.groups = batch // group_size
+        self.group_size = group_size
         self.seed = seed
         self._orders: dict[int, list[int]] = {}
 
@@ -39,8 +45,10 @@ class ProblemSchedule:
         """The batch of update ``step`` (from 0)."""
         seen: Counter[str] = Counter()
         draws: list[Draw] = []
-        for position in range(step * self.batch, (step + 1) * self.batch):
+        for position in range(step * self.groups, (step + 1) * self.groups):
             problem = self._at(position)
-            draws.append(Draw(problem, seen[problem.id]))
-            seen[problem.id] += 1
+            group = seen[problem.id] // self.group_size
+            for _ in range(self.group_size):
+                draws.append(Draw(problem, seen[problem.id], group))
+                seen[problem.id] += 1
         return draws

@@ -67,7 +67,7 @@ class RolloutWorker:
         self.policies = policies
         self.load_sampler = load_sampler
         self.prompts = StudentPrompts(config, tokenizer, problems, config.data.train)
-        self.schedule = ProblemSchedule(problems, config.trainer.batch, config.run.seed)
+        self.schedule = ProblemSchedule(problems, config.trainer.batch, config.run.seed, config.arm.group_size)
 
     async def run(self, poll_seconds: float = 0.01) -> None:
         """Serve versions until the trainer says that it has finished."""
@@ -92,9 +92,13 @@ class RolloutWorker:
         sampler = await asyncio.to_thread(self.load_sampler, Path(policy.path) if policy.path else None)
         draws = self.schedule.draws(policy.version)
         size = self.config.solver.batch
+        waiting: list[Rollout] = []
         for start in range(0, len(draws), size):
-            for rollout in await asyncio.to_thread(self._sample, sampler, policy.version, draws[start : start + size]):
-                await self._publish(rollout)
+            waiting += await asyncio.to_thread(self._sample, sampler, policy.version, draws[start : start + size])
+            whole = len(waiting) - len(waiting) % self.config.arm.group_size
+            for first in range(0, whole, self.config.arm.group_size):
+                await self._publish(waiting[first : first + self.config.arm.group_size])
+            waiting = waiting[whole:]
         await self.policies.announce_sampled(policy.version)
         log.info("published", policy_version=policy.version, rollouts=len(draws))
 
@@ -108,7 +112,7 @@ class RolloutWorker:
             Rollout(
                 run_id=self.config.run.name,
                 rollout_id=f"v{version:06d}/{draw.problem.id}/{draw.sample}",
-                group_id=f"v{version:06d}/{draw.problem.id}/{draw.sample}",
+                group_id=f"v{version:06d}/{draw.problem.id}/{draw.group}",
                 problem=draw.problem,
                 policy_version=version,
                 prompt_token_ids=self.prompts.token_ids[draw.problem.id],
@@ -121,15 +125,15 @@ class RolloutWorker:
             for draw, completion, parameters_ in zip(draws, completions, parameters, strict=True)
         ]
 
-    async def _publish(self, rollout: Rollout) -> None:
+    async def _publish(self, group: list[Rollout]) -> None:
         waiting = False
         while True:
-            admission = await self.queue.publish([rollout])
+            admission = await self.queue.publish(group)
             if admission is not Admission.FULL:
                 break
             if not waiting:
-                log.info("the queue is full; waiting", rollout_id=rollout.rollout_id)
+                log.info("the queue is full; waiting", group_id=group[0].group_id)
                 waiting = True
             await asyncio.sleep(FULL_WAIT_SECONDS)
         if admission is Admission.DUPLICATE:
-            log.info("already published", rollout_id=rollout.rollout_id)
+            log.info("already published", group_id=group[0].group_id)

@@ -5,8 +5,24 @@ import itertools
 import pytest
 
 from stepalign import FinishReason
+from stepalign.errors import ConfigError, GraderError
 from stepalign.grading import answer_key, answers_equal
-from stepalign.scoring import GradedSample, grade, majority_share, pass_at_k, score
+from stepalign.scoring import (
+    GradedSample,
+    Score,
+    chance,
+    grade,
+    is_right,
+    majority_share,
+    pass_at_k,
+    score,
+    trace_critique,
+)
+from stepalign.types import Problem, Verdict
+from stepalign_lab.checker import exact_critique
+
+FOUR = Problem(id="p", question="What is 2 + 2?", answer="4")
+CHAIN = Problem(id="chain", question="3 + 4 * 7", answer="9")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +88,146 @@ def test_ragged_samples_are_refused() -> None:
 
 def test_a_right_answer_counts_only_with_eos() -> None:
     text = "<step_1>a</step_1><answer>4</answer>"
-    assert grade(text, 9, FinishReason.STOP, "4").correct
-    assert grade("<step_1>a</step_1><answer> </answer>", 9, FinishReason.STOP, "4").answer is None
-    cut = grade(text, 9, FinishReason.LENGTH, "4")
+    assert grade(text, 9, FinishReason.STOP, FOUR).correct
+    assert grade("<step_1>a</step_1><answer> </answer>", 9, FinishReason.STOP, FOUR).answer is None
+    cut = grade(text, 9, FinishReason.LENGTH, FOUR)
     assert not cut.correct and not cut.well_formed and cut.answer == "4"
+
+
+def broken_on_seven(answer: str, known_answer: str) -> bool:
+    if answer == "7":
+        raise RuntimeError("no sevens")
+    return answers_equal(answer, known_answer)
+
+
+def graded(answer: str) -> GradedSample:
+    return grade(f"<step_1>a</step_1><answer>{answer}</answer>", 9, FinishReason.STOP, FOUR, broken_on_seven)
+
+
+def test_what_a_grader_raises_is_one_error_that_names_the_answer() -> None:
+    with pytest.raises(GraderError, match="failed on '7': RuntimeError: no sevens"):
+        is_right("7", "4", broken_on_seven)
+
+
+def test_a_sample_that_the_grader_failed_on_is_neither_right_nor_wrong() -> None:
+    assert graded("7").correct is None
+    assert graded("4").correct is True and graded("5").correct is False
+
+
+def test_a_grader_is_not_asked_about_a_solution_without_an_answer_or_an_end() -> None:
+    text = "<step_1>a</step_1><answer>7</answer>"
+    assert grade(text, 9, FinishReason.LENGTH, FOUR, broken_on_seven).correct is False
+    assert grade("<step_1>a</step_1>", 9, FinishReason.STOP, FOUR, broken_on_seven).correct is False
+
+
+def test_a_grader_error_leaves_the_figures_and_the_votes() -> None:
+    """Of the first problem 2 of 3 are graded, of the second none."""
+    result = score([[graded("4"), graded("5"), graded("7")], [graded("7")] * 3])
+    assert (result.avg, result.maj, result.pass_, result.grader_errors) == (50.0, 50.0, 100.0, 4)
+    assert result.by_problem.correct == [1, 0] and result.by_problem.graded == [2, 0]
+    # Counted as wrong it would be 1/6; counted as a vote, 7 would win.
+    sevens = score([[graded("4"), graded("7"), graded("7")]])
+    assert (sevens.avg, sevens.maj) == (100.0, 100.0)
+    assert sevens.as_report()["grader_errors"] == 2
+
+
+def test_nothing_graded_is_nothing_right() -> None:
+    result = score([[graded("7")]])
+    assert (result.avg, result.maj, result.pass_, result.grader_errors) == (0.0, 0.0, 0.0, 1)
+
+
+RIGHT = "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 9 </step_2> <answer> 9 </answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "correct", "every_step"),
+    [
+        (RIGHT, True, True),
+        (RIGHT.replace("= 9", "= 8"), True, False),  # a wrong step, and yet the right answer
+        ("<step_1> 7 * 7 = 9 </step_1> <answer> 9 </answer>", True, False),  # a step left out
+        (RIGHT.replace("<answer> 9", "<answer> 8"), False, False),
+    ],
+)
+def test_a_right_trace_is_a_right_answer_of_right_steps(text: str, correct: bool, every_step: bool) -> None:
+    sample = grade(text, 9, FinishReason.STOP, CHAIN, checker=exact_critique)
+    assert (sample.correct, sample.trace_correct) == (correct, every_step)
+    assert grade(text, 9, FinishReason.STOP, CHAIN).trace_correct is None
+    cut = grade(text, 9, FinishReason.LENGTH, CHAIN, checker=exact_critique)
+    assert (cut.correct, cut.trace_correct) == (False, False)
+
+
+def test_a_checker_that_cannot_handle_a_problem_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match=r"data\.checker cannot handle problem 'p'"):
+        trace_critique(FOUR, "<answer>4</answer>", exact_critique)
+
+
+def test_a_critique_of_the_checker_that_does_not_validate_is_no_critique() -> None:
+    critique = trace_critique(CHAIN, RIGHT, exact_critique)
+    assert critique is not None and critique.verdict is Verdict.CORRECT
+
+    def unfounded(question: str, attempt: str) -> str:
+        return "<answer> 9 </answer> <verdict> correct </verdict>"
+
+    assert trace_critique(CHAIN, RIGHT, unfounded) is None
+    assert grade(RIGHT, 9, FinishReason.STOP, CHAIN, checker=unfounded).trace_correct is False
+
+
+def checked(answer: str, correct: bool | None, every_step: bool) -> GradedSample:
+    return GradedSample(answer, correct, well_formed=True, tokens=10, trace_correct=every_step)
+
+
+SAMPLES = [
+    [checked("9", True, True), checked("9", True, False), checked("8", False, False)],
+    [checked("9", True, True), checked("8", False, False), checked("7", None, False)],  # a tie, and one not graded
+    [checked("8", False, False), checked("7", False, False), checked("6", False, False)],
+    [checked("7", None, False), checked("7", None, False), checked("7", None, False)],  # nothing graded
+]
+
+
+def figures_from_by_problem(result: Score) -> dict[str, float]:
+    """What a reader of the report works out from it."""
+    report = result.by_problem.as_report()
+    rows = zip(report["correct"], report["graded"], report["majority"], report["trace_correct"], strict=True)
+    kept = [row for row in rows if row[1]]
+    share = 100 / len(kept)
+    return {
+        "avg_at_3": share * sum(correct / n for correct, n, _, _ in kept),
+        "maj_at_3": share * sum(majority for _, _, majority, _ in kept),
+        "pass_at_3": share * sum(correct > 0 for correct, _, _, _ in kept),
+        "trace_at_3": share * sum(traces / n for _, n, _, traces in kept),
+    }
+
+
+def test_the_figures_of_each_problem_give_the_figures_of_all() -> None:
+    result = score(SAMPLES)
+    assert result.by_problem.as_report() == {
+        "correct": [2, 1, 0, 0],
+        "graded": [3, 2, 3, 0],
+        "majority": [1.0, 0.5, 0.0, 0.0],
+        "trace_correct": [1, 1, 0, 0],
+    }
+    report = result.as_report()
+    by_hand = {
+        "avg_at_3": 100 * (2 / 3 + 1 / 2 + 0) / 3,
+        "maj_at_3": 100 * (1 + 1 / 2 + 0) / 3,
+        "pass_at_3": 100 * 2 / 3,
+        "trace_at_3": 100 * (1 / 3 + 1 / 2 + 0) / 3,
+    }
+    assert {key: report[key] for key in by_hand} == pytest.approx(by_hand, abs=1e-4)
+    assert figures_from_by_problem(result) == pytest.approx(by_hand)
+    assert report["grader_errors"] == 4
+
+
+def test_without_a_checker_there_are_no_figures_of_traces() -> None:
+    result = score([[sample("1", True)]])
+    assert result.trace is None and result.by_problem.trace_correct is None
+    assert "trace_at_1" not in result.as_report()
+
+
+def test_a_guesser_among_ten_answers_gets_ten_percent_and_72_of_twelve_tries() -> None:
+    assert {key: round(value, 2) for key, value in chance(10, 12).items()} == {
+        "avg_at_12": 10.0,
+        "maj_at_12": 10.0,
+        "pass_at_12": 71.76,  # 1 − 0.9¹² = 0.71757
+    }
+    assert chance(2, 1) == {"avg_at_1": 50.0, "maj_at_1": 50.0, "pass_at_1": 50.0}

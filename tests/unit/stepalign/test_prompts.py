@@ -24,9 +24,17 @@ def test_missing_and_unknown_values_are_refused() -> None:
 @pytest.mark.parametrize("version", prompt_sets())
 def test_every_prompt_set_is_complete(version: str) -> None:
     assert load_prompt(version, "student").fields == {"question"}
-    assert load_prompt(version, "teacher_critique").fields == {"question", "context"}
-    assert load_prompt(version, "teacher_reference").fields == {"question", "context"}
+    for teacher in ("teacher_critique", "teacher_reference", "teacher_full_repetition", "teacher_omission"):
+        assert load_prompt(version, teacher).fields == {"question", "context"}
     assert {"question", "reference_solution", "attempt"} <= load_prompt(version, "critique").fields
+
+
+def test_each_kind_of_context_has_a_prompt_of_its_own_in_words() -> None:
+    """The lab's language has no words for it: there a shorter or longer critique says all."""
+    names = ("teacher_critique", "teacher_reference", "teacher_full_repetition", "teacher_omission")
+    assert len({load_prompt("chat-v1", name).messages for name in names}) == 4
+    by_critique = {load_prompt("lab-v1", name).messages for name in names if name != "teacher_reference"}
+    assert len(by_critique) == 1
 
 
 def test_control_tokens_in_a_text_become_unknown_words() -> None:

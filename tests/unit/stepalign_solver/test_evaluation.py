@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 from stepalign.config import Config
 from stepalign.errors import ConfigError
 from stepalign.problems import load_problems
+from stepalign.scoring import Score
+from stepalign.types import FinishReason, Problem
+from stepalign_solver import evaluation as evaluation_module
 from stepalign_solver.evaluation import Evaluator, evaluate, evaluated_steps, select_step
 from stepalign_solver.policy import load_policy
 from stepalign_solver.sampling import Completion, Sampler
@@ -150,3 +154,147 @@ def test_an_adapter_that_changes_nothing_scores_like_the_base(
     summary = Evaluator(config).run()
     assert summary["validation"]["0"] == summary["validation"]["1"]
     assert summary["selected_step"] == 0 and summary["base_test"] == summary["selected_test"]
+
+
+# 3 + 4 = 7, 7 * 7 = 9
+QUESTION = "3 + 4 * 7"
+SOLUTIONS = {
+    "right": "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 9 </step_2> <answer> 9 </answer>",
+    "lucky": "<step_1> 3 + 4 = 8 </step_1> <step_2> 8 * 7 = 9 </step_2> <answer> 9 </answer>",
+    "wrong": "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 8 </step_2> <answer> 8 </answer>",
+    "ungradable": "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 5 </step_2> <answer> 5 </answer>",
+    "silent": "<step_1> 3 + 4 = 7 </step_1>",
+}
+
+
+class Scripted(Sampler):
+    """Gives these solutions, in the order of the draws; a name that ends in ``…`` is cut off before EOS."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = list(names)
+
+    def sample(self, prompts: Any, parameters: Any) -> list[Completion]:
+        taken, self.names = self.names[: len(prompts)], self.names[len(prompts) :]
+        return [
+            Completion(
+                token_ids=[1] * 10,
+                text=SOLUTIONS[name.rstrip("…")],
+                finish_reason=FinishReason.LENGTH if name.endswith("…") else FinishReason.STOP,
+                logprobs=[0.0] * 10,
+            )
+            for name in taken
+        ]
+
+
+def failing_on_five(answer: str, known_answer: str) -> bool:
+    if answer == "5":
+        raise RuntimeError("no such answer")
+    return answer == known_answer
+
+
+def scripted_score(
+    make_config: Callable[..., Config], tokenizer: Any, monkeypatch: pytest.MonkeyPatch, *names: list[str]
+) -> Score:
+    """Each list is one problem's samples; the checker is the lab's, and the grader fails on the answer 5."""
+    monkeypatch.setattr(evaluation_module, "load_grader", lambda name: failing_on_five)
+    config = make_config("--evaluation.samples", str(len(names[0])), "--data.checker", "lab")
+    problems = [Problem(id=f"v{i}", question=QUESTION, answer="9") for i in range(len(names))]
+    prompts = StudentPrompts(config, tokenizer, problems, Path("problems.jsonl"))
+    return evaluate(Scripted([name for of_problem in names for name in of_problem]), prompts, problems, config, "test")
+
+
+def test_a_grader_error_is_neither_right_nor_wrong(
+    make_config: Callable[..., Config], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = scripted_score(
+        make_config,
+        tokenizer,
+        monkeypatch,
+        ["right", "ungradable", "ungradable", "wrong"],
+        ["right", "lucky", "right", "wrong"],
+        ["ungradable"] * 4,  # leaves the figures altogether
+    )
+    by_problem = scored.by_problem
+    assert (by_problem.correct, by_problem.graded) == ([1, 3, 0], [2, 4, 0])
+    assert by_problem.trace_correct == [1, 2, 0]
+    figures = scored.as_report()
+    assert figures["grader_errors"] == 6
+    assert figures["avg_at_4"] == pytest.approx(100 * (1 / 2 + 3 / 4) / 2)
+    assert figures["trace_at_4"] == pytest.approx(100 * (1 / 2 + 2 / 4) / 2)
+    assert figures["maj_at_4"] == pytest.approx(100 * (1 / 2 + 1) / 2)  # of 9 and 8, a vote each; 5 has none
+    assert figures["pass_at_4"] == 100.0
+
+
+def test_a_trace_is_right_only_with_a_right_answer_and_eos(
+    make_config: Callable[..., Config], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = scripted_score(make_config, tokenizer, monkeypatch, ["right", "right…", "lucky", "wrong", "silent"])
+    assert (scored.by_problem.correct, scored.by_problem.trace_correct) == ([2], [1])
+    assert scored.as_report()["trace_at_5"] == 20.0 <= scored.as_report()["avg_at_5"] == 40.0
+
+
+def figures_of(row: dict[str, Any], samples: int) -> dict[str, float]:
+    """The report's figures, from the lists alone."""
+    lists = row["by_problem"]
+    shares = [right / graded for right, graded in zip(lists["correct"], lists["graded"], strict=True) if graded]
+    return {
+        f"avg_at_{samples}": 100 * sum(shares) / len(shares),
+        f"maj_at_{samples}": 100 * sum(lists["majority"]) / len(lists["majority"]),
+        f"pass_at_{samples}": 100 * sum(right > 0 for right in lists["correct"]) / len(lists["correct"]),
+        f"trace_at_{samples}": 100 * sum(lists["trace_correct"]) / sum(lists["graded"]),
+    }
+
+
+@pytest.fixture
+def solvable(tmp_path: Path) -> tuple[str, ...]:
+    """Options: problems that the lab's base sometimes solves, with its shipped model and an exact checker."""
+    assets = Path(str(files("stepalign_lab"))) / "assets"
+    chosen = [
+        {"id": "two", "question": "3 + 4 * 7", "answer": "9"},
+        {"id": "one", "question": "1 + 1 * 3", "answer": "6"},
+        {"id": "zero", "question": "4 - 5 * 1 - 3 * 4 - 9 + 2", "answer": "7"},
+    ]
+    file = tmp_path / "solvable.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
+    return (
+        *("--model.path", str(assets / "solver"), "--data.validation", str(file), "--data.test", str(file)),
+        *("--data.checker", "lab", "--evaluation.max_new_tokens", "64", "--evaluation.temperature", "1.5"),
+        *("--evaluation.samples", "8", "--evaluation.batch", "24", "--trainer.steps", "1"),
+    )
+
+
+def test_the_lists_by_problem_reproduce_the_figures(
+    make_config: Callable[..., Config], solvable: tuple[str, ...]
+) -> None:
+    config = make_config(*solvable)
+    summary = Evaluator(config).run()
+    rows = {(row["step"], row["split"]): row for row in rows_of(config)}
+    assert rows.keys() == {(0, "validation"), (0, "test")}
+    for row in rows.values():
+        figures = row["figures"]
+        assert figures["avg_at_8"] > 0 and figures["trace_at_8"] <= figures["avg_at_8"]
+        for name, value in figures_of(row, 8).items():
+            assert figures[name] == pytest.approx(value, abs=1e-3), name
+        lists = row["by_problem"]
+        assert {len(values) for values in lists.values()} == {3} and lists["graded"] == [8, 8, 8]
+        assert all(t <= c for t, c in zip(lists["trace_correct"], lists["correct"], strict=True))
+    assert summary["problem_ids"] == {"validation": ["two", "one", "zero"], "test": ["two", "one", "zero"]}
+    assert summary["by_problem"]["validation"]["0"] == rows[0, "validation"]["by_problem"]
+    assert summary["by_problem"]["base_test"] == rows[0, "test"]["by_problem"] == summary["by_problem"]["selected_test"]
+
+
+def test_without_a_checker_there_is_no_trace_figure(run_config: Config) -> None:
+    Evaluator(run_config).run()
+    for row in rows_of(run_config):
+        assert row["by_problem"]["trace_correct"] is None and "trace_at_2" not in row["figures"]
+
+
+@pytest.mark.parametrize("change", [("--data.checker", "lab"), ("--data.grader", "strict")])
+def test_figures_of_another_grader_or_checker_are_not_taken_over(
+    run_config: Config, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, change: tuple[str, str]
+) -> None:
+    Evaluator(run_config).run()
+    before = rows_of(run_config)
+    monkeypatch.setattr(evaluation_module, "load_grader", lambda name: failing_on_five)
+    Evaluator(make_config(*change)).run()
+    assert len(rows_of(run_config)) == 2 * len(before)

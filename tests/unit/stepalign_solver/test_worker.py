@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from stepalign.config import Config
 from stepalign.errors import PolicyError, ProblemFileError
 from stepalign.policy_store import MemoryPolicyStore, PolicyVersion
 from stepalign.problems import load_problems
-from stepalign.queue import QueueStatus
+from stepalign.queue import Admission, QueueStatus
 from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
 from stepalign.types import Rollout
 from stepalign_solver import worker as worker_module
@@ -222,3 +223,85 @@ def test_a_worker_that_starts_before_the_trainer_of_a_prolonged_run_waits_for_it
     asyncio.run(with_worker(bench, work))
     assert asyncio.run(bench.store.last_sampled()) == 1
     assert asyncio.run(bench.queue.status()).published == 4
+
+
+GROUPS = ("--arm.group_size", "4", "--trainer.batch", "8", "--queue.capacity", "16")
+
+
+class Admissions(MemoryRolloutQueue):
+    """The real queue; it also notes each group that it is offered, and what became of it."""
+
+    offered: list[tuple[list[str], Admission]]
+
+    async def publish(self, group: Sequence[Rollout]) -> Admission:
+        admission = await super().publish(group)
+        self.offered.append(([rollout.rollout_id for rollout in group], admission))
+        return admission
+
+
+def served(bench: Bench, policy: PolicyVersion = BASE) -> list[tuple[list[str], Admission]]:
+    """What the worker offers to the queue for one policy version."""
+    queue = Admissions(bench.broker, "solver", bench.config.queue)
+    queue.offered = []
+    bench.worker.queue = queue
+    asyncio.run(bench.worker.serve(policy))
+    return queue.offered
+
+
+@pytest.mark.parametrize("solver_batch", ["3", "8", "5", "1"])
+def test_groups_are_published_whole_whatever_is_sampled_together(make_bench: MakeBench, solver_batch: str) -> None:
+    bench = make_bench(*GROUPS, "--solver.batch", solver_batch)
+    draws = bench.worker.schedule.draws(0)
+    first, second = draws[0].problem.id, draws[4].problem.id
+    assert first != second
+    assert served(bench) == [
+        ([f"v000000/{name}/{i}" for i in range(4)], Admission.ADMITTED) for name in (first, second)
+    ]
+    rollouts = asyncio.run(bench.take(16))
+    assert {r.rollout_id.rpartition("/")[0]: r.group_id for r in rollouts} == {
+        f"v000000/{name}": f"v000000/{name}/0" for name in (first, second)
+    }
+    assert len({r.sampling.seed for r in rollouts}) == 8
+
+
+def test_a_group_of_eight_is_one_admission(make_bench: MakeBench) -> None:
+    bench = make_bench("--run.arm", "grpo", "--trainer.batch", "8", "--queue.capacity", "16")
+    (group,) = served(bench)
+    assert len(group[0]) == 8 and group[1] is Admission.ADMITTED
+    assert {r.group_id for r in asyncio.run(bench.take(8))} == {group[0][0]}
+
+
+def test_a_problem_that_comes_twice_gives_two_groups(make_bench: MakeBench) -> None:
+    """Four problems, five groups a batch."""
+    bench = make_bench(*GROUPS, "--trainer.batch", "20", "--queue.capacity", "40")
+    assert [len(group) for group, _ in served(bench)] == [4] * 5
+    rollouts = asyncio.run(bench.take(20))
+    assert sorted(Counter(r.group_id for r in rollouts).values()) == [4] * 5
+    assert {r.group_id.rpartition("/")[2] for r in rollouts} == {"0", "1"}
+    assert len({r.rollout_id for r in rollouts}) == 20
+
+
+def test_a_restarted_worker_offers_the_same_groups_and_they_are_refused_whole(make_bench: MakeBench) -> None:
+    admitted = served(make_bench(*GROUPS))
+    again = served(make_bench(*GROUPS, "--solver.batch", "8"))
+    assert again == [(group, Admission.DUPLICATE) for group, _ in admitted]
+
+
+def test_a_group_that_does_not_fit_is_not_split(
+    make_bench: MakeBench, make_rollout: Callable[..., Rollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine of sixteen places are taken: one group goes in, and three places are too few for the other."""
+    monkeypatch.setattr(worker_module, "FULL_WAIT_SECONDS", 0.01)
+    bench = make_bench(*GROUPS)
+
+    async def work() -> None:
+        await bench.queue.publish([make_rollout(rollout_id=f"old{i}") for i in range(9)])
+        task = asyncio.create_task(bench.worker.serve(BASE))
+        await bench.until(lambda status: status.length == 13)
+        await asyncio.sleep(0.1)
+        assert (await bench.queue.status()).length == 13
+        await bench.take(1)
+        await bench.until(lambda status: status.published == 17)
+        await task
+
+    asyncio.run(work())

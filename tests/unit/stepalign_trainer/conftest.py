@@ -1,7 +1,9 @@
-"""The lab's solver as the model, attempts at one chain, their exact critiques, and learners."""
+"""The lab's solver as the model, attempts at two chains, their exact critiques, learners, and whole runs."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -14,14 +16,41 @@ from transformers import AutoTokenizer
 
 from stepalign.alignment import validate_critique
 from stepalign.config import Config, load_config
-from stepalign.types import Context, ContextKind, Critique, Problem, Rollout
+from stepalign.errors import CriticRequestError
+from stepalign.plugins import Checker
+from stepalign.policy_store import MemoryPolicyStore, PolicyVersion
+from stepalign.queue import QueueStatus
+from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
+from stepalign.types import (
+    Context,
+    ContextKind,
+    CriticIdentity,
+    Critique,
+    CritiqueRequest,
+    CritiqueResponse,
+    Problem,
+    Rollout,
+    Usage,
+)
 from stepalign_lab.checker import exact_critique
+from stepalign_trainer import loop as loop_module
+from stepalign_trainer.contexts import Contexts
 from stepalign_trainer.examples import Example, build_example
+from stepalign_trainer.journal import MetricsJournal
 from stepalign_trainer.learner import Learner
+from stepalign_trainer.loop import Trainer
 
 # 3 + 4 = 7, 7 * 7 = 9, 9 - 2 = 7, 7 + 1 = 8
 QUESTION = "3 + 4 * 7 - 2 + 1"
 REFERENCE = "7 is 4 + of 3 ; 9 is 7 * of 7 ; 7 is 2 - of 9 ; 8 is 1 + of 7 ; so 8"
+PROBLEM = Problem(id="p0", question=QUESTION, answer="8", reference_solution=REFERENCE)
+# 1 + 1 = 2, 2 * 3 = 6, 6 - 2 = 4
+OTHER_PROBLEM = Problem(
+    id="p1",
+    question="1 + 1 * 3 - 2",
+    answer="4",
+    reference_solution="2 is 1 + of 1 ; 6 is 3 * of 2 ; 4 is 2 - of 6 ; so 4",
+)
 ATTEMPTS = {
     "right": (
         "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 9 </step_2> <step_3> 9 - 2 = 7 </step_3> "
@@ -43,7 +72,15 @@ ATTEMPTS = {
     ),
     "unfinished": "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 *",
     "unfinished_wrong": "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 +",
+    "early_answer": "<step_1> 3 + 4 = 7 </step_1> <answer> 5 </answer>",
+    "other_right": (
+        "<step_1> 1 + 1 = 2 </step_1> <step_2> 2 * 3 = 6 </step_2> <step_3> 6 - 2 = 4 </step_3> <answer> 4 </answer>"
+    ),
+    "other_wrong": (
+        "<step_1> 1 + 1 = 2 </step_1> <step_2> 2 * 3 = 5 </step_2> <step_3> 5 - 2 = 3 </step_3> <answer> 3 </answer>"
+    ),
 }
+BATCH = ["right", "wrong_step", "missing_step", "wrong_answer"]
 
 
 @pytest.fixture(scope="session")
@@ -82,14 +119,18 @@ def make_config(tmp_path: Path, model_path: Path) -> Callable[..., Config]:
 
 @pytest.fixture
 def rollout_of(tokenizer: Any, make_rollout: Callable[..., Rollout]) -> Callable[..., Rollout]:
-    """An attempt, by its name or its text, as a rollout; ``length`` cuts it off instead of ending it by EOS."""
+    """An attempt, by its name or its text, as a rollout; ``length`` cuts it off instead of ending it by EOS.
+
+    Names that begin with ``other`` are attempts at the other problem."""
 
     def make(attempt: str, finish: str = "stop", **overrides: Any) -> Rollout:
         text = ATTEMPTS.get(attempt, attempt)
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        prompt = tokenizer(f"<bos><user>question : {QUESTION}<assistant>", add_special_tokens=False)["input_ids"]
+        problem = OTHER_PROBLEM if attempt.startswith("other") else PROBLEM
+        question = f"<bos><user>question : {problem.question}<assistant>"
+        prompt = tokenizer(question, add_special_tokens=False)["input_ids"]
         fields: dict[str, Any] = {
-            "problem": Problem(id="p0", question=QUESTION, answer="8", reference_solution=REFERENCE),
+            "problem": problem,
             "prompt_token_ids": prompt,
             "completion_token_ids": [*ids, tokenizer.eos_token_id] if finish == "stop" else ids,
             "text": text,
@@ -153,3 +194,118 @@ def make_learner(make_config: Callable[..., Config], tokenizer: Any) -> Callable
         return learner
 
     return make
+
+
+class ExactCritic:
+    """The exact critic; it refuses attempts that hold ``refuse``."""
+
+    def __init__(self, refuse: str | None = None) -> None:
+        self.refuse = refuse
+
+    async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse:
+        if self.refuse is not None and self.refuse in request.attempt:
+            raise CriticRequestError("too long", status=413, code="prompt_too_long")
+        text = exact_critique(request.question, request.attempt)
+        critique = validate_critique(text, request.attempt, known_answer=request.answer)
+        assert isinstance(critique, Critique)
+        return CritiqueResponse(
+            id="c",
+            critique=critique,
+            failure=None,
+            critic=CriticIdentity(model="m", weights_revision="w", prompt_version="p", backend="b"),
+            usage=Usage(prompt_tokens=1, completion_tokens=1),
+        )
+
+
+class RecordingStore(MemoryPolicyStore):
+    """The real store; it also keeps what was published."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.published: list[PolicyVersion] = []
+
+    async def publish(self, policy: PolicyVersion) -> bool:
+        self.published.append(policy)
+        return await super().publish(policy)
+
+
+class Run:
+    """A run's queue, store and folder, and trainers that are started on them one after the other."""
+
+    critic = ExactCritic
+
+    def __init__(self, make_config: Callable[..., Config], tokenizer: Any, rollout_of: Callable[..., Rollout]) -> None:
+        self.make_config = make_config
+        self.tokenizer = tokenizer
+        self.rollout_of = rollout_of
+        self.broker = MemoryBroker()
+        self.store = RecordingStore()
+
+    def publish(self, version: int, names: list[str] = BATCH, *, whole: bool = True, group_size: int = 1) -> None:
+        """What the solver does for one policy version; each group is a problem of its own."""
+        queue = MemoryRolloutQueue(self.broker, "solver", self.make_config().queue)
+        for start in range(0, len(names), group_size):
+            problem = f"v{version:06d}/p{start // group_size}"
+            group = [
+                self.rollout_of(name, rollout_id=f"{problem}/{i}", group_id=f"{problem}/0", policy_version=version)
+                for i, name in enumerate(names[start : start + group_size])
+            ]
+            asyncio.run(queue.publish(group))
+        if whole:
+            asyncio.run(self.store.announce_sampled(version))
+
+    def trainer(
+        self,
+        *overrides: str,
+        queue_class: type[MemoryRolloutQueue] = MemoryRolloutQueue,
+        critic: ExactCritic | None = None,
+        checker: Checker | None = None,
+        prepare: Callable[[Any], None] = lambda queue: None,
+    ) -> Trainer:
+        config = self.make_config(*overrides)
+        queue = queue_class(self.broker, "trainer", config.queue)
+        prepare(queue)
+        contexts = Contexts(config.arm.context, critic or ExactCritic(), config.critic.concurrency, checker)
+        learner = Learner(config, self.tokenizer)
+        return Trainer(config, learner, queue, self.store, contexts, MetricsJournal(config.run_dir))
+
+    def train(self, *overrides: str, **others: Any) -> Trainer:
+        return self.finish(self.trainer(*overrides, **others))
+
+    def finish(self, trainer: Trainer) -> Trainer:
+        async def work() -> None:
+            async with asyncio.timeout(60):
+                await trainer.train()
+
+        asyncio.run(work())
+        return trainer
+
+    @property
+    def folder(self) -> Path:
+        return self.make_config().run_dir
+
+    @property
+    def status(self) -> QueueStatus:
+        return self.broker.status()
+
+    def rows(self, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in (self.folder / file).read_text().splitlines()]
+        timing = {"update_seconds", "tokens_per_second"}
+        return [{key: value for key, value in row.items() if key not in timing} for row in rows]
+
+
+@pytest.fixture
+def make_run(
+    make_config: Callable[..., Config],
+    tokenizer: Any,
+    rollout_of: Callable[..., Rollout],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Run]:
+    """``make_run("--run.name", "other")``: a run of its own queue and store, whose trainers all get the options."""
+    monkeypatch.setattr(loop_module, "CLAIM_BLOCK_SECONDS", 0.05)
+    return lambda *options: Run(lambda *more: make_config(*options, *more), tokenizer, rollout_of)
+
+
+@pytest.fixture
+def run(make_run: Callable[..., Run]) -> Run:
+    return make_run()

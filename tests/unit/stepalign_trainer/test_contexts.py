@@ -273,3 +273,120 @@ def test_the_configured_deadline_is_the_clients() -> None:
 
     with pytest.raises(CriticUnavailableError, match=r"in 0\.01 s"):
         asyncio.run(work())
+
+
+MIXED = ["wrong_step", "right", "other_wrong", "other_right", "missing_step"]
+
+
+def mixed(rollout_of: MakeRollout) -> list[Rollout]:
+    """Attempts at two problems, between one another."""
+    return [rollout_of(name, rollout_id=name) for name in MIXED]
+
+
+def test_another_problems_reference_is_never_that_of_the_same_problem(rollout_of: MakeRollout) -> None:
+    rollouts = mixed(rollout_of)
+    references = {rollout.problem.id: rollout.problem.reference_solution for rollout in rollouts}
+    results = fetch(Critic(), rollouts, ContextKind.OTHER_PROBLEM)
+    assert [r.context.text for r in results if r.context] == [
+        references["p1" if rollout.problem.id == "p0" else "p0"] for rollout in rollouts
+    ]
+    alone = fetch(Critic(), [rollouts[0], rollouts[1]], ContextKind.OTHER_PROBLEM)
+    assert alone == [ContextResult(None, skip_reason="no_other_reference")] * 2
+    bare = rollouts[2].problem.model_copy(update={"reference_solution": None})
+    without = fetch(Critic(), [rollouts[0], rollout_of("other_right", problem=bare)], ContextKind.OTHER_PROBLEM)
+    assert without[0].skip_reason == "no_other_reference" and without[1].context is not None
+
+
+def test_a_shuffled_critique_is_that_of_another_problems_rollout(rollout_of: MakeRollout) -> None:
+    rollouts = mixed(rollout_of)
+    own = {rollout.rollout_id: r.critique for rollout, r in zip(rollouts, fetch(Critic(), rollouts), strict=True)}
+    results = fetch(Critic(), rollouts, ContextKind.SHUFFLED_CRITIQUE)
+    texts = {name: critique.text for name, critique in own.items() if critique is not None}
+    right_of = {"p0": texts["right"], "p1": texts["other_right"]}
+    assert right_of["p0"] != right_of["p1"]
+    for rollout, result in zip(rollouts, results, strict=True):
+        assert result.context is not None and result.context.kind is ContextKind.SHUFFLED_CRITIQUE
+        assert result.context.text == right_of["p1" if rollout.problem.id == "p0" else "p0"]
+        assert result.critique == own[rollout.rollout_id]  # where the error is, comes from the rollout's own
+    alone = fetch(Critic(), rollouts[:2], ContextKind.SHUFFLED_CRITIQUE)
+    assert [r.skip_reason for r in alone] == ["no_other_critique"] * 2
+    assert [r.critique_outcome for r in alone] == ["incorrect", "correct"]
+
+
+def test_a_refused_critique_is_shuffled_to_nobody(rollout_of: MakeRollout) -> None:
+    async def answer(request: CritiqueRequest) -> str:
+        return "no critique" if "2 * 3 = 5" in request.attempt else exact_critique(request.question, request.attempt)
+
+    only, refused = fetch(Critic(answer), mixed(rollout_of)[0:3:2], ContextKind.SHUFFLED_CRITIQUE)
+    assert (only.context, only.skip_reason) == (None, "no_other_critique")
+    assert (refused.context, refused.skip_reason) == (None, "critique_unparseable")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "quoted"),
+    [
+        ("wrong_step", "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 8 </step_2> <step_2> 7 * 7 = 9 </step_2> "),
+        ("wrong_answer", "<step_4> 7 + 1 = 8 </step_4> <answer> 5 </answer> <answer> 8 </answer>"),
+        ("early_answer", "<step_1> 3 + 4 = 7 </step_1> <answer> 5 </answer> <step_2> 7 * 7 = 9 </step_2> "),
+        ("unfinished_wrong", "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 + <step_2> 7 * 7 = 9 </step_2> "),
+        ("<step_1> 3 - 4 = 7 </step_1>", "<step_1> 3 - 4 = 7 </step_1> <step_1> 3 + 4 = 7 </step_1> <step_2> "),
+    ],
+)
+def test_full_repetition_quotes_what_is_wrong_before_its_correction(
+    rollout_of: MakeRollout, attempt: str, quoted: str
+) -> None:
+    (result,) = fetch(Critic(), [rollout_of(attempt)], ContextKind.FULL_REPETITION)
+    assert result.context is not None and result.critique is not None
+    assert quoted in result.context.text and quoted not in result.critique.text
+    # Nothing else is changed: without the quotation it is the critique.
+    assert result.critique.alignment.first_difference is not None
+    wrong = rollout_of(attempt).text[slice(*result.critique.alignment.first_difference)]
+    assert result.context.text.replace(f"{wrong} ", "", 1) == result.critique.text
+
+
+def test_omission_holds_no_step_before_the_first_difference(rollout_of: MakeRollout) -> None:
+    names = ["wrong_step", "wrong_answer", "right", "unfinished", "missing_step"]
+    rollouts = [rollout_of(name, "length" if name == "unfinished" else "stop") for name in names]
+    results = fetch(Critic(), rollouts, ContextKind.OMISSION)
+    rest = "<step_3> 9 - 2 = 7 </step_3> <step_4> 7 + 1 = 8 </step_4> <answer> 8 </answer>"
+    assert [r.context.text for r in results if r.context] == [
+        f"<step_2> 7 * 7 = 9 </step_2> {rest}",
+        "<answer> 8 </answer>",
+        "<answer> 8 </answer>",
+        f"<step_2> 7 * 7 = 9 </step_2> {rest}",
+        f"<step_2> 7 * 7 = 9 </step_2> {rest}",
+    ]
+
+
+@pytest.mark.parametrize("kind", [ContextKind.FULL_REPETITION, ContextKind.OMISSION])
+def test_what_calls_nothing_wrong_is_not_quoted(rollout_of: MakeRollout, kind: ContextKind) -> None:
+    (result,) = fetch(Critic(), [rollout_of("right")], kind)
+    text = rollout_of("right").text
+    assert result.context is not None
+    assert result.context.text == (text if kind is ContextKind.FULL_REPETITION else "<answer> 8 </answer>")
+
+
+@pytest.mark.parametrize("kind", [ContextKind.NULL, ContextKind.REFERENCE, ContextKind.OTHER_PROBLEM])
+def test_a_checker_tells_where_errors_are_in_arms_without_a_critic(rollout_of: MakeRollout, kind: ContextKind) -> None:
+    rollouts = mixed(rollout_of)
+    checked = asyncio.run(Contexts(kind, None, 1, exact_critique).fetch(rollouts))
+    assert [r.critique.verdict.value for r in checked if r.critique] == [
+        *("incorrect", "correct", "incorrect", "correct", "unjustified")
+    ]
+    assert {r.critique_outcome for r in checked} == {None}  # no critic was asked
+    bare = asyncio.run(Contexts(kind, None, 1).fetch(rollouts))
+    assert [r.critique for r in bare] == [None] * 5
+    assert [r.context for r in bare] == [r.context for r in checked]
+
+
+def test_a_checker_that_cannot_handle_a_problem_is_a_configuration_error(rollout_of: MakeRollout) -> None:
+    strange = rollout_of("right").problem.model_copy(update={"id": "p9", "question": "How many?"})
+    contexts = Contexts(ContextKind.NULL, None, 1, exact_critique)
+    with pytest.raises(ConfigError, match=r"data\.checker cannot handle problem 'p9'"):
+        asyncio.run(contexts.fetch([rollout_of("right", problem=strange)]))
+
+
+def test_a_kind_made_from_critiques_needs_a_critic() -> None:
+    for kind in (ContextKind.CRITIQUE, ContextKind.SHUFFLED_CRITIQUE, ContextKind.OMISSION):
+        with pytest.raises(ConfigError, match=r"critic\.url is not set"):
+            Contexts(kind, None, 1, exact_critique)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from stepalign.errors import ConfigError
+from stepalign.errors import ConfigError, NonFiniteError
 from stepalign_trainer.examples import Example
 from stepalign_trainer.learner import Learner
 from stepalign_trainer.scope import TokenGroups
@@ -178,7 +178,7 @@ def test_values_that_are_not_finite_stop_the_update_before_the_weights(
     with torch.no_grad():
         learner.parameters[0].fill_(torch.nan)
     before = snapshot(learner)
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(NonFiniteError, match="not finite"):
         learner.update(examples)
     for name, value in learner.model.state_dict().items():
         assert torch.equal(value.nan_to_num(nan=9.0), before[name].nan_to_num(nan=9.0))

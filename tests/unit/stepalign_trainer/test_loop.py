@@ -12,54 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from stepalign.alignment import validate_critique
 from stepalign.config import Config
-from stepalign.errors import CheckpointError, ConfigError, CriticRequestError, QueueUnavailableError
-from stepalign.policy_store import MemoryPolicyStore, PolicyVersion, verify_adapter
-from stepalign.queue import QueueStatus
-from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
-from stepalign.types import CriticIdentity, Critique, CritiqueRequest, CritiqueResponse, Rollout, Usage
-from stepalign_lab.checker import exact_critique
-from stepalign_trainer import loop as loop_module
+from stepalign.errors import CheckpointError, ConfigError, QueueUnavailableError
+from stepalign.policy_store import verify_adapter
+from stepalign.queue.memory import MemoryRolloutQueue
+from stepalign.types import CritiqueRequest, CritiqueResponse, Rollout
 from stepalign_trainer.contexts import Contexts
 from stepalign_trainer.journal import MetricsJournal
 from stepalign_trainer.learner import Learner
 from stepalign_trainer.loop import Trainer, fingerprint
 
+Run = Any  # that of conftest.py
 BATCH = ["right", "wrong_step", "missing_step", "wrong_answer"]
-
-
-class ExactCritic:
-    """The exact critic; it refuses attempts that hold ``refuse``."""
-
-    def __init__(self, refuse: str | None = None) -> None:
-        self.refuse = refuse
-
-    async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse:
-        if self.refuse is not None and self.refuse in request.attempt:
-            raise CriticRequestError("too long", status=413, code="prompt_too_long")
-        text = exact_critique(request.question, request.attempt)
-        critique = validate_critique(text, request.attempt, known_answer=request.answer)
-        assert isinstance(critique, Critique)
-        return CritiqueResponse(
-            id="c",
-            critique=critique,
-            failure=None,
-            critic=CriticIdentity(model="m", weights_revision="w", prompt_version="p", backend="b"),
-            usage=Usage(prompt_tokens=1, completion_tokens=1),
-        )
-
-
-class RecordingStore(MemoryPolicyStore):
-    """The real store; it also keeps what was published."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.published: list[PolicyVersion] = []
-
-    async def publish(self, policy: PolicyVersion) -> bool:
-        self.published.append(policy)
-        return await super().publish(policy)
 
 
 class CrashingQueue(MemoryRolloutQueue):
@@ -79,73 +43,6 @@ class WatchingQueue(MemoryRolloutQueue):
         state = json.loads((max(self.checkpoints.glob("step-*")) / "state.json").read_text())
         self.seen.append((state["step"], state["settled"]))
         return await super().acknowledge(outcomes)
-
-
-class Run:
-    """A run's queue, store and folder, and trainers that are started on them one after the other."""
-
-    def __init__(self, make_config: Callable[..., Config], tokenizer: Any, rollout_of: Callable[..., Rollout]) -> None:
-        self.make_config = make_config
-        self.tokenizer = tokenizer
-        self.rollout_of = rollout_of
-        self.broker = MemoryBroker()
-        self.store = RecordingStore()
-
-    def publish(self, version: int, names: list[str] = BATCH, *, whole: bool = True) -> None:
-        """What the solver does for one policy version."""
-        queue = MemoryRolloutQueue(self.broker, "solver", self.make_config().queue)
-        for i, name in enumerate(names):
-            rollout = self.rollout_of(
-                name, rollout_id=f"v{version:06d}/p{i}/0", group_id=f"g{i}", policy_version=version
-            )
-            asyncio.run(queue.publish([rollout]))
-        if whole:
-            asyncio.run(self.store.announce_sampled(version))
-
-    def train(
-        self,
-        *overrides: str,
-        queue_class: type[MemoryRolloutQueue] = MemoryRolloutQueue,
-        critic: ExactCritic | None = None,
-        prepare: Callable[[Any], None] = lambda queue: None,
-    ) -> Trainer:
-        config = self.make_config(*overrides)
-        queue = queue_class(self.broker, "trainer", config.queue)
-        prepare(queue)
-        contexts = Contexts(config.context_kind, critic or ExactCritic(), config.critic.concurrency)
-        learner = Learner(config, self.tokenizer)
-        trainer = Trainer(config, learner, queue, self.store, contexts, MetricsJournal(config.run_dir))
-
-        async def work() -> None:
-            async with asyncio.timeout(60):
-                await trainer.train()
-
-        asyncio.run(work())
-        return trainer
-
-    @property
-    def folder(self) -> Path:
-        return self.make_config().run_dir
-
-    @property
-    def status(self) -> QueueStatus:
-        return self.broker.status()
-
-    def rows(self) -> list[dict[str, Any]]:
-        rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-        timing = {"update_seconds", "tokens_per_second"}
-        return [{key: value for key, value in row.items() if key not in timing} for row in rows]
-
-
-@pytest.fixture
-def run(
-    make_config: Callable[..., Config],
-    tokenizer: Any,
-    rollout_of: Callable[..., Rollout],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Run:
-    monkeypatch.setattr(loop_module, "CLAIM_BLOCK_SECONDS", 0.05)
-    return Run(make_config, tokenizer, rollout_of)
 
 
 def test_each_update_publishes_the_next_version_and_settles_its_rollouts(run: Run) -> None:
@@ -211,7 +108,7 @@ def test_a_checkpoint_that_cannot_be_written_acknowledges_and_publishes_nothing(
 
 def test_redelivered_rollouts_keep_their_outcome_and_are_not_trained_again(run: Run) -> None:
     """The process dies between checkpoint and acknowledgement."""
-    critic = ExactCritic(refuse="7 * 7 = 8")
+    critic = run.critic(refuse="7 * 7 = 8")
     run.publish(0)
     with pytest.raises(QueueUnavailableError):
         run.train(queue_class=CrashingQueue, critic=critic)
@@ -252,7 +149,7 @@ def test_a_batch_that_is_still_being_sampled_is_waited_for(run: Run) -> None:
     async def work() -> None:
         config = run.make_config("--trainer.steps", "1")
         queue = MemoryRolloutQueue(run.broker, "trainer", config.queue)
-        contexts = Contexts(config.context_kind, ExactCritic(), 4)
+        contexts = Contexts(config.arm.context, run.critic(), 4)
         learner = Learner(config, run.tokenizer)
         trainer = Trainer(config, learner, queue, run.store, contexts, MetricsJournal(config.run_dir))
         task = asyncio.create_task(trainer.train())
@@ -267,10 +164,8 @@ def test_a_batch_that_is_still_being_sampled_is_waited_for(run: Run) -> None:
     assert [row["rollouts"] for row in run.rows()] == [4]
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
-    run: Run, make_config: Callable[..., Config], tokenizer: Any, rollout_of: Callable[..., Rollout]
-) -> None:
-    whole = Run(lambda *o: make_config("--run.name", "whole", *o), tokenizer, rollout_of)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run: Run, make_run: Callable[..., Run]) -> None:
+    whole = make_run("--run.name", "whole")
     for version in range(3):
         whole.publish(version, BATCH[version:] + BATCH[:version])
     whole.train("--trainer.steps", "3")
@@ -285,9 +180,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 
 
 def test_the_order_of_arrival_has_no_influence(
-    run: Run, make_config: Callable[..., Config], tokenizer: Any, rollout_of: Callable[..., Rollout]
+    run: Run, make_run: Callable[..., Run], make_config: Callable[..., Config], rollout_of: Callable[..., Rollout]
 ) -> None:
-    other = Run(lambda *o: make_config("--run.name", "other", *o), tokenizer, rollout_of)
+    other = make_run("--run.name", "other")
     run.publish(0)
     queue = MemoryRolloutQueue(other.broker, "solver", make_config().queue)
     for i in (2, 0, 3, 1):
@@ -310,7 +205,7 @@ def test_skipped_rollouts_are_counted_under_their_reasons(run: Run) -> None:
     run.publish(0)
     # No critique has fewer than 31 words.
     run.train(
-        "--trainer.steps", "1", "--trainer.max_teacher_prompt_tokens", "30", critic=ExactCritic(refuse="7 * 7 = 8")
+        "--trainer.steps", "1", "--trainer.max_teacher_prompt_tokens", "30", critic=run.critic(refuse="7 * 7 = 8")
     )
     assert run.status.skipped == {"critic_refused_prompt_too_long": 1, "teacher_prompt_too_long": 3}
     (row,) = run.rows()
@@ -406,13 +301,13 @@ def test_a_model_with_a_merged_adapter_is_refused_before_the_first_update(
     monkeypatch.setattr(Learner, "check_teacher_is_student", disturbed)
     run.publish(0)
     with pytest.raises(ConfigError, match="adapter off"):
-        run.train("--trainer.steps", "1", critic=ExactCritic(refuse="step"))
+        run.train("--trainer.steps", "1", critic=run.critic(refuse="step"))
 
 
 def test_a_slow_critic_does_not_cost_the_claim(run: Run) -> None:
     """The contexts take four times the idle limit; without a heartbeat another consumer would get the rollouts."""
 
-    class SlowCritic(ExactCritic):
+    class SlowCritic(run.critic):
         async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse:
             await asyncio.sleep(1.2)
             rival = MemoryRolloutQueue(run.broker, "rival", run.make_config(*idle).queue)

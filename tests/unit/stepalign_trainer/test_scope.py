@@ -171,3 +171,64 @@ def test_without_a_critique_every_token_is_in_scope(tokenizer: Any, rollout_of: 
     rollout = rollout_of("wrong_step")
     groups = token_groups("through_first_error", rollout, None, token_spans(rollout, tokenizer))
     assert groups == TokenGroups(in_scope=32, first_error=None, aligned=False)
+
+
+def random_scopes(
+    tokenizer: Any, rollout: Rollout, critique: Critique, ids: list[str], scope: Any = "random_step"
+) -> list[int]:
+    spans = token_spans(rollout, tokenizer)
+    renamed = [rollout.model_copy(update={"rollout_id": name}) for name in ids]
+    return [token_groups(scope, one, critique, spans).in_scope for one in renamed]
+
+
+IDS = [f"v000000/p{i}/0" for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "ends"),
+    [
+        # After one of four steps, or after the answer; never EOS.
+        ("wrong_step", {7, 14, 21, 28, 31}),
+        ("wrong_answer", {7, 14, 21, 28, 31}),
+        ("missing_step", {7, 14, 21, 24}),
+    ],
+)
+def test_a_random_scope_ends_after_any_segment_and_depends_on_the_rollouts_id_alone(
+    tokenizer: Any, rollout_of: MakeRollout, critique_of: MakeCritique, attempt: str, ends: set[int]
+) -> None:
+    rollout = rollout_of(attempt)
+    critique = critique_of(rollout)
+    drawn = random_scopes(tokenizer, rollout, critique, IDS)
+    assert set(drawn) == ends
+    assert random_scopes(tokenizer, rollout, critique, IDS[::-1])[::-1] == drawn
+    errors = {
+        token_groups("random_step", rollout, critique, token_spans(rollout, tokenizer)).first_error,
+        token_groups("full", rollout, critique, token_spans(rollout, tokenizer)).first_error,
+    }
+    assert len(errors) == 1 and None not in errors  # the error stays where it is
+
+
+def test_a_random_scope_is_the_same_in_every_process(
+    tokenizer: Any, rollout_of: MakeRollout, critique_of: MakeCritique
+) -> None:
+    """Not by Python's hash, which differs from process to process."""
+    rollout = rollout_of("wrong_step")
+    assert random_scopes(tokenizer, rollout, critique_of(rollout), IDS[:8]) == [21, 7, 28, 14, 28, 28, 21, 7]
+
+
+@pytest.mark.parametrize(("attempt", "finish"), [("right", "stop"), ("unfinished", "length"), ("unfinished", "stop")])
+def test_without_an_error_the_random_scope_is_the_usual_one(
+    tokenizer: Any, rollout_of: MakeRollout, critique_of: MakeCritique, attempt: str, finish: str
+) -> None:
+    rollout = rollout_of(attempt, finish)
+    critique = critique_of(rollout)
+    usual = random_scopes(tokenizer, rollout, critique, IDS, "through_first_error")
+    assert random_scopes(tokenizer, rollout, critique, IDS) == usual and len(set(usual)) == 1
+
+
+def test_text_after_the_answer_ends_a_random_scope_too(
+    tokenizer: Any, rollout_of: MakeRollout, critique_of: MakeCritique
+) -> None:
+    steps = "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 9 </step_2> <step_3> 9 - 2 = 7 </step_3> "
+    rollout = rollout_of(f"{steps}{ENDS_RIGHT} so 8")
+    assert random_scopes(tokenizer, rollout, critique_of(rollout), IDS[:3]) == [32, 32, 32]

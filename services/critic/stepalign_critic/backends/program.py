@@ -7,19 +7,13 @@ raises ValueError on a question that it cannot handle.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from importlib.metadata import entry_points
 
 from stepalign.config import CriticSection
-from stepalign.errors import ConfigError
+from stepalign.plugins import CHECKERS, Checker, load_plugin
 from stepalign.prompts import Message
 from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.errors import EngineError, UnsupportedRequestError
-
-GROUP = "stepalign.checkers"
-
-Checker = Callable[[str, str], str]
 
 
 class ProgramBackend:
@@ -35,15 +29,8 @@ class ProgramBackend:
     @classmethod
     def from_config(cls, section: CriticSection) -> ProgramBackend:
         """Find ``critic.checker``. Raises ConfigError when no installed distribution has it."""
-        found = [entry for entry in entry_points(group=GROUP) if entry.name == section.checker]
-        if len(found) != 1 or found[0].dist is None:
-            installed = sorted({entry.name for entry in entry_points(group=GROUP)})
-            raise ConfigError(
-                f"critic.checker is {section.checker!r}; it must name one entry point in the group {GROUP}; "
-                f"installed are {installed}"
-            )
-        entry, dist = found[0], found[0].dist
-        return cls(entry.name, entry.load(), f"{dist.name}-{dist.version}")
+        checker = load_plugin(CHECKERS, "critic.checker", section.checker)
+        return cls(checker.name, checker.function, checker.revision)
 
     def identity(self, prompt_version: str) -> CriticIdentity:
         return CriticIdentity(

@@ -132,7 +132,12 @@ def _load(path: Path, section: CriticSection) -> _Loaded:
             use_safetensors=True,
             dtype=getattr(torch, section.dtype.value),
         )
-        device = choose_device(section.device, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+        device = choose_device(
+            section.device,
+            cuda=torch.cuda.is_available(),
+            mps=torch.backends.mps.is_available(),
+            xpu=torch.xpu.is_available(),
+        )
         model = model.to(device).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"the critic model in {path} cannot be loaded: {error}") from error

@@ -1,0 +1,91 @@
+"""Several runs on equal terms: arms × seeds of one configuration, each a run folder of its own, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepalign.config import Config, load_config
+from stepalign.errors import ConfigError
+from stepalign_lab.comparison import Comparison, compare, write_comparison
+from stepalign_lab.finished_runs import read_runs
+from stepalign_lab.page import write_page
+from stepalign_lab.report import METRICS, PAGE, RUN, read_json, stored_report
+
+COMPARISON = "comparison.json"
+_FIXED = ("--run.arm", "--run.seed", "--run.name", "--run.dir")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of the campaign. ``overrides`` are those of its command line."""
+
+    arm: str
+    seed: int
+    name: str
+    overrides: tuple[str, ...]
+
+
+class Campaign:
+    """``directory`` holds a folder per run (``<arm>-<seed>``), the comparison of them all and its page."""
+
+    def __init__(
+        self, config_path: Path, arms: Sequence[str], seeds: Sequence[int], directory: Path, overrides: Sequence[str]
+    ) -> None:
+        """Raises ConfigError for an override that a campaign sets itself, and for settings that cannot be run."""
+        taken = sorted(set(_FIXED) & {word.split("=")[0] for word in overrides})
+        if taken:
+            raise ConfigError(f"{', '.join(taken)}: a comparison sets these itself; choose with --arm and --seed")
+        self.config_path = config_path
+        self.directory = directory
+        self.members = [
+            Member(arm, seed, name := f"{Path(arm).stem}-{seed}", self._overrides(arm, seed, name, overrides))
+            for seed in seeds
+            for arm in arms
+        ]
+        for member in self.members:
+            self.config(member)
+
+    def _overrides(self, arm: str, seed: int, name: str, overrides: Sequence[str]) -> tuple[str, ...]:
+        own = ("--run.arm", arm, "--run.seed", str(seed), "--run.name", name, "--run.dir", str(self.directory))
+        return (*own, *overrides)
+
+    def config(self, member: Member) -> Config:
+        return load_config(self.config_path, member.overrides)
+
+    def finished(self, member: Member) -> bool:
+        """Whether the run's report is there and is of this configuration.
+
+        Raises ConfigError when it is of another one: its figures must not be compared, nor be thrown away unasked.
+        """
+        config = self.config(member)
+        report = stored_report(config)
+        if report is None:
+            return False
+        if report["config"] != config.as_report():
+            raise ConfigError(
+                f"{config.run_dir} holds a run with other settings; give another folder, or start anew without --resume"
+            )
+        return True
+
+    def begun(self, member: Member) -> bool:
+        """Whether the run can be resumed."""
+        run_dir = self.config(member).run_dir
+        return (run_dir / RUN).exists() and (run_dir / METRICS).exists()
+
+    def outstanding(self) -> Iterator[Member]:
+        return (member for member in self.members if not self.finished(member))
+
+    def compare(self) -> Comparison:
+        """Compare the finished runs, and write ``comparison.json`` and ``report.html``."""
+        folders = [self.config(member).run_dir for member in self.members if self.finished(member)]
+        comparison = compare(read_runs(folders))
+        write_comparison(self.directory / COMPARISON, comparison)
+        write_page(self.directory / PAGE, folders, comparison.as_json())
+        return comparison
+
+
+def started_seeds(directory: Path) -> list[int]:
+    """The seeds of the runs in a campaign's folder, sorted."""
+    return sorted({read_json(path)["seed"] for path in directory.glob(f"*/{RUN}")})

@@ -1,0 +1,520 @@
+"""Every field of the configuration has an effect: changed alone it shows in a run, or it is refused.
+
+``EFFECTS`` has one entry for each field; a new field without one fails. Observations come from the real commands on a
+small scale (tests/observed_runs.py). An observation is compared between two configurations that differ in one field.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from pydantic import BaseModel
+
+from observed_runs import Bench, Evaluated, Served, Trained, exact_critic
+from stepalign.config import Config, QueueSection
+from stepalign.errors import ConfigError, CriticError, CriticUnavailableError, ProblemFileError, QueueUnavailableError
+from stepalign.queue import MemoryBroker, MemoryRolloutQueue, open_queue
+from stepalign.types import CritiqueRequest, Rollout
+from stepalign_trainer.contexts import open_critic
+
+
+@dataclass(frozen=True)
+class Shows:
+    """``observation`` is another one with ``change`` than without it. ``given`` holds for both."""
+
+    observation: str
+    change: str
+    given: str = ""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What the observation ends in with ``change``. Without it, it ends in no error."""
+
+    observation: str
+    change: str
+    error: type[Exception]
+    message: str
+    given: str = ""
+
+
+ABSENT = "mps" if torch.cuda.is_available() else "cuda"
+"""A device that this machine has not."""
+HOT = "--solver.temperature 5"
+GRPO = "--run.arm grpo --arm.group_size 4 --data.grader odd --solver.temperature 2.3"
+NEGATIVE = f"--run.arm fixed_negative {HOT}"
+TWICE = f"{GRPO} --arm.grpo.num_iterations 2"
+WATCHED = f"--run.arm refsol --trainer.steps 2 --alarms.window 1 {HOT} --solver.max_new_tokens 24"
+MODEL_CRITIC = "--critic.backend transformers"
+TOGETHER = f"{MODEL_CRITIC} --critic.batch_wait_ms 500"
+
+EFFECTS: dict[str, Shows | Refused] = {
+    "run.name": Shows("files", "--run.name other"),
+    "run.dir": Shows("files", "--run.dir $folder/elsewhere"),
+    "run.seed": Shows("texts", "--run.seed 1", HOT),
+    "run.arm": Shows("teacher prompts", "--run.arm refsol"),
+    "run.heartbeat_file": Shows("heartbeat", "--run.heartbeat_file $folder/beat"),
+    # The arm.
+    "arm.objective": Shows("loss", "--arm.objective fixed_negative", "--run.arm null"),
+    "arm.context": Shows("teacher prompts", "--arm.context other_problem", "--run.arm refsol"),
+    "arm.scope": Shows("tokens in scope", "--arm.scope full"),
+    "arm.group_size": Shows("groups", "--arm.group_size 2"),
+    "arm.grpo.scale_rewards": Shows("gradient", "--arm.grpo.scale_rewards false", GRPO),
+    "arm.grpo.normalisation": Shows("gradient", "--arm.grpo.normalisation sequence", GRPO),
+    "arm.grpo.epsilon": Shows("clipped", "--arm.grpo.epsilon 1e-6", f"{TWICE} --arm.grpo.epsilon_high 0.9"),
+    "arm.grpo.epsilon_high": Shows("clipped", "--arm.grpo.epsilon_high 1e-6", f"{TWICE} --arm.grpo.epsilon 0.9"),
+    "arm.grpo.num_iterations": Shows("adapter", "--arm.grpo.num_iterations 2", GRPO),
+    "arm.grpo.beta": Shows("adapter", "--arm.grpo.beta 5", TWICE),
+    # The tokens of a whole solution of the first problem, without its EOS.
+    "arm.grpo.reward_needs_eos": Shows(
+        "reward", "--arm.grpo.reward_needs_eos false", f"{GRPO} --solver.temperature 1.1 --solver.max_new_tokens 31"
+    ),
+    "arm.fixed_negative.advantage": Shows("loss", "--arm.fixed_negative.advantage=-2", NEGATIVE),
+    "arm.fixed_negative.max_probability": Shows("loss", "--arm.fixed_negative.max_probability 0.01", NEGATIVE),
+    # The model.
+    "model.path": Shows("texts", "--model.path $folder/other_solver"),
+    "model.prompts": Shows(
+        "student prompts",
+        "--model.prompts chat-v1",
+        "--solver.max_prompt_tokens 200 --trainer.max_teacher_prompt_tokens 300",
+    ),
+    "model.device": Refused("texts", f"--model.device {ABSENT}", ConfigError, f"finds no {ABSENT} device"),
+    "model.dtype": Shows("loss", "--model.dtype bfloat16", "--solver.merge_adapter false"),
+    "model.chat_template_options": Shows("student prompts", "--model.chat_template_options loud=true"),
+    "model.teacher_chat_template_options": Shows(
+        "teacher prompts", "--model.teacher_chat_template_options loud=true"
+    ),
+    # The problems.
+    "data.train": Shows("problems", "--data.train $folder/other.jsonl"),
+    "data.validation": Shows("validation figures", "--data.validation $folder/other.jsonl"),
+    "data.test": Shows("test figures", "--data.test $folder/other.jsonl"),
+    "data.grader": Shows("test figures", "--data.grader odd"),
+    "data.checker": Shows("test figures", "--data.checker lab"),
+    "data.answer_choices": Shows("chance", "--data.answer_choices 10"),
+    # The queue.
+    "queue.redis_url": Shows("server", "--queue.redis_url $redis_without_password"),
+    "queue.redis_password_file": Shows(
+        "server", "--queue.redis_password_file $folder/password", "--queue.redis_url $redis_without_password"
+    ),
+    "queue.reconnect_seconds": Shows("connections", "--queue.reconnect_seconds 0.5", "--queue.reconnect_seconds 0"),
+    "queue.capacity": Shows("admissions", "--queue.capacity 12"),
+    "queue.claim_idle_seconds": Shows("claims of another consumer", "--queue.claim_idle_seconds 30"),
+    "queue.max_deliveries": Shows("dead letters", "--queue.max_deliveries 2"),
+    "queue.max_entry_bytes": Refused(
+        "admissions", "--queue.max_entry_bytes 1024", ValueError, "raise queue.max_entry_bytes"
+    ),
+    # The critic, as the trainer sees it.
+    "critic.url": Refused("texts", "--critic.url $critic_url/nowhere", CriticError, "/nowhere"),
+    "critic.api_key_file": Shows("critic keys", "--critic.api_key_file $folder/password"),
+    "critic.timeout_seconds": Refused(
+        "slow critique", "--critic.timeout_seconds 0.1", CriticUnavailableError, "no answer"
+    ),
+    "critic.concurrency": Shows("requests at once", "--critic.concurrency 2"),
+    # The critic's own process.
+    "critic.backend": Shows("critic", MODEL_CRITIC),
+    "critic.path": Shows("critic", "--critic.path $folder/solver", MODEL_CRITIC),
+    "critic.checker": Refused("critic", "--critic.checker nobody", ConfigError, "critic.checker is 'nobody'"),
+    "critic.prompts": Shows("critic", "--critic.prompts chat-v1", MODEL_CRITIC),
+    "critic.chat_template_options": Shows("critic", "--critic.chat_template_options loud=true", MODEL_CRITIC),
+    "critic.device": Refused(
+        "critic", f"--critic.device {ABSENT}", ConfigError, f"finds no {ABSENT} device", MODEL_CRITIC
+    ),
+    "critic.dtype": Shows("critic weights", "--critic.dtype bfloat16", MODEL_CRITIC),
+    "critic.host": Refused("critic", "--critic.host 0.0.0.0", ConfigError, "there are no API keys"),
+    "critic.port": Shows("critic port", "--critic.port $port"),
+    "critic.api_keys_file": Shows("critic", "--critic.api_keys_file $folder/password"),
+    "critic.drain_grace_seconds": Shows("critic while draining", "--critic.drain_grace_seconds 60"),
+    "critic.max_body_bytes": Shows("critic at a long attempt", "--critic.max_body_bytes 1024"),
+    "critic.max_prompt_tokens": Shows("critic", "--critic.max_prompt_tokens 20", MODEL_CRITIC),
+    "critic.max_new_tokens": Shows("critic", "--critic.max_new_tokens 20", MODEL_CRITIC),
+    "critic.max_batch": Shows("critic batches", "--critic.max_batch 2", TOGETHER),
+    "critic.max_queue": Shows("critic statuses", "--critic.max_queue 1", TOGETHER),
+    "critic.batch_wait_ms": Shows("first batch is whole", "--critic.batch_wait_ms 500", MODEL_CRITIC),
+    # The solver.
+    "solver.temperature": Shows("texts", "--solver.temperature 5"),
+    "solver.top_p": Shows("texts", "--solver.top_p 0.1", HOT),
+    "solver.top_k": Shows("texts", "--solver.top_k 1", HOT),
+    "solver.max_new_tokens": Shows("texts", "--solver.max_new_tokens 16"),
+    "solver.batch": Shows("samplings", "--solver.batch 3"),
+    "solver.max_prompt_tokens": Refused(
+        "texts", "--solver.max_prompt_tokens 10", ProblemFileError, "over its budget of 10"
+    ),
+    "solver.merge_adapter": Shows("sampled by", "--solver.merge_adapter false", "--trainer.steps 2"),
+    # The trainer.
+    "trainer.steps": Shows("adapters", "--trainer.steps 2"),
+    "trainer.batch": Shows("texts", "--trainer.batch 3"),
+    "trainer.micro_batch": Shows("forwards", "--trainer.micro_batch 3"),
+    "trainer.learning_rate": Shows("adapter", "--trainer.learning_rate 1e-4"),
+    "trainer.max_grad_norm": Shows("adapter", "--trainer.max_grad_norm 1e-6"),
+    "trainer.max_teacher_prompt_tokens": Shows("outcomes", "--trainer.max_teacher_prompt_tokens 50"),
+    "trainer.logit_chunk": Shows("head calls", "--trainer.logit_chunk 10"),
+    "trainer.keep_checkpoints": Shows("files", "--trainer.keep_checkpoints 1", "--trainer.steps 2"),
+    "trainer.max_staleness": Refused("config", "--trainer.max_staleness 1", ConfigError, "trainer.max_staleness"),
+    "trainer.token_view": Shows("shown rollouts", "--trainer.token_view 3"),
+    "trainer.lora.rank": Shows("adapter shapes", "--trainer.lora.rank 2"),
+    "trainer.lora.alpha": Shows("gradient", "--trainer.lora.alpha 16"),
+    "trainer.lora.target_modules": Shows("adapter shapes", "--trainer.lora.target_modules q_proj"),
+    # The evaluation.
+    "evaluation.temperature": Shows("evaluated texts", "--evaluation.temperature 5"),
+    "evaluation.top_p": Shows("evaluated texts", "--evaluation.top_p 0.1", "--evaluation.temperature 5"),
+    "evaluation.top_k": Shows("evaluated texts", "--evaluation.top_k 1", "--evaluation.temperature 5"),
+    "evaluation.max_new_tokens": Shows("evaluated texts", "--evaluation.max_new_tokens 16"),
+    "evaluation.samples": Shows("evaluated texts", "--evaluation.samples 3"),
+    "evaluation.every": Shows("evaluated steps", "--evaluation.every 2", "--trainer.steps 3"),
+    "evaluation.batch": Shows("evaluation samplings", "--evaluation.batch 3"),
+    # Alarms, between the first and the second update.
+    "alarms.window": Shows("alarms", "--alarms.window 3", f"{WATCHED} --alarms.signal_share 1"),
+    "alarms.entropy_factor": Shows("alarms", "--alarms.entropy_factor 1.5", WATCHED),
+    "alarms.entropy_floor": Shows("alarms", "--alarms.entropy_floor 100", f"{WATCHED} --alarms.entropy_factor 1.5"),
+    "alarms.length_factor": Shows("alarms", "--alarms.length_factor 1.2", WATCHED),
+    "alarms.truncated": Shows("alarms", "--alarms.truncated 1.0", f"{WATCHED} --solver.max_new_tokens 4"),
+    "alarms.grad_norm_factor": Shows(
+        "alarms", "--alarms.grad_norm_factor 2", f"{WATCHED} --trainer.learning_rate 0.1"
+    ),
+    "alarms.signal_share": Shows("alarms", "--alarms.signal_share 1.0", WATCHED),
+    "alarms.first_token_kl": Shows("alarms", "--alarms.first_token_kl 1e-9", WATCHED),
+}  # fmt: skip
+
+ALSO: list[tuple[str, Shows | Refused]] = [
+    ("run.seed", Shows("evaluated texts", "--run.seed 1", "--evaluation.temperature 5")),
+    ("run.heartbeat_file", Shows("evaluation heartbeat", "--run.heartbeat_file $folder/beat")),
+    ("model.path", Shows("evaluated texts", "--model.path $folder/other_solver")),
+    ("model.device", Refused("evaluated texts", f"--model.device {ABSENT}", ConfigError, f"finds no {ABSENT} device")),
+    (
+        "model.chat_template_options",
+        Shows("evaluated texts", "--model.chat_template_options loud=true", "--evaluation.temperature 5"),
+    ),
+    ("data.grader", Shows("reward", "--data.grader odd", "--run.arm grpo --arm.group_size 4")),
+    ("data.checker", Shows("first errors", "--data.checker lab", "--run.arm refsol")),
+    ("solver.merge_adapter", Shows("evaluated by", "--solver.merge_adapter false")),
+]
+"""What fields do in another process than that of their entry above."""
+
+CASES = [*EFFECTS.items(), *ALSO]
+
+Overrides = list[str]
+Observe = Callable[[Bench, Overrides], Any]
+
+
+def in_training(pick: Callable[[Trained], Any]) -> Observe:
+    return lambda bench, overrides: pick(bench.trained(overrides))
+
+
+def in_evaluation(pick: Callable[[Evaluated], Any]) -> Observe:
+    return lambda bench, overrides: pick(bench.evaluated(overrides))
+
+
+def while_served(act: Callable[[Served], Any]) -> Observe:
+    return lambda bench, overrides: bench.served(overrides, act)
+
+
+# The queue's classes, on one script.
+
+
+def settings_of(bench: Bench, overrides: Overrides) -> QueueSection:
+    return bench.config(overrides).queue
+
+
+def rollouts_of(bench: Bench, count: int) -> list[Rollout]:
+    (rollout, *_) = [rollout for group in bench.trained().published for rollout in group]
+    return [rollout.model_copy(update={"rollout_id": f"r{i}", "group_id": f"g{i}"}) for i in range(count)]
+
+
+def admissions(bench: Bench, overrides: Overrides) -> list[str]:
+    queue = MemoryRolloutQueue(MemoryBroker(), "solver", settings_of(bench, overrides))
+    return [str(asyncio.run(queue.publish([rollout]))) for rollout in rollouts_of(bench, 20)]
+
+
+def claims_of_another_consumer(bench: Bench, overrides: Overrides) -> int:
+    """Forty seconds after a consumer claimed two rollouts and fell silent."""
+    now, broker, settings = [0.0], MemoryBroker(), settings_of(bench, overrides)
+
+    async def story() -> int:
+        first, second = (MemoryRolloutQueue(broker, name, settings, lambda: now[0]) for name in ("first", "second"))
+        for rollout in rollouts_of(bench, 2):
+            await first.publish([rollout])
+        await first.claim(2, 0.0)
+        now[0] = 40.0
+        return len(await second.claim(2, 0.0))
+
+    return asyncio.run(story())
+
+
+def dead_letters(bench: Bench, overrides: Overrides) -> int:
+    """After three consumers have claimed a rollout and died."""
+    broker, settings = MemoryBroker(), settings_of(bench, overrides)
+
+    async def story() -> int:
+        await MemoryRolloutQueue(broker, "solver", settings).publish(rollouts_of(bench, 1))
+        for life in range(3):
+            now = 1000.0 * life
+            await MemoryRolloutQueue(broker, f"trainer {life}", settings, lambda now=now: now).claim(1, 0.0)
+        return broker.status().dead
+
+    return asyncio.run(story())
+
+
+def server(bench: Bench, overrides: Overrides) -> str:
+    async def ask() -> str:
+        queue = open_queue(settings_of(bench, overrides), "effects", "somebody")
+        try:
+            await queue.start()
+        except QueueUnavailableError as error:
+            return str(error)
+        finally:
+            await queue.close()
+        return "accepted"
+
+    return asyncio.run(ask())
+
+
+def connections(bench: Bench, overrides: Overrides) -> int:
+    """How often a server is tried that hangs up at once."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        tries: list[int] = []
+
+        def hang_up() -> None:
+            while True:
+                try:
+                    listening.accept()[0].close()
+                except OSError:
+                    return
+                tries.append(1)
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        url = f"redis://127.0.0.1:{listening.getsockname()[1]}"
+        server(bench, [*overrides, "--queue.redis_url", url])
+        return len(tries)
+
+
+# The critic, from the trainer's side and from its own.
+
+STEPS = "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 8 </step_2> <answer> 8 </answer>"
+REQUEST = CritiqueRequest(
+    question="3 + 4 * 7", attempt=STEPS, answer="9", reference_solution="7 is 4 + of 3 ; 9 is 7 * of 7 ; so 9"
+)
+
+
+def slow_critique(bench: Bench, overrides: Overrides) -> str:
+    """The trainer's client at a critic that takes its time."""
+    settings = bench.config(overrides).critic
+    bench.recorder.reset(hold=0.4)
+
+    async def main() -> str:
+        critic = open_critic(settings)
+        assert critic is not None
+        async with critic:
+            response = await critic.critique(REQUEST)
+        assert response.critique is not None
+        return response.critique.text
+
+    return asyncio.run(main())
+
+
+def requests_at_once(bench: Bench, overrides: Overrides) -> int:
+    bench.train(overrides, critic_holds=0.4)
+    return bench.recorder.most
+
+
+def ask(critic: Served, attempt: str = STEPS, **headers: str) -> dict[str, Any]:
+    """What the service makes of one request: status, and what stays the same when it is asked again."""
+    request = REQUEST.model_copy(update={"attempt": attempt})
+    answer = httpx.post(f"{critic.url}/v1/critiques", json=request.model_dump(), headers=headers, timeout=30)
+    content = answer.json()
+    content.pop("id", None)
+    return {"status": answer.status_code, **content}
+
+
+def ask_while_draining(critic: Served) -> Any:
+    critic.server.handle_exit(15, None)
+    try:
+        return ask(critic)["status"]
+    except httpx.TransportError:
+        return "no connection"
+
+
+def ask_four(critic: Served) -> tuple[list[int], list[int]]:
+    """Statuses of four requests that come shortly after one another, and the batches they were generated in."""
+
+    async def main() -> list[int]:
+        async def one(client: httpx.AsyncClient, place: int) -> int:
+            await asyncio.sleep(0.03 * place)
+            request = REQUEST.model_copy(update={"attempt": f"{STEPS} {place}"})
+            return (await client.post("/v1/critiques", json=request.model_dump())).status_code
+
+        async with httpx.AsyncClient(base_url=critic.url, timeout=30) as client:
+            return await asyncio.gather(*(one(client, place) for place in range(4)))
+
+    return asyncio.run(main()), critic.batches
+
+
+OBSERVATIONS: dict[str, Observe] = {
+    "config": lambda bench, overrides: bench.config(overrides),
+    "critic keys": in_training(lambda run: run.critic_keys),
+    "first errors": in_training(lambda run: run.column("advantage_at_error")),
+    "files": in_training(lambda run: run.files),
+    "heartbeat": in_training(lambda run: run.heartbeat),
+    "texts": in_training(lambda run: sorted(r.text for group in run.published for r in group)),
+    "problems": in_training(lambda run: sorted(r.problem.id for group in run.published for r in group)),
+    "groups": in_training(lambda run: [[r.rollout_id for r in group] for group in run.published]),
+    "samplings": in_training(lambda run: run.samplings),
+    "sampled by": in_training(lambda run: run.sampled_by),
+    "student prompts": in_training(lambda run: [example.student_prompt for example in run.examples]),
+    "teacher prompts": in_training(lambda run: [example.teacher_prompt for example in run.examples]),
+    "tokens in scope": in_training(lambda run: run.column("tokens_in_scope")),
+    "loss": in_training(lambda run: run.column("loss")),
+    "gradient": in_training(lambda run: run.column("grad_norm")),
+    "clipped": in_training(lambda run: run.column("clip_fraction")),
+    "reward": in_training(lambda run: run.column("reward_mean")),
+    "outcomes": in_training(lambda run: run.column("outcomes")),
+    "alarms": in_training(lambda run: run.column("alarms")),
+    "adapter": in_training(lambda run: run.adapters[-1]),
+    "adapters": in_training(lambda run: run.adapters),
+    "adapter shapes": in_training(lambda run: run.shapes),
+    "forwards": in_training(lambda run: run.forwards),
+    "head calls": in_training(lambda run: run.head_tokens),
+    "shown rollouts": in_training(lambda run: [row["rollout_id"] for row in run.tokens]),
+    "evaluated texts": in_evaluation(lambda seen: [completion.text for completion in seen.completions]),
+    "evaluation samplings": in_evaluation(lambda seen: seen.samplings),
+    "evaluated by": in_evaluation(lambda seen: seen.sampled_by),
+    "evaluation heartbeat": in_evaluation(lambda seen: seen.heartbeat),
+    "evaluated steps": in_evaluation(lambda seen: seen.steps),
+    "validation figures": in_evaluation(lambda seen: seen.figures["validation"]),
+    "test figures": in_evaluation(lambda seen: seen.figures["test"]),
+    "chance": in_evaluation(lambda seen: seen.chance),
+    "server": server,
+    "connections": connections,
+    "admissions": admissions,
+    "claims of another consumer": claims_of_another_consumer,
+    "dead letters": dead_letters,
+    "slow critique": slow_critique,
+    "requests at once": requests_at_once,
+    "critic": while_served(ask),
+    "critic weights": while_served(lambda critic: critic.dtype),
+    "critic port": while_served(lambda critic: critic.port),
+    "critic while draining": while_served(ask_while_draining),
+    "critic at a long attempt": while_served(lambda critic: ask(critic, attempt="x" * 2000)),
+    "critic statuses": while_served(lambda critic: sorted(ask_four(critic)[0])),
+    "critic batches": while_served(lambda critic: ask_four(critic)[1]),
+    "first batch is whole": while_served(lambda critic: ask_four(critic)[1] == [4]),
+}
+
+
+@pytest.fixture(scope="module")
+def bench(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder: Path = tmp_path_factory.mktemp("effects")
+    with exact_critic() as (url, recorder):
+        yield Bench(folder, redis_server, url, recorder)
+
+
+@pytest.fixture(scope="module")
+def names(bench: Bench) -> dict[str, str]:
+    """What a change may name as ``$name``."""
+    scheme, _, rest = bench.redis_url.partition("://:")
+    password, _, host = rest.partition("@")
+    (bench.folder / "password").write_text(password)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    return {
+        "folder": str(bench.folder),
+        "critic_url": bench.critic_url,
+        "redis_without_password": f"{scheme}://{host}",
+        "port": str(port),
+    }
+
+
+@pytest.fixture(scope="module")
+def look(bench: Bench, names: dict[str, str]) -> Callable[[str, str], Any]:
+    """An observation of one configuration, made once."""
+    return cache(lambda observation, overrides: OBSERVATIONS[observation](bench, words(overrides, names)))
+
+
+def words(text: str, names: dict[str, str]) -> Overrides:
+    return shlex.split(Template(text).substitute(names))
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every field that is no section."""
+    found: list[str] = []
+    for name, info in model.model_fields.items():
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            found += leaves(section, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def value_of(config: Config, field: str) -> Any:
+    value: Any = config
+    for name in field.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def differing(one: Config, other: Config) -> list[str]:
+    return [field for field in leaves(Config) if value_of(one, field) != value_of(other, field)]
+
+
+def test_every_field_is_in_the_table() -> None:
+    assert sorted(EFFECTS) == sorted(leaves(Config))
+
+
+def test_every_observation_is_of_use() -> None:
+    used = {effect.observation for _, effect in CASES}
+    assert used == OBSERVATIONS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.redis
+def test_an_unchanged_run_shows_the_same_twice(bench: Bench) -> None:
+    assert bench.train() == bench.trained()
+    assert bench.evaluate() == bench.evaluated()
+
+
+# A free port is another one each time.
+UNCHANGED = {
+    (effect.observation, effect.given)
+    for field, effect in EFFECTS.items()
+    if field.startswith(("queue.", "critic.")) and effect.observation != "critic port"
+}
+
+
+@pytest.mark.slow
+@pytest.mark.redis
+@pytest.mark.parametrize(("observation", "given"), sorted(UNCHANGED))
+def test_an_unchanged_queue_or_critic_shows_the_same_twice(
+    bench: Bench, names: dict[str, str], look: Callable[[str, str], Any], observation: str, given: str
+) -> None:
+    assert OBSERVATIONS[observation](bench, words(given, names)) == look(observation, given)
+
+
+@pytest.mark.slow
+@pytest.mark.redis
+@pytest.mark.parametrize(("field", "effect"), CASES, ids=[field for field, _ in CASES])
+def test_a_changed_field_shows_in_a_run_or_is_refused(
+    bench: Bench, names: dict[str, str], look: Callable[[str, str], Any], field: str, effect: Shows | Refused
+) -> None:
+    changed = f"{effect.given} {effect.change}"
+    unchanged = look(effect.observation, effect.given)
+    if isinstance(effect, Refused):
+        with pytest.raises(effect.error) as refused:
+            look(effect.observation, changed)
+        assert effect.message in str(refused.value)
+        return
+    fields = differing(bench.config(words(effect.given, names)), bench.config(words(changed, names)))
+    # The name of an arm stands for its file's keys.
+    assert [found for found in fields if not (field == "run.arm" and found.startswith("arm."))] == [field]
+    assert look(effect.observation, changed) != unchanged

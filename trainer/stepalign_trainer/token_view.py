@@ -1,0 +1,101 @@
+"""Token by token: what each context would teach, for the report. One JSON object per rollout in ``tokens.jsonl``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stepalign.errors import GraderError, PromptTooLongError
+from stepalign.plugins import Grader
+from stepalign.scoring import is_right
+from stepalign.trace import parse_trace
+from stepalign.types import Context, ContextKind, FinishReason, Rollout
+from stepalign_trainer.contexts import ContextResult
+from stepalign_trainer.examples import teacher_prompt_ids
+from stepalign_trainer.journal import write_text
+from stepalign_trainer.learner import Learner
+from stepalign_trainer.scope import token_groups, token_spans
+
+FILE = "tokens.jsonl"
+DIGITS = 4
+
+
+class TokenJournal:
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / FILE
+
+    def replace(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Write the rows of update ``step`` in the place of those that an interrupted run wrote."""
+        old = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in old if json.loads(line)["step"] < step]
+        write_text(self.path, "".join(line + "\n" for line in [*kept, *map(json.dumps, rows)]))
+
+
+def contexts_of(rollout: Rollout, result: ContextResult) -> list[Context]:
+    """The contexts that can be made for this rollout: the arm's own, its critique, and the reference solution."""
+    found = {result.context.kind: result.context} if result.context is not None else {}
+    if result.critique is not None:
+        critique = Context(kind=ContextKind.CRITIQUE, text=result.critique.text)
+        found.setdefault(ContextKind.CRITIQUE, critique)
+    reference = rollout.problem.reference_solution
+    if reference is not None:
+        found.setdefault(ContextKind.REFERENCE, Context(kind=ContextKind.REFERENCE, text=reference))
+    return list(found.values())
+
+
+def token_row(learner: Learner, step: int, rollout: Rollout, result: ContextResult, grader: Grader) -> dict[str, Any]:
+    """The row of one rollout before update ``step``. Contexts over the teacher's prompt budget are left out."""
+    spans = token_spans(rollout, learner.tokenizer)
+    groups = token_groups(learner.config.arm.scope, rollout, result.critique, spans)
+    contexts: dict[str, Any] = {}
+    completion, prompt = rollout.completion_token_ids, rollout.prompt_token_ids
+    logprobs = learner.token_values(prompt, prompt, completion).logprob
+    for context in contexts_of(rollout, result):
+        try:
+            teacher_prompt = teacher_prompt_ids(learner.config, learner.tokenizer, rollout, context)
+        except PromptTooLongError:
+            continue
+        terms = learner.token_values(prompt, teacher_prompt, completion)
+        contexts[context.kind.value] = {
+            "text": context.text,
+            "advantage": _rounded(terms.advantage.tolist()),
+            "kl": _rounded(terms.kl.tolist()),
+        }
+    return {
+        "step": step,
+        "rollout_id": rollout.rollout_id,
+        "problem": rollout.problem.model_dump(include={"id", "question", "answer", "reference_solution"}),
+        "verdict": result.critique.verdict.value if result.critique is not None else None,
+        "correct": _is_correct(rollout, grader),
+        "finish_reason": rollout.finish_reason.value,
+        "first_error_token": groups.first_error,
+        "in_scope": groups.in_scope,
+        "tokens": _pieces(rollout, spans),
+        "logprob": _rounded(logprobs.tolist()),
+        "contexts": contexts,
+    }
+
+
+def _pieces(rollout: Rollout, spans: list[tuple[int, int]]) -> list[str]:
+    """The text of each token. Of tokens that share a character the first shows it."""
+    shown: list[str] = []
+    reached = 0
+    for start, end in spans:
+        shown.append(rollout.text[max(start, reached) : end])
+        reached = max(reached, end)
+    return shown
+
+
+def _is_correct(rollout: Rollout, grader: Grader) -> bool | None:
+    answer = parse_trace(rollout.text).answer
+    if rollout.finish_reason is not FinishReason.STOP or answer is None or not answer.body:
+        return False
+    try:
+        return is_right(answer.body, rollout.problem.answer, grader)
+    except GraderError:
+        return None
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [round(value, DIGITS) for value in values]
