@@ -133,8 +133,8 @@ def remarks(report: ProbeReport) -> list[str]:
     ]
     if report.unlocated:
         left_out.append(
-            f"of {report.unlocated} rollouts it is not known where they err: their critiques do not validate, and "
-            "there is no data.checker"
+            f"of {report.unlocated} rollouts it is not known where they err: neither the critic nor data.checker gave "
+            "a valid critique of them"
         )
     return [*notes, *left_out, recommendation(report.arms)]
 

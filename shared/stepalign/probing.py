@@ -119,7 +119,7 @@ class ProbeReport(Wire):
     with_error: Count
     """Rollouts with a known first error."""
     unlocated: Count
-    """Rollouts without a valid critique and without a checker: nothing is known about where they err."""
+    """Rollouts without a valid critique, by the critic or the checker: nothing is known about where they err."""
     samples: Count
     contexts: list[ContextFigures]
     critiques: CritiqueFigures | None

@@ -210,7 +210,7 @@ class ContextKind(StrEnum):
     FULL_REPETITION = "full_repetition"
     """The critique with the wrong step quoted before its correction."""
     OMISSION = "omission"
-    """The critique without the steps that it copies."""
+    """The critique without the steps that it copies before its first change."""
 
 
 CRITIQUE_CONTEXTS = frozenset(

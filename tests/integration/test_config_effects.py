@@ -503,7 +503,7 @@ def test_an_unchanged_queue_or_critic_shows_the_same_twice(
 
 @pytest.mark.slow
 @pytest.mark.redis
-@pytest.mark.parametrize(("field", "effect"), CASES, ids=[field for field, _ in CASES])
+@pytest.mark.parametrize(("field", "effect"), CASES, ids=[f"{field}, {effect.observation}" for field, effect in CASES])
 def test_a_changed_field_shows_in_a_run_or_is_refused(
     bench: Bench, names: dict[str, str], look: Callable[[str, str], Any], field: str, effect: Shows | Refused
 ) -> None:

@@ -211,24 +211,45 @@ def test_a_process_that_fails_ends_the_run_with_its_last_lines(tmp_path: Path) -
     assert processes_of(run_dir) == []
 
 
-def test_the_demo_starts_clean_a_second_time_and_resumes_with_its_seed(tmp_path: Path) -> None:
-    options = ["--trainer.steps", "2", "--evaluation.samples", "2", *EXACT_CRITIC]
+def test_the_demo_compares_its_arms_starts_clean_a_second_time_and_resumes(tmp_path: Path) -> None:
+    arms = ["--arm", "grpo", "--arm", "stepalign_scoped"]
+    budget = ["--trainer.steps", "2"]
+    folder = tmp_path / "runs" / "demo"
 
     def demo(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "stepalign.cli", "demo", *more, *options]
-        return subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+        options = [*arms, *more, *budget, "--evaluation.samples", "2", *EXACT_CRITIC]
+        command = [sys.executable, "-m", "stepalign.cli", "demo", *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
 
-    first, second = demo("--seed", "4"), demo("--seed", "5")
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    report = report_of(tmp_path / "runs" / "demo")
-    assert (report["seed"], report["steps"], report["rollouts"]["published"]) == (5, 2, 64)
-    options[1] = "3"
+    def reports() -> dict[str, dict[str, Any]]:
+        return {path.parent.name: report_of(path.parent) for path in folder.glob("*/report.json")}
+
+    first = demo("--seed", "4")
+    assert first.returncode == 0, first.stderr
+    assert "stepalign_scoped − grpo" in first.stdout and "one seed proves nothing" in first.stdout
+    assert set(reports()) == {"grpo-4", "stepalign_scoped-4"}
+    terms = [report["terms"] for report in reports().values()]
+    assert terms[0] == terms[1]
+    assert {report["rollouts"]["published"] for report in reports().values()} == {64}
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert {run["run"] for run in comparison["runs"]} == set(reports())
+    assert "grpo-4" in (folder / "report.html").read_text()
+
+    before = {name: (folder / name / "report.json").stat().st_mtime_ns for name in reports()}
+    again = demo("--resume")
+    assert again.returncode == 0, again.stderr
+    assert {name: (folder / name / "report.json").stat().st_mtime_ns for name in reports()} == before
+    other = demo("--resume", "--trainer.learning_rate", "0.5")
+    assert other.returncode == 1 and "holds a run with other settings" in other.stderr
+    budget[1] = "3"
     longer = demo("--resume")
     assert longer.returncode == 0, longer.stderr
-    report = report_of(tmp_path / "runs" / "demo")
-    assert (report["seed"], report["steps"], report["rollouts"]["published"]) == (5, 3, 96)
-    other = demo("--resume", "--seed", "6")
-    assert other.returncode == 1 and "another arm, seed" in other.stderr
+    assert {(report["steps"], report["rollouts"]["published"]) for report in reports().values()} == {(3, 96)}
+    budget[1] = "1"
+    arms[:] = ["--arm", "null"]
+    fresh = demo("--seed", "5")
+    assert fresh.returncode == 0, fresh.stderr
+    assert set(reports()) == {"null-5"}
 
 
 def test_overwrite_replaces_a_run_on_a_shared_server(redis_server: str, loop: Run, tmp_path: Path) -> None:

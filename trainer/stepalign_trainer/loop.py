@@ -48,6 +48,7 @@ FAILURE = "failure.json"
 def fingerprint(config: Config) -> str:
     """What must be the same for a run to be continued: all that shapes its weights, but its length and its hardware."""
     shaping = config.trainer.model_dump(mode="json", exclude={"steps", "keep_checkpoints", "token_view"})
+    critic = config.critic if config.arm.needs_critic else None
     content = {
         "seed": config.run.seed,
         "arm": config.arm_name,
@@ -56,8 +57,8 @@ def fingerprint(config: Config) -> str:
         "base": weights_sha256(config.model.path),
         "model": config.model.model_dump(mode="json", exclude={"path", "device"}),
         "problems": file_sha256(config.data.train),
-        "critic": config.critic.model_dump(mode="json", include=CRITIC_KEYS),
-        "critic_weights": weights_sha256(config.critic.path) if config.critic.path is not None else None,
+        "critic": critic.model_dump(mode="json", include=CRITIC_KEYS) if critic is not None else None,
+        "critic_weights": weights_sha256(critic.path) if critic is not None and critic.path is not None else None,
         "trainer": shaping,
         "solver": config.solver.model_dump(mode="json", exclude={"batch"}),
     }

@@ -336,7 +336,7 @@ class Probe:
         if rate is None:
             return ArmFigures(**given, solve_rate=None, focus=None, score=None, note="no rollout can have this context")
         if not any(known):
-            note = "no rollout with a known error: set data.checker, or probe an arm with a critic"
+            note = "no rollout with a known error: set data.checker, or use a critic whose critiques validate"
             return ArmFigures(**given, solve_rate=rate.value, focus=None, score=None, note=note)
         ends = [token_groups(arm.scope, s.rollout, s.critique, s.spans).in_scope for s in of_context.subjects]
         share = focus(of_context.scored, ends)

@@ -287,6 +287,6 @@ def test_remarks_name_what_was_left_out_and_end_with_the_recommendation(report: 
 
 
 def test_arms_whose_intervals_overlap_are_not_told_apart() -> None:
-    close = recommendation([arm("a", 0.5, 0.1), arm("b", 0.4, 0.05), arm("c", 0.3, 0.05), arm("d", None)])
+    close = recommendation([arm("a", 0.5, 0.1), arm("b", 0.375, 0.05), arm("c", 0.3, 0.05), arm("d", None)])
     assert close.startswith("worth running first: a (not told apart from it: b). Caveat:")
     assert recommendation([arm("a", 0.0), arm("b", None)]) == "no arm can be recommended: none has a score above 0"

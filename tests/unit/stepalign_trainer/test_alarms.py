@@ -22,7 +22,7 @@ CALM: dict[str, Any] = {
 
 
 def alarms_of(rows: list[dict[str, Any]], **settings: Any) -> list[list[str]]:
-    alarms = Alarms(AlarmsSection(window=2, **settings))
+    alarms = Alarms(AlarmsSection(window=2, **settings), max_grad_norm=1.0)
     return [alarms.check(CALM | row) for row in rows]
 
 
@@ -47,6 +47,15 @@ def test_an_alarm_rises_beyond_its_limit_not_at_it(alarm: str, figure: str, limi
 
 def test_a_gradient_that_shrinks_raises_nothing() -> None:
     assert alarms_of([{}, {}, {"grad_norm": 1e-9}, {"grad_norm": 0.0}]) == [[]] * 4
+
+
+def test_what_stays_below_a_floor_is_not_compared() -> None:
+    """Gradients that are hardly clipped, and the entropy of a model that is always sure, however much they grow."""
+    for figure, small, quiet, loud in (("grad_norm", 1e-4, 10.0, 10.1), ("entropy", 1e-4, 0.5, 0.51)):
+        start = [{figure: small}, {figure: small}]
+        assert alarms_of([*start, {figure: quiet}, {figure: quiet}]) == [[]] * 4
+        assert alarms_of([*start, {figure: loud}, {figure: loud}])[-1] == [figure]
+    assert alarms_of([{"entropy": 0.4}, {"entropy": 0.4}, {"entropy": 1e-4}, {"entropy": 1e-4}])[-1] == []
 
 
 def test_means_of_the_window_are_watched_and_compared_with_the_first_window() -> None:
@@ -82,5 +91,6 @@ def test_a_resumed_run_raises_the_alarms_of_the_uninterrupted_one(make_run: Call
     alarms = [row["alarms"] for row in whole.rows()]
     assert ["length" in names for names in alarms] == [False, False, True, True]
     assert [row["alarms"] for row in run.rows()] == alarms
+    assert resumed.alarms.max_grad_norm == resumed.config.trainer.max_grad_norm
     for rows, expected in ((resumed.alarms.first, (1, 2)), (resumed.alarms.last, (3, 4))):
         assert tuple(row["step"] for row in rows) == expected

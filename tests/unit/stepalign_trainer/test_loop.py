@@ -305,16 +305,16 @@ def test_a_model_with_a_merged_adapter_is_refused_before_the_first_update(
 
 
 def test_a_slow_critic_does_not_cost_the_claim(run: Run) -> None:
-    """The contexts take four times the idle limit; without a heartbeat another consumer would get the rollouts."""
+    """The contexts take twice the idle limit; without a heartbeat another consumer would get the rollouts."""
 
     class SlowCritic(run.critic):
         async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse:
-            await asyncio.sleep(1.2)
+            await asyncio.sleep(1.8)
             rival = MemoryRolloutQueue(run.broker, "rival", run.make_config(*idle).queue)
             taken.extend(await rival.claim(8, 0.0))
             return await super().critique(request, request_id)
 
-    idle = ("--queue.claim_idle_seconds", "0.3")
+    idle = ("--queue.claim_idle_seconds", "0.9")
     taken: list[Any] = []
     run.publish(0)
     run.train("--trainer.steps", "1", *idle, critic=SlowCritic())
