@@ -63,9 +63,18 @@ def update(step: int) -> dict[str, Any]:
         **advantages,
         "advantage_after_error": None,
         "critiques": {"incorrect": 1, "truncated": 1},
+        "outcomes": {"skipped:critique_truncated": 1, "trained": 1},
+        "alarms": [],
         "rollouts": 2,
         "trained_rollouts": 1,
     }
+
+
+def by_problem(avg: float) -> dict[str, Any]:
+    right = round(avg / 100 * 60)
+    correct = [4] * right + [0] * (60 - right)
+    majority = [c / 4 for c in correct]
+    return {"correct": correct, "graded": [4] * 60, "majority": majority, "trace_correct": None}
 
 
 class Run:
@@ -75,6 +84,7 @@ class Run:
         self.name = f"report-{uuid.uuid4().hex}"
         self.url = url
         self.toml = folder / "run.toml"
+        (folder / "train.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n')
         self.toml.write_text(CONFIG.format(name=self.name, folder=folder, url=url, evaluation=evaluation))
         self.folder = folder / "runs" / self.name
         self.report = self.folder / "report.json"
@@ -108,6 +118,13 @@ class Run:
             "selected_step": max((0, *steps)),
             "base_test": figures(0.5),
             "selected_test": figures(91.5),
+            "problem_ids": {split: [f"p{i}" for i in range(60)] for split in ("validation", "test")},
+            "by_problem": {
+                "validation": {str(step): by_problem(10.0 * step) for step in (0, *steps)},
+                "base_test": by_problem(0.5),
+                "selected_test": by_problem(91.5),
+            },
+            "problems_sha256": {"validation": "v", "test": "t"},
             "temperature": 1.0,
             "max_new_tokens": 64,
         }
@@ -207,7 +224,8 @@ def test_the_report_of_a_run_that_has_ended_is_written_and_printed(evaluated: Ru
     assert done.exit_code == 0
     assert "stepalign_scoped (step 2)" in done.stdout and "91.5" in done.stdout
     assert f"run {evaluated.name}: 2" in " ".join(done.stdout.split()) and "critique_truncated" in done.stdout
-    assert "".join(done.stdout.split()).endswith(f"report:{evaluated.report}(41s)")
+    assert "".join(done.stdout.split()).endswith(f"report:{evaluated.folder / 'report.html'}(41s)")
+    assert (evaluated.folder / "report.html").stat().st_size > 10_000
     written = json.loads(evaluated.report.read_text())
     assert (written["run"], written["seed"], written["steps"], written["threads"]) == (evaluated.name, 3, STEPS, 5)
     counts = {"published": 3, "trained": 1, "skipped": {"critique_truncated": 1}, "stale": 0, "dead": 0, "pending": 1}
