@@ -27,6 +27,7 @@ from rich.console import Console
 
 from benchmarks.lab_results import write_section
 from stepalign.config import shipped_arms
+from stepalign.errors import StepalignError
 from stepalign_lab.campaign import Campaign, Member
 from stepalign_lab.compare_command import show_comparison
 from stepalign_lab.comparison import Comparison
@@ -168,4 +169,8 @@ def _of_run(report: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except StepalignError as error:
+        _console.print(f"[red]bench-lab:[/] {error}", highlight=False)
+        raise SystemExit(1) from None

@@ -12,6 +12,7 @@ from stepalign_lab.comparison import Comparison, compare, write_comparison
 from stepalign_lab.finished_runs import read_runs
 from stepalign_lab.page import write_page
 from stepalign_lab.report import METRICS, PAGE, RUN, read_json, stored_report
+from stepalign_lab.runner import ensure_page
 
 COMPARISON = "comparison.json"
 _FIXED = ("--run.arm", "--run.seed", "--run.name", "--run.dir")
@@ -44,6 +45,12 @@ class Campaign:
             for seed in seeds
             for arm in arms
         ]
+        names = [member.name for member in self.members]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(
+                f"{', '.join(twice)}: asked for twice; give each arm and seed once, and arms in files other names"
+            )
         for member in self.members:
             self.config(member)
 
@@ -63,7 +70,7 @@ class Campaign:
         report = stored_report(config)
         if report is None:
             return False
-        if report["config"] != config.as_report():
+        if report.get("config") != config.as_report():
             raise ConfigError(
                 f"{config.run_dir} holds a run with other settings; give another folder, or start anew without --resume"
             )
@@ -81,11 +88,15 @@ class Campaign:
         """Compare the finished runs, and write ``comparison.json`` and ``report.html``."""
         folders = [self.config(member).run_dir for member in self.members if self.finished(member)]
         comparison = compare(read_runs(folders))
+        for member in self.members:
+            if self.finished(member):
+                ensure_page(self.config(member))
         write_comparison(self.directory / COMPARISON, comparison)
         write_page(self.directory / PAGE, folders, comparison.as_json())
         return comparison
 
 
-def started_seeds(directory: Path) -> list[int]:
-    """The seeds of the runs in a campaign's folder, sorted."""
-    return sorted({read_json(path)["seed"] for path in directory.glob(f"*/{RUN}")})
+def started(directory: Path) -> tuple[list[str], list[int]]:
+    """Arms and seeds of the runs in a campaign's folder, sorted."""
+    runs = [read_json(path) for path in directory.glob(f"*/{RUN}")]
+    return sorted({run["arm"] for run in runs}), sorted({run["seed"] for run in runs})

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
-from stepalign_lab.campaign import Campaign, started_seeds
+from stepalign_lab.campaign import Campaign, started
 from stepalign_lab.compare_command import show_comparison
 from stepalign_lab.progress import RunProgress, result_table, summary_table
 from stepalign_lab.report import (
@@ -26,7 +26,7 @@ from stepalign_lab.report import (
     read_state,
     stored_report,
 )
-from stepalign_lab.runner import LocalRun, finish_report, lock_folder
+from stepalign_lab.runner import LocalRun, ensure_page, finish_report, lock_folder
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
@@ -71,8 +71,10 @@ def demo(
     """
     configuration = ASSETS / "lab.toml"
     directory = load_config(configuration).run.dir / "demo"
-    seeds = seed or (started_seeds(directory) if resume else []) or [0]
-    campaign = Campaign(configuration, arm or DEMO_ARMS, seeds, directory, ctx.args)
+    arms, seeds = started(directory) if resume else ([], [])
+    if not set(arms) - set(DEMO_ARMS):
+        arms = [*DEMO_ARMS]
+    campaign = Campaign(configuration, arm or arms, seed or seeds or [0], directory, ctx.args)
     console = Console()
     with lock_folder(directory):
         if not resume:
@@ -98,6 +100,7 @@ def report(
     content = stored_report(settings)
     if content is None or follow:
         content = _await_report(settings, console, follow=follow)
+    ensure_page(settings)
     if as_json:
         typer.echo(json.dumps(content, indent=1, sort_keys=True))
     else:

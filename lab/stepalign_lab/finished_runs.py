@@ -34,6 +34,9 @@ BASE, CHANCE = "base", "chance"
 AGREEMENT = 0.01
 """Percentage points by which a figure may be off the mean of its values by problem. Reports round to 0.0001."""
 
+OPTIONAL = ("chance", "terms.critic")
+"""What not every run has: a run without agrees with any."""
+
 SHOWN = 16
 """Most characters of a value in a message; checksums are longer."""
 
@@ -79,6 +82,7 @@ class _BaseFigures(_Part):
 
 
 class _Arm(_Part):
+    condition: dict[str, Any] | None = None
     selected_step: int | None = None
     validation: dict[int, dict[str, float]] | None = None
     test: dict[str, float] | None = None
@@ -112,6 +116,8 @@ class Run:
     name: str
     arm: str
     seed: int
+    condition: dict[str, Any] | None
+    """What the arm is: objective, context, scope and their settings."""
     terms: dict[str, Any]
     """What must be equal for two runs to be compared."""
     samples: int
@@ -176,6 +182,7 @@ def read_run(folder: Path) -> Run:
         name=report.run,
         arm=arm,
         seed=report.seed,
+        condition=content.condition,
         terms=report.terms,
         samples=k,
         ids={"validation": tuple(marks.ids.validation), "test": tuple(marks.ids.test)},
@@ -206,6 +213,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
     their problems, their terms or their chance."""
     _check_distinct(runs)
     _check_same_problems(runs)
+    _check_one_condition(runs)
     _check_same_terms(runs)
 
 
@@ -317,6 +325,17 @@ def _check_same_problems(runs: Sequence[Run]) -> None:
             )
 
 
+def _check_one_condition(runs: Sequence[Run]) -> None:
+    first: dict[str, Run] = {}
+    for run in runs:
+        known = first.setdefault(run.arm, run)
+        if run.condition != known.condition:
+            raise ConfigError(
+                f"{known.folder} and {run.folder} are both of an arm named {run.arm!r}, with different settings; give "
+                "one of them another name, as a file of its own"
+            )
+
+
 def _check_same_terms(runs: Sequence[Run]) -> None:
     flat = {run.folder: _flat("terms", run.terms) for run in runs}
     for run in runs:
@@ -339,12 +358,12 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
 
 
 def _disagreement(key: str, flat: dict[Path, dict[str, Any]]) -> str | None:
-    """``terms.batch: 32 in runs/a, 16 in runs/b``; None where all agree. A run without chance agrees with any."""
+    """``terms.batch: 32 in runs/a, 16 in runs/b``; None where all agree. See OPTIONAL."""
     folders: dict[str, list[Path]] = {}
     for folder, leaves in flat.items():
         if key in leaves:
             folders.setdefault(json.dumps(leaves[key], sort_keys=True), []).append(folder)
-        elif not key.startswith("chance"):
+        elif not key.startswith(OPTIONAL):
             folders.setdefault("absent", []).append(folder)
     if len(folders) < 2:
         return None

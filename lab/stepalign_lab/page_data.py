@@ -230,30 +230,17 @@ def _curve(group: _Group) -> dict[str, Any]:
 
 
 def _differences(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """Differences of two arms, a row for each pair; from ``pairs``, or from a flat list under ``differences``."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    """Differences of two arms, a row for each pair."""
+    rows: list[dict[str, Any]] = []
     for pair in comparison.get("pairs", []):
-        row = rows.setdefault((pair["a"], pair["b"]), _difference_row(pair, pair.get("headline", True)))
-        for metric, found in pair["metrics"].items():
-            row["seeds"] = found["seeds"] or row["seeds"]
-            row["metrics"][metric] = _difference(
-                found["difference"], found["lower"], found["upper"], found["apart_from_0"]
-            )
-    for found in comparison.get("differences", []):
-        row = rows.setdefault((found["a"], found["b"]), _difference_row(found, True))
-        row["seeds"] = found["seeds"]
-        row["metrics"][found["metric"]] = _difference(
-            found["mean"], found["low"], found["high"], found["apart_from_zero"]
-        )
-    return list(rows.values())
-
-
-def _difference_row(pair: dict[str, Any], headline: bool) -> dict[str, Any]:
-    return {"a": pair["a"], "b": pair["b"], "headline": headline, "seeds": [], "metrics": {}}
-
-
-def _difference(value: float | None, low: float | None, high: float | None, apart: bool | None) -> dict[str, Any]:
-    return {"value": value, "low": low, "high": high, "apart": apart}
+        metrics = {
+            metric: {"value": d["difference"], "low": d["lower"], "high": d["upper"], "apart": d["apart_from_0"]}
+            for metric, d in pair["metrics"].items()
+        }
+        seeds = next((d["seeds"] for d in pair["metrics"].values() if d["seeds"]), [])
+        head = {"a": pair["a"], "b": pair["b"], "headline": pair["headline"]}
+        rows.append({**head, "seeds": seeds, "metrics": metrics})
+    return rows
 
 
 def _plain(value: Any, digits: int) -> Any:

@@ -126,6 +126,7 @@ def build_report(config: Config, status: QueueStatus, wall_seconds: float, threa
     rows = read_rows(config.run_dir / METRICS)
     arm: dict[str, Any] = {
         **config.arm.model_dump(mode="json", include={"objective", "context", "scope"}),
+        "condition": config.arm.model_dump(mode="json"),
         "first_update": _advantages(rows[0]) if rows else None,
         "last_update": _advantages(rows[-1]) if rows else None,
     }
@@ -172,11 +173,16 @@ def build_report(config: Config, status: QueueStatus, wall_seconds: float, threa
     return report
 
 
+NO_HYPERPARAMETERS = {"steps", "batch", "micro_batch", "logit_chunk", "keep_checkpoints", "token_view", "max_staleness"}
+CRITIC_KEYS = {"backend", "checker", "prompts", "chat_template_options", "dtype", "max_prompt_tokens", "max_new_tokens"}
+
+
 def run_terms(config: Config) -> dict[str, Any]:
-    """What two runs must share to be compared."""
-    weights = sorted(config.model.path.glob("*.safetensors"))
-    return {
-        "base": hashlib.sha256("".join(map(file_sha256, weights)).encode()).hexdigest(),
+    """What two runs must share to be compared; ``critic`` is there in arms that ask one."""
+    terms: dict[str, Any] = {
+        "base": _weights_sha256(config.model.path),
+        "model": config.model.model_dump(mode="json", exclude={"path", "device"}),
+        "hyperparameters": config.trainer.model_dump(mode="json", exclude=NO_HYPERPARAMETERS),
         "train": file_sha256(config.data.train),
         "grader": config.data.grader,
         "evaluation": config.evaluation.model_dump(mode="json", exclude={"batch"}),
@@ -184,6 +190,17 @@ def run_terms(config: Config) -> dict[str, Any]:
         "batch": config.trainer.batch,
         "steps": config.trainer.steps,
     }
+    if config.arm.needs_critic:
+        critic = config.critic
+        terms["critic"] = critic.model_dump(mode="json", include=CRITIC_KEYS) | {
+            "weights": _weights_sha256(critic.path) if critic.path is not None else None
+        }
+    return terms
+
+
+def _weights_sha256(folder: Path) -> str:
+    weights = sorted(folder.glob("*.safetensors"))
+    return hashlib.sha256("".join(map(file_sha256, weights)).encode()).hexdigest()
 
 
 def _alarms(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -20,7 +20,7 @@ from stepalign.problems import load_problems
 from stepalign.prompts import load_prompt
 from stepalign.queue import QueueStatus, forget_run, open_queue, redis_url
 from stepalign_lab.page import write_page
-from stepalign_lab.report import PAGE, build_report, write_report
+from stepalign_lab.report import PAGE, REPORT, build_report, write_report
 from stepalign_lab.supervisor import Child, Supervisor
 
 START_TIMEOUT_SECONDS = 180.0
@@ -32,8 +32,15 @@ def finish_report(config: Config, status: QueueStatus, wall_seconds: float, thre
     """Write ``report.json`` of a run that has ended, and the page that shows it."""
     report = build_report(config, status, wall_seconds, threads)
     write_report(config, report)
-    write_page(config.run_dir / PAGE, [config.run_dir])
+    ensure_page(config)
     return report
+
+
+def ensure_page(config: Config) -> None:
+    """Write the page of a finished run unless one newer than its report is there, as after a kill between the two."""
+    page, report = config.run_dir / PAGE, config.run_dir / REPORT
+    if not page.exists() or page.stat().st_mtime < report.stat().st_mtime:
+        write_page(page, [config.run_dir])
 
 
 def lock_folder(folder: Path) -> IO[str]:

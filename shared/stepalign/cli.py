@@ -23,8 +23,8 @@ OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 # What each extra brings that its command imports late.
 EXTRA_OF = {
     **dict.fromkeys(["fastapi", "uvicorn", "prometheus_client"], "critic"),
-    **dict.fromkeys(["torch", "transformers", "safetensors", "tokenizers"], "models"),
-    **{"peft": "trainer", "gguf": "lab", "numpy": "lab"},
+    **dict.fromkeys(["torch", "transformers", "safetensors", "tokenizers", "numpy"], "models"),
+    **{"peft": "trainer", "gguf": "lab"},
 }
 
 # The order of a table of contents: the whole loop first, then its processes, then what looks inside.

@@ -133,7 +133,7 @@ class ModelSection(Section):
     chat_template_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the chat template for the student, such as ``enable_thinking = false``."""
     teacher_chat_template_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the chat template for the teacher. An empty context uses the student's."""
+    """Options of the chat template for the teacher, whatever it sees; empty, they are the student's."""
 
 
 class DataSection(Section):
@@ -271,7 +271,7 @@ class TrainerSection(Section):
     """Rollouts of an update."""
     micro_batch: Annotated[int, Field(ge=1)] = 8
     """Rollouts computed together; the loss does not depend on it."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-6
     """AdamW, constant, no weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this norm."""

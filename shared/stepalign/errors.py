@@ -101,7 +101,7 @@ class GraderError(StepalignError):
 
 
 class NonFiniteError(StepalignError):
-    """NaN or infinity in an update. The update was not applied: the weights are those of the last good step."""
+    """NaN or infinity in an update or in a policy. Such an update is not applied: the last good step's weights stay."""
 
 
 class PolicyError(StepalignError):

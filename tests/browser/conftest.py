@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from page_runs import write_run
+from stepalign_lab.comparison import compare, read_runs
 from stepalign_lab.page import write_page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -85,8 +86,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for arm in ("stepalign_scoped", "refsol", "grpo")
         for seed in (0, 1)
     ]
-    one = {"metric": "avg", "mean": 61.25, "low": 52.5, "high": 70.0, "seeds": [0, 1], "apart_from_zero": True}
-    return write_page(root / "report.html", runs, {"differences": [{"a": "stepalign_scoped", "b": "refsol", **one}]})
+    return write_page(root / "report.html", runs, compare(read_runs(runs), resamples=500).as_json())
 
 
 @pytest.fixture(scope="session")

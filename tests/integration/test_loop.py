@@ -17,6 +17,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from benchmarks.bench_lab import run_all
+from stepalign.config import shipped_arms
+from stepalign_lab.campaign import Campaign
+
 REPO = Path(__file__).parents[2]
 LAB = REPO / "configs" / "lab.toml"
 EXACT_CRITIC = ["--critic.backend", "program", "--critic.checker", "lab"]
@@ -263,3 +267,20 @@ def test_overwrite_replaces_a_run_on_a_shared_server(redis_server: str, loop: Ru
     assert refused.returncode == 1 and "the Redis server holds an earlier run" in refused.stderr
     report = report_of(loop("shared", *options, "--overwrite"))
     assert report["rollouts"]["published"] == 32
+
+
+def test_every_arm_trains_for_twenty_updates_and_is_compared(tmp_path: Path) -> None:
+    """What ``make bench-lab`` does, at a small budget: real processes, two runs at a time."""
+    budget = ["--trainer.steps", "20", "--trainer.batch", "16"]
+    options = [*budget, "--evaluation.samples", "2", "--evaluation.every", "20"]
+    campaign = Campaign(REPO / "configs" / "lab.toml", shipped_arms(), [0], tmp_path, [*options, *EXACT_CRITIC])
+    assert run_all(campaign, jobs=2) == []
+    comparison = campaign.compare()
+    assert {arm.name for arm in comparison.arms} == set(shipped_arms())
+    reports = {member.arm: report_of(campaign.config(member).run_dir) for member in campaign.members}
+    for arm, report in reports.items():
+        rollouts = report["rollouts"]
+        assert rollouts["published"] == 320 == rollouts["trained"] + sum(rollouts["skipped"].values()), arm
+        assert report["terms"].items() >= reports["null"]["terms"].items(), arm
+    trace = {arm: report["arms"][arm]["test"]["trace_at_2"] for arm, report in reports.items()}
+    assert trace["stepalign_scoped"] > 10 > trace["null"]

@@ -36,14 +36,19 @@ class Example:
 
 
 def teacher_prompt_ids(config: Config, tokenizer: Any, rollout: Rollout, context: Context) -> list[int]:
-    """The teacher's prompt. Without a context it is the student's, token by token.
+    """The teacher's prompt. Without a context and without template options of its own it is the student's, token by
+    token.
 
     Raises PromptTooLongError over ``trainer.max_teacher_prompt_tokens``; it is never cut.
     """
     if context.kind is ContextKind.NULL:
-        return rollout.prompt_token_ids
-    prompt = load_prompt(config.model.prompts, _PROMPT_OF[context.kind])
-    messages = prompt.fill(question=rollout.problem.question, context=context.text)
+        # A teacher that may think is one without a context, too. Without a teacher, this is the base for the KL.
+        if config.arm.objective != "forward_kl" or not config.model.teacher_chat_template_options:
+            return rollout.prompt_token_ids
+        messages = load_prompt(config.model.prompts, "student").fill(question=rollout.problem.question)
+    else:
+        prompt = load_prompt(config.model.prompts, _PROMPT_OF[context.kind])
+        messages = prompt.fill(question=rollout.problem.question, context=context.text)
     options = config.model.teacher_chat_template_options or config.model.chat_template_options
     token_ids = render_token_ids(tokenizer, messages, **options)
     budget = config.trainer.max_teacher_prompt_tokens

@@ -201,26 +201,37 @@ class Learner:
         optimizer are then those from before the update.
         """
         started = time.monotonic()
+        before = self._snapshot()
+        try:
+            return self._update(examples, started)
+        except NonFiniteError:
+            self._restore(before)
+            raise
+
+    def _update(self, examples: Sequence[Example], started: float) -> UpdateMetrics:
         objective = make_objective(self.config.arm)
         weights = objective.weights(examples)
         in_scope = sum(int((w != 0).sum()) for w in weights)
-        before = self._snapshot() if objective.iterations > 1 else None
         gathered, clipped = _Gathered(), None
-        norm = 0.0
+        norm, stepped = 0.0, False
         for iteration in range(objective.iterations if in_scope else 1):
             first = iteration == 0
             last = gathered if first else _Gathered()
-            old = None if first else gathered.logprob
-            try:
-                clipped = self._accumulate_all(objective, examples, weights, last, old)
-                if in_scope and last.loss != objective.floor:
-                    norm_of_step = self._step()
-                    norm = norm_of_step if first else norm
-            except NonFiniteError:
-                if before is not None:
-                    self._restore(before)
-                raise
+            clipped = self._accumulate_all(objective, examples, weights, last, None if first else gathered.logprob)
+            if in_scope and last.loss != objective.floor:
+                norm_of_step = self._step()
+                norm, stepped = norm_of_step if first else norm, True
+        if stepped:
+            self._check_policy(min(examples, key=lambda example: len(example.completion)))
         return self._metrics(examples, gathered, in_scope, norm, time.monotonic() - started, clipped)
+
+    @torch.no_grad()
+    def _check_policy(self, example: Example) -> None:
+        """Look at the new policy before anybody else does: the next to run it is the solver, after the checkpoint."""
+        finite = all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters)
+        hidden = self.hidden_states([example.student_prompt], [example.completion])[0]
+        if not finite or not torch.isfinite(self._head(hidden).float().log_softmax(-1)).all():
+            raise NonFiniteError("the policy after the update is not finite")
 
     def _snapshot(self) -> tuple[list[torch.Tensor], dict[str, Any]]:
         weights = [parameter.detach().clone() for parameter in self.parameters]

@@ -222,7 +222,7 @@ function estimateCell(value) {
 function differences(data, measures) {
   if (!data.differences.length) {
     if (data.runs.length === 1) return [];
-    const text = "No comparison was passed. stepalign compare makes one: paired differences with intervals.";
+    const text = "This page shows no comparison. `stepalign compare` prints paired differences with intervals.";
     return [el("h3", {}, "Differences"), el("p", {}, text)];
   }
   const level = Math.round(data.resampling.level);

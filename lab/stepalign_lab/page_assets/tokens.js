@@ -94,7 +94,8 @@ function rolloutOption(row, checked, onChange) {
   const input = el("input", { type: "radio", name: "rollout", checked, value: row.rollout_id });
   input.addEventListener("change", onChange);
   const verdict = row.verdict === null ? null : el("span", { class: "badge" }, words(row.verdict));
-  const mark = el("span", { class: row.correct ? "right" : "wrong" }, row.correct ? "✓ right" : "✗ wrong");
+  const graded = row.correct === null ? "not graded" : row.correct ? "✓ right" : "✗ wrong";
+  const mark = el("span", { class: row.correct === null ? "" : row.correct ? "right" : "wrong" }, graded);
   return el(
     "label",
     { class: "rollout" },

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-from stepalign.errors import ConfigError
+from stepalign.errors import ConfigError, NonFiniteError
 from stepalign.types import FinishReason, SamplingParameters
 
 
@@ -55,6 +55,11 @@ class SeededSampling(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = self.warpers(input_ids, scores.float() / self.parameters.temperature)
         probabilities = scores.softmax(-1).cpu().double()
+        if not torch.isfinite(probabilities).all():
+            raise NonFiniteError(
+                "the policy's probabilities are not finite: its weights have diverged, or model.dtype is too narrow; "
+                "start a run with a lower trainer.learning_rate or another model.dtype"
+            )
         cumulative = probabilities.cumsum(-1)
         drawn = self.uniforms[:, len(self.logprobs)].unsqueeze(-1) * cumulative[:, -1:]
         # right=True: a zero-probability token has the same cumulative value as its predecessor and is never chosen.

@@ -11,7 +11,7 @@ import pytest
 
 from page_runs import write_run
 from stepalign.errors import ConfigError
-from stepalign_lab.campaign import Campaign, started_seeds
+from stepalign_lab.campaign import Campaign, started
 from stepalign_lab.commands import ASSETS
 
 ARMS = ["grpo", "stepalign_scoped"]
@@ -69,7 +69,7 @@ def test_runs_that_have_ended_are_kept_and_the_others_are_outstanding(tmp_path: 
     finish(made, 0)
     assert [member.name for member in made.outstanding()] == ["stepalign_scoped-0"]
     assert not made.begun(made.members[1])
-    assert started_seeds(tmp_path) == [0]
+    assert started(tmp_path) == (["grpo"], [0])
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
@@ -108,3 +108,33 @@ def test_the_comparison_is_of_what_has_ended_and_is_written_with_its_page(tmp_pa
     assert [arm.name for arm in comparison.arms] == ["stepalign_scoped", "grpo"]
     assert json.loads((tmp_path / "comparison.json").read_text()) == json.loads(json.dumps(comparison.as_json()))
     assert "stepalign_scoped-0" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("arms", [["null", "grpo", "null"], ["a/x.toml", "b/x.toml"]])
+def test_two_runs_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arms: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        Path(folder, "x.toml").write_text("")
+    with pytest.raises(ConfigError, match="asked for twice"):
+        campaign(tmp_path / "runs", arms)
+    with pytest.raises(ConfigError, match="asked for twice"):
+        campaign(tmp_path / "runs", ["null"], (1, 1))
+
+
+def test_a_report_of_an_earlier_version_is_one_of_other_settings(tmp_path: Path) -> None:
+    made = campaign(tmp_path)
+    path = finish(made, 0) / "report.json"
+    report = json.loads(path.read_text())
+    del report["config"]
+    path.write_text(json.dumps(report))
+    with pytest.raises(ConfigError, match="other settings"):
+        made.finished(made.members[0])
+
+
+def test_a_page_that_a_kill_left_out_is_written_with_the_comparison(tmp_path: Path) -> None:
+    made = campaign(tmp_path)
+    folders = [finish(made, 0), finish(made, 1)]
+    assert not any((folder / "report.html").exists() for folder in folders)
+    made.compare()
+    assert all((folder / "report.html").stat().st_size > 10_000 for folder in folders)

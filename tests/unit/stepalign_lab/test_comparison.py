@@ -712,7 +712,7 @@ def test_the_selected_step_is_the_earliest_of_the_best(
 
 @given(st.dictionaries(st.integers(0, 50), st.integers(0, 3), min_size=1))
 def test_exactly_one_step_can_be_the_selected_one(best: dict[int, int]) -> None:
-    run = Run(Path("a"), "a", "a", 0, {}, K, {}, {s: float(v) for s, v in best.items()}, 0, {}, {}, None)
+    run = Run(Path("a"), "a", "a", 0, None, {}, K, {}, {s: float(v) for s, v in best.items()}, 0, {}, {}, None)
     (selected,) = [step for step in best if selection_is_argmax(replace(run, selected_step=step))]
     assert all(best[selected] > value or (best[selected] == value and selected <= step) for step, value in best.items())
 
@@ -749,3 +749,21 @@ def test_an_unknown_option_or_metric_is_refused(runs: Runs) -> None:
     with pytest.raises(ConfigError, match="there is no option --metrc"):
         invoke(folder, "--metrc")
     assert invoke(folder, "--metric", "mean").exit_code == 2
+
+
+def test_two_arms_of_one_name_are_refused(runs: Runs) -> None:
+    def with_beta(beta: float) -> Any:
+        return put({"objective": "grpo", "grpo": {"beta": beta}}, "arms", "grpo", "condition")
+
+    first, other = (runs.add("grpo", seed, [1, 2], edit=with_beta(beta)) for seed, beta in ((0, 0.05), (1, 0.0)))
+    said = refusal(first, other)
+    assert str(first) in said and str(other) in said and "both of an arm named 'grpo'" in said
+
+
+def test_arms_without_a_critic_go_with_those_that_share_one(runs: Runs) -> None:
+    same = {"weights": "c" * 64}
+    asked = [runs.add(arm, 0, [1, 2], edit=put(same, "terms", "critic")) for arm in ("stepalign", "shuffled")]
+    alone = runs.add("grpo", 0, [1, 2])
+    assert len(compare(read_runs([*asked, alone]), resamples=10).arms) == 3
+    other = runs.add("omission", 0, [1, 2], edit=put({"weights": "d" * 64}, "terms", "critic"))
+    assert "terms.critic.weights" in refusal(alone, asked[0], other)

@@ -201,10 +201,6 @@ def test_differences_are_rows_of_pairs(tmp_path: Path) -> None:
     row = {"a": "x", "b": "y", "seeds": [0]}
     assert data["differences"] == [row | {"headline": False, "metrics": {"avg": expected}}]
     assert data["remarks"] == ["one seed"]
-    flat = row | {"metric": "avg", "mean": 5.0, "low": 1.0, "high": 9.0, "apart_from_zero": True}
-    assert page_data([folder], {"differences": [flat]})["differences"] == [
-        row | {"headline": True, "metrics": {"avg": expected}}
-    ]
 
 
 def test_values_that_are_not_finite_do_not_break_the_page(tmp_path: Path) -> None:
@@ -229,3 +225,10 @@ def test_the_page_is_written_whole(tmp_path: Path) -> None:
 def test_every_script_is_in_the_page(tmp_path: Path) -> None:
     shipped = {path.name for path in (Path(__file__).parents[3] / "lab/stepalign_lab/page_assets").glob("*.js")}
     assert shipped == set(SCRIPTS)
+
+
+def test_a_rollout_that_could_not_be_graded_is_kept_apart(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "demo")
+    text = (folder / "tokens.jsonl").read_text()
+    (folder / "tokens.jsonl").write_text(re.sub(r'"correct": (true|false)', '"correct": null', text, count=1))
+    assert data_of(build_page([folder]))["runs"][0]["tokens"][0]["correct"] is None

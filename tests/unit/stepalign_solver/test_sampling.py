@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from stepalign.config import ModelSection
+from stepalign.errors import NonFiniteError
 from stepalign.types import FinishReason, SamplingParameters
 from stepalign_lab.tokenizer import build_tokenizer
 from stepalign_solver.policy import load_policy
@@ -208,3 +210,11 @@ def test_mixed_parameters_are_refused(sampler: Sampler, other: dict[str, Any]) -
 def test_a_prompt_without_parameters_is_refused(sampler: Sampler) -> None:
     with pytest.raises(ValueError, match="per prompt"):
         sampler.sample([SHORT, SHORT], [parameters(1)])
+
+
+def test_a_policy_that_is_not_finite_is_refused_and_not_sampled(model: Any, tokenizer: Any) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.model.norm.weight[0] = torch.nan
+    with pytest.raises(NonFiniteError, match="probabilities are not finite"):
+        Sampler(broken, tokenizer).sample([[1, 2]], [parameters(0)])

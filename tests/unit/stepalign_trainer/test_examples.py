@@ -80,3 +80,24 @@ def test_a_rollout_that_ran_out_of_tokens_is_marked(
 ) -> None:
     context = Context(kind=ContextKind.NULL, text="")
     assert build_example(make_config(), tokenizer, rollout_of("unfinished", "length"), context, None).truncated
+
+
+def test_the_control_without_a_context_has_the_template_of_the_other_teachers(
+    make_config: MakeConfig, tokenizer: Any, rollout_of: MakeRollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a teacher that thinks and a student that does not."""
+    marked = "<bos>{% if thinking %}<user>{% endif %}" + tokenizer.chat_template
+    monkeypatch.setattr(tokenizer, "chat_template", marked)
+    rollout = rollout_of("right")
+    context = Context(kind=ContextKind.NULL, text="")
+
+    def teacher(*overrides: str) -> list[int]:
+        return build_example(make_config(*overrides), tokenizer, rollout, context, None).teacher_prompt
+
+    thinking = ("--model.teacher_chat_template_options", '{"thinking": true}')
+    assert teacher("--run.arm", "null") == rollout.prompt_token_ids
+    first = tokenizer.convert_tokens_to_ids(["<bos>", "<user>"])
+    assert teacher("--run.arm", "null", *thinking)[:2] == first
+    assert len(teacher("--run.arm", "null", *thinking)) == len(rollout.prompt_token_ids) + 2
+    # Where there is no teacher this prompt is the base's, for GRPO's KL.
+    assert teacher("--run.arm", "grpo", "--trainer.batch", "8", *thinking) == rollout.prompt_token_ids

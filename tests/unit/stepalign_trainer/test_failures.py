@@ -154,3 +154,17 @@ def test_a_gradient_that_is_not_finite_is_not_applied(
     with pytest.raises(NonFiniteError, match="the gradient is not finite"):
         learner.update(examples)
     assert all(map(torch.equal, state_of(learner), before))
+
+
+def test_a_policy_that_diverges_in_the_step_itself_is_not_handed_on(run: Run) -> None:
+    """Loss and gradient are finite; the weights after the step are too large for a forward pass."""
+    run.publish(0)
+    trainer = run.trainer("--trainer.steps", "1", "--run.arm", "stepalign")
+    trainer.learner.optimizer.param_groups[0]["lr"] = 3e30
+    before = [parameter.clone() for parameter in trainer.learner.parameters]
+    with pytest.raises(NonFiniteError, match="the policy after the update is not finite"):
+        run.finish(trainer)
+    assert all(torch.equal(a, b) for a, b in zip(trainer.learner.parameters, before, strict=True))
+    assert json.loads((run.folder / "failure.json").read_text())["last_good_step"] == 0
+    assert not list(run.folder.glob("checkpoints/*")) and not list(run.folder.glob("adapters/v*"))
+    assert run.status.length == 4
