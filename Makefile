@@ -11,7 +11,7 @@ READY = $(VENV)/.ready
 .PHONY: help setup demo demo-smollm2 smollm2 key report test test-fast test-compose test-browser bench-lab bench-lb lint typecheck format clean
 
 help:
-	@echo "make demo          train the lab's solver in four ways and compare them (10 minutes on 2 cores)"
+	@echo "make demo          train the lab's solver in four ways and compare them (8 minutes on 2 cores)"
 	@echo "make test          the whole test suite"
 	@echo "make test-fast     the part of it that takes under a minute"
 	@echo "make demo-smollm2  the same loop with real weights: SmolLM2-135M on word problems, two updates"
