@@ -92,7 +92,8 @@ class Campaign:
             if self.finished(member):
                 ensure_page(self.config(member))
         write_comparison(self.directory / COMPARISON, comparison)
-        write_page(self.directory / PAGE, folders, comparison.as_json())
+        in_order = [self.directory / name for name, _, _ in comparison.runs]
+        write_page(self.directory / PAGE, in_order, comparison.as_json())
         return comparison
 
 

@@ -132,11 +132,12 @@ def _check_evaluations(groups: Sequence[_Group]) -> None:
 
 
 def _differences_of_terms(runs: Sequence[_Run]) -> list[str]:
-    """Names of terms that the runs do not share, with their values."""
+    """Names of terms that the runs do not share, with their values. Runs without a critic agree with any."""
     flat = [dict(_flatten(run.report.get("terms", {}))) for run in runs]
     warnings: list[str] = []
     for name in sorted({name for terms in flat for name in terms}):
-        values = list(dict.fromkeys(str(terms.get(name, "–"))[:12] for terms in flat))
+        known = [terms for terms in flat if name in terms or not name.startswith("critic.")]
+        values = list(dict.fromkeys(str(terms.get(name, "–"))[:12] for terms in known))
         if len(values) > 1:
             warnings.append(f"{name}: {', '.join(values)}")
     return warnings

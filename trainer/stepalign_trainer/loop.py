@@ -243,8 +243,15 @@ class Trainer:
             log.warning("alarm", alarm=alarm, step=self.step)
 
     def _show_tokens(self, deliveries: Sequence[Delivery], results: Sequence[ContextResult]) -> None:
-        shown = list(zip(deliveries, results, strict=True))[: self.config.trainer.token_view]
-        rows = [token_row(self.learner, self.step + 1, d.rollout, result, self.grader) for d, result in shown]
+        # Every problem once before any a second time: groups hold rollouts that are much alike.
+        seen: Counter[str] = Counter()
+        ranked: list[tuple[int, Rollout, ContextResult]] = []
+        for delivery, result in zip(deliveries, results, strict=True):
+            problem = delivery.rollout.problem.id
+            ranked.append((seen[problem], delivery.rollout, result))
+            seen[problem] += 1
+        shown = sorted(ranked, key=lambda item: item[0])[: self.config.trainer.token_view]
+        rows = [token_row(self.learner, self.step + 1, rollout, result, self.grader) for _, rollout, result in shown]
         self.tokens.replace(self.step + 1, rows)
 
     def _stopped_by(self, error: NonFiniteError) -> NonFiniteError:

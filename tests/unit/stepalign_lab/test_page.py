@@ -232,3 +232,17 @@ def test_a_rollout_that_could_not_be_graded_is_kept_apart(tmp_path: Path) -> Non
     text = (folder / "tokens.jsonl").read_text()
     (folder / "tokens.jsonl").write_text(re.sub(r'"correct": (true|false)', '"correct": null', text, count=1))
     assert data_of(build_page([folder]))["runs"][0]["tokens"][0]["correct"] is None
+
+
+def test_terms_that_runs_do_not_share_are_named_but_not_the_critic_of_some(tmp_path: Path) -> None:
+    asked, alone = (write_run(tmp_path / arm, arm) for arm in ("stepalign", "grpo"))
+
+    def edit(folder: Path, **terms: Any) -> None:
+        report = json.loads((folder / "report.json").read_text())
+        report["terms"] |= terms
+        (folder / "report.json").write_text(json.dumps(report))
+
+    edit(asked, critic={"weights": "c"})
+    assert page_data([asked, alone])["warnings"] == []
+    edit(alone, critic={"weights": "d"}, batch=7)
+    assert page_data([asked, alone])["warnings"] == ["batch: 32, 7", "critic.weights: c, d"]

@@ -130,3 +130,9 @@ def test_without_a_token_view_nothing_is_written(run: Run) -> None:
     run.publish(0)
     run.train("--trainer.steps", "1", "--trainer.token_view", "0")
     assert not (run.folder / "tokens.jsonl").exists()
+
+
+def test_every_problem_is_shown_before_any_a_second_time(run: Run) -> None:
+    run.publish(0, ["right", "wrong_step", "other_wrong", "missing_step"])
+    run.train("--trainer.steps", "1", "--trainer.token_view", "3")
+    assert [row["rollout_id"][-4:] for row in run.rows("tokens.jsonl")] == ["p0/0", "p2/0", "p1/0"]
