@@ -53,7 +53,7 @@ LOUD = "{{ '<bos>' }}{% if loud %}question {% endif %}"
 
 CONFIG = """
 [run]
-name = "seen"
+name = "observed"
 dir = "{folder}/runs"
 
 [model]

@@ -39,10 +39,9 @@ class ApiKeys:
 class RequireApiKey:
     """Answers 401 to a request without an accepted ``Authorization: Bearer`` key, before its body is read."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
         self._app = app
         self._keys = keys
-        self._max_discarded = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
@@ -54,7 +53,7 @@ class RequireApiKey:
             return
         said = "send your API key as Authorization: Bearer <key>" if not key else "this API key is not accepted"
         response = error_response(401, said, "invalid_api_key", headers={"www-authenticate": "Bearer"})
-        await answer_unread(response, receive, send, self._max_discarded)
+        await answer_unread(response, receive, send)
 
 
 def check_exposure(host: str, keys: ApiKeys | None) -> None:

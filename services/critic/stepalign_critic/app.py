@@ -77,7 +77,7 @@ def create_app(service: CriticService, settings: AppSettings | None = None) -> F
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.api_keys is not None:
-        app.add_middleware(RequireApiKey, keys=settings.api_keys, max_body_bytes=settings.max_body_bytes)
+        app.add_middleware(RequireApiKey, keys=settings.api_keys)
     app.add_middleware(RequestContext, metrics=metrics, paths=paths, lifecycle=service.lifecycle)
     return app
 

@@ -21,6 +21,7 @@ from stepalign_critic.metrics import Metrics
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/@+-]{1,200}")
 _HUNG_UP = 499
 _LINGER_SECONDS = 2.0
+_MOST_DISCARDED_BYTES = 8 * 2**20
 
 _log = get_logger(__name__)
 
@@ -122,10 +123,10 @@ class BodyLimit:
             "body_too_large",
             headers={"connection": "close"},
         )
-        await answer_unread(response, receive, send, 8 * self._max_bytes)
+        await answer_unread(response, receive, send)
 
 
-async def answer_unread(response: Response, receive: Receive, send: Send, max_discarded: int) -> None:
+async def answer_unread(response: Response, receive: Receive, send: Send) -> None:
     """Answer without having read the body, which is read and thrown away behind the answer, up to a limit.
 
     Closing on a client that still writes resets the connection, and the client would never see the answer.
@@ -135,7 +136,7 @@ async def answer_unread(response: Response, receive: Receive, send: Send, max_di
     with suppress(TimeoutError):
         async with asyncio.timeout(_LINGER_SECONDS):
             discarded = 0
-            while discarded < max_discarded:
+            while discarded < _MOST_DISCARDED_BYTES:
                 message = await receive()
                 discarded += len(message.get("body", b""))
                 if not message.get("more_body", False):
