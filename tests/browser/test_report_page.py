@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Locator, Page
 
 from page_runs import write_run
+from stepalign_lab.comparison import compare, read_runs
 from stepalign_lab.page import write_page
 
 OpenPage = Callable[..., Page]
@@ -216,7 +217,11 @@ def test_a_page_of_several_runs_lists_every_arm(several: Path, open_page: OpenPa
         assert all(arm in text for arm in arms), place
     assert page.locator("#curves svg .end-label").all_text_contents() == list(arms)
     assert page.locator("#result table.results tr.row-seed").count() == 6
-    assert "+61.3" in page.locator("table.differences").inner_text()
+    (first, *_) = compare(read_runs(sorted(path.parent for path in several.parent.glob("*/report.json")))).pairs
+    interval = first.differences["avg"].interval
+    assert interval is not None
+    shown = page.locator("table.differences").first.inner_text()
+    assert f"{first.a} − {first.b}" in shown and f"+{interval.difference:.1f}" in shown
     assert "grad norm" in page.locator(".alarms").inner_text()
     assert "2 of these 6 runs have no token data" in page.locator("#tokens .notice").inner_text()
     page.locator("#token-run").select_option(label="grpo-1 (grpo, seed 1)")
