@@ -158,11 +158,16 @@ def test_training_is_seen_soon_after_up(stack: Stack) -> None:
     assert seconds_of(updates(stack)[0]["timestamp"]) - created < UPDATE_SECONDS
 
 
+def health(stack: Stack, name: str) -> str:
+    (container,) = stack.containers(name)
+    return container["State"]["Health"]["Status"]
+
+
 def test_every_service_is_locked_down_and_healthy(stack: Stack) -> None:
     names = ("redis", "lb", "critic", "solver", "trainer", "evaluate", "report")
     for name in names:
         (container,) = stack.containers(name)
-        host, state = container["HostConfig"], container["State"]
+        host = container["HostConfig"]
         assert host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"], name
         assert "no-new-privileges:true" in host["SecurityOpt"], name
         assert host["Memory"] > 0, name
@@ -170,7 +175,7 @@ def test_every_service_is_locked_down_and_healthy(stack: Stack) -> None:
         keys = any(mount["Destination"] == "/run/api-keys" for mount in container["Mounts"])
         assert keys == (name in ("critic", "trainer")), name
         if name != "report":
-            assert state["Health"]["Status"] == "healthy", (name, state["Health"])
+            wait_until(lambda name=name: health(stack, name) == "healthy", 60, f"the health of {name}")
     # The balancer's image names its user itself.
     assert stack.run("docker", "compose", "exec", "-T", "lb", "id", "-u").strip() == "99"
     assert stack.containers("init")[0]["State"]["ExitCode"] == 0
