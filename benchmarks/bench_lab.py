@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -75,6 +76,8 @@ def _verdict(bound: dict[str, Any]) -> str:
 
 def run_all(campaign: Campaign, jobs: int) -> list[str]:
     """Run what has not ended, ``jobs`` at a time. Returns the names of those that failed; the others went on."""
+    # The default would end this process alone, and its runs would go on unseen.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     campaign.directory.mkdir(parents=True, exist_ok=True)
     waiting = list(campaign.outstanding())
     running: dict[str, subprocess.Popen[bytes]] = {}
@@ -97,6 +100,7 @@ def run_all(campaign: Campaign, jobs: int) -> list[str]:
             process.terminate()
         for process in running.values():
             process.wait()
+        signal.signal(signal.SIGTERM, before)
     return failed
 
 
@@ -135,8 +139,9 @@ def write_results(steps: int, comparison: Comparison, campaign: Campaign, bounds
         for member in campaign.members
         if campaign.finished(member)
     ]
-    known |= {"benchmark": "lab", "command": "python -m benchmarks.bench_lab"}
+    known["benchmark"] = "lab"
     known["budgets"][str(steps)] = {
+        "command": command_of(steps, reports),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": os.cpu_count(), "system": platform.system(), "architecture": platform.machine()},
         "versions": reports[0]["versions"],
@@ -149,6 +154,14 @@ def write_results(steps: int, comparison: Comparison, campaign: Campaign, bounds
     scratch = RESULTS.with_suffix(".tmp")
     scratch.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(scratch, RESULTS)
+
+
+def command_of(steps: int, reports: list[dict[str, Any]]) -> str:
+    """What makes these runs again, and no others."""
+    seeds = sorted({report["seed"] for report in reports})
+    arms = sorted({arm for report in reports for arm in report["arms"]})
+    chosen = [] if arms == shipped_arms() else [f"--arm {arm}" for arm in arms]
+    return f"make bench-lab ARGS='{' '.join([f'--steps {steps}', *(f'--seed {seed}' for seed in seeds), *chosen])}'"
 
 
 def _of_run(report: dict[str, Any]) -> dict[str, Any]:

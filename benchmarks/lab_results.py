@@ -29,8 +29,8 @@ def _budget(steps: int, budget: dict[str, Any]) -> str:
     named = ", ".join(map(str, seeds))
     parts = [
         f"### {steps} updates: {budget['rollouts_per_run']} rollouts per run, seeds {named}",
-        f'`make bench-lab ARGS="--steps {steps}"`. {comparison["problems"]} test problems, {k} samples each; percent, '
-        "mean over seeds, in brackets the seeds one by one.",
+        f"`{budget['command']}`. {comparison['problems']} test problems, {k} samples each; percent, mean over seeds, "
+        "in brackets the seeds one by one.",
         _table(["arm", *(f"{name}@{k}" for _, name in METRICS), "picked steps"], _arm_rows(comparison)),
         "Differences in points, with paired 95 % intervals over problems and seeds; **bold**: apart from 0.",
         _table(["difference", *(f"{name}@{k}" for _, name in METRICS)], _pair_rows(comparison)),

@@ -31,6 +31,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
 def results(comparison: Comparison) -> dict[str, Any]:
     run = {"arm": "refsol", "seed": 1, "first_update": FIRST, "alarms": {"entropy": {"first_step": 9, "updates": 3}}}
     budget = {
+        "command": "make bench-lab ARGS='--seed 0 --seed 1'",
         "rollouts_per_run": 3200,
         "comparison": comparison.as_json(),
         "bounds": check_bounds(comparison),
@@ -45,6 +46,7 @@ def test_the_section_holds_every_figure_and_leaves_the_rest_of_the_page(tmp_path
     write_section(page, results(comparison))
     text = page.read_text()
     assert text.startswith("# Results\n\nbefore\n") and text.endswith("\n\nafter\n") and "old figures" not in text
+    assert "`make bench-lab ARGS='--seed 0 --seed 1'`" in text
     assert "### 100 updates: 3200 rollouts per run, seeds 0, 1" in text
     for arm in comparison.arms:
         row = next(line for line in text.splitlines() if line.startswith(f"| `{arm.name}` | ") and "(" in line)
