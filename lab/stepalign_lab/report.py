@@ -5,7 +5,6 @@ But for ``wall_seconds`` it is the same for the same seed, configuration, machin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -17,7 +16,7 @@ from typing import Any
 
 from stepalign.config import Config
 from stepalign.errors import ConfigError
-from stepalign.policy_store import file_sha256, open_policy_store
+from stepalign.policy_store import file_sha256, open_policy_store, weights_sha256
 from stepalign.queue import QueueStatus, open_queue, resolve_url
 from stepalign.scoring import chance
 
@@ -174,13 +173,12 @@ def build_report(config: Config, status: QueueStatus, wall_seconds: float, threa
 
 
 NO_HYPERPARAMETERS = {"steps", "batch", "micro_batch", "logit_chunk", "keep_checkpoints", "token_view", "max_staleness"}
-CRITIC_KEYS = {"backend", "checker", "prompts", "chat_template_options", "dtype", "max_prompt_tokens", "max_new_tokens"}
 
 
 def run_terms(config: Config) -> dict[str, Any]:
     """What two runs must share to be compared; ``critic`` is there in arms that ask one."""
     terms: dict[str, Any] = {
-        "base": _weights_sha256(config.model.path),
+        "base": weights_sha256(config.model.path),
         "model": config.model.model_dump(mode="json", exclude={"path", "device"}),
         "hyperparameters": config.trainer.model_dump(mode="json", exclude=NO_HYPERPARAMETERS),
         "train": file_sha256(config.data.train),
@@ -192,15 +190,10 @@ def run_terms(config: Config) -> dict[str, Any]:
     }
     if config.arm.needs_critic:
         critic = config.critic
-        terms["critic"] = critic.model_dump(mode="json", include=CRITIC_KEYS) | {
-            "weights": _weights_sha256(critic.path) if critic.path is not None else None
+        terms["critic"] = critic.shaping() | {
+            "weights": weights_sha256(critic.path) if critic.path is not None else None
         }
     return terms
-
-
-def _weights_sha256(folder: Path) -> str:
-    weights = sorted(folder.glob("*.safetensors"))
-    return hashlib.sha256("".join(map(file_sha256, weights)).encode()).hexdigest()
 
 
 def _alarms(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -214,6 +214,11 @@ class CriticSection(Section):
     concurrency: Annotated[int, Field(ge=1)] = 32
     """Most critiques that the trainer requests at once."""
 
+    def shaping(self) -> dict[str, Any]:
+        """What a critique depends on, but for the critic's weights."""
+        decisive = {"backend", "checker", "prompts", "chat_template_options", "dtype"}
+        return self.model_dump(mode="json", include={*decisive, "max_prompt_tokens", "max_new_tokens"})
+
     @model_validator(mode="after")
     def _backend_is_complete(self) -> CriticSection:
         if self.url is None and self.backend == "transformers" and self.path is None:

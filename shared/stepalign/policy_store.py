@@ -176,6 +176,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weights_sha256(folder: Path) -> str:
+    """One digest over a model folder's safetensors files, in hexadecimal."""
+    digests = [file_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 def verify_adapter(policy: PolicyVersion) -> None:
     """Raise PolicyError unless the adapter's weights are there and are those that were published."""
     if policy.version == 0:

@@ -9,14 +9,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from stepalign.config import Config
 from stepalign.errors import CheckpointError, NonFiniteError, PromptTooLongError, QueueUnavailableError
 from stepalign.logging import get_logger
 from stepalign.plugins import load_grader
-from stepalign.policy_store import PolicyStore, PolicyVersion, file_sha256
+from stepalign.policy_store import PolicyStore, PolicyVersion, file_sha256, weights_sha256
 from stepalign.queue import Delivery, RolloutQueue
 from stepalign.types import Rollout
 from stepalign_trainer.alarms import Alarms
@@ -39,7 +38,6 @@ from stepalign_trainer.token_view import TokenJournal, token_row
 log = get_logger(__name__)
 
 CLAIM_BLOCK_SECONDS = 1.0
-CRITIC_KEYS = {"backend", "checker", "prompts", "chat_template_options", "dtype", "max_prompt_tokens", "max_new_tokens"}
 TRAINED = "trained"
 STALE = "stale"
 FAILURE = "failure.json"
@@ -57,18 +55,12 @@ def fingerprint(config: Config) -> str:
         "base": weights_sha256(config.model.path),
         "model": config.model.model_dump(mode="json", exclude={"path", "device"}),
         "problems": file_sha256(config.data.train),
-        "critic": critic.model_dump(mode="json", include=CRITIC_KEYS) if critic is not None else None,
+        "critic": critic.shaping() if critic is not None else None,
         "critic_weights": weights_sha256(critic.path) if critic is not None and critic.path is not None else None,
         "trainer": shaping,
         "solver": config.solver.model_dump(mode="json", exclude={"batch"}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def weights_sha256(folder: Path) -> str:
-    """One digest over a model folder's safetensors files."""
-    digests = [file_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 class Trainer:

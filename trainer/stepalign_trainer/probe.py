@@ -25,7 +25,7 @@ from stepalign.config import ArmSection, Config
 from stepalign.errors import ConfigError, GraderError, PromptTooLongError
 from stepalign.logging import get_logger
 from stepalign.plugins import Checker, Grader
-from stepalign.policy_store import PolicyStore, file_sha256
+from stepalign.policy_store import PolicyStore, file_sha256, weights_sha256
 from stepalign.probing import (
     ArmFigures,
     ContextFigures,
@@ -51,7 +51,7 @@ from stepalign_trainer.contexts import ContextResult, Contexts, CritiqueSource
 from stepalign_trainer.examples import teacher_prompt_ids
 from stepalign_trainer.generation import Generator
 from stepalign_trainer.learner import Learner
-from stepalign_trainer.loop import CLAIM_BLOCK_SECONDS, weights_sha256
+from stepalign_trainer.loop import CLAIM_BLOCK_SECONDS
 from stepalign_trainer.probe_figures import ScoredRollout, contrast, differing, estimate, focus, scaled
 from stepalign_trainer.rewards import reward
 from stepalign_trainer.scope import TokenGroups, token_groups, token_spans
