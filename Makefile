@@ -20,6 +20,7 @@ help:
 	@echo "make test-browser  drive the report page in this machine's Chromium"
 	@echo "make test-compose  build the images and put the whole stack through its paces (needs Docker)"
 	@echo "make bench-lab     every arm on the lab over five seeds, resumable (hours)"
+	@echo "make bench-smollm2 four arms and a control with real weights, resumable (two hours)"
 	@echo "make bench-lb      measure the load balancer (needs Docker)"
 	@echo "make setup         create .venv with pinned dependencies (the other targets do it when needed)"
 	@echo "make lint          ruff, formatting, import directions"
@@ -62,6 +63,9 @@ test-compose: $(READY)
 
 bench-lab: $(READY)
 	$(BIN)/python -m benchmarks.bench_lab $(ARGS)
+
+bench-smollm2: smollm2
+	$(BIN)/python -m benchmarks.bench_smollm2 $(ARGS)
 
 bench-lb: $(READY)
 	docker compose build critic

@@ -188,3 +188,19 @@ def smollm2(target: Annotated[Path, typer.Argument(help="Folder to write the saf
     from stepalign_lab.smollm2 import convert_smollm2
 
     typer.echo(f"SmolLM2-135M-Instruct is in {convert_smollm2(target)}")
+
+
+@lab.command("sums")
+def sums(
+    target: Annotated[Path, typer.Argument(help="Problem file to write (JSONL).")],
+    count: Annotated[int, typer.Option(min=1, help="Number of problems.")] = 100,
+    addends: Annotated[int, typer.Option(help="Numbers in a sum.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of the numbers.")] = 0,
+) -> None:
+    """Write sums of one-digit numbers as a problem file."""
+    from stepalign_lab.sums import sample_sums
+
+    rows = sample_sums(count, addends, seed)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    typer.echo(f"{len(rows)} sums of {addends} numbers are in {target}")

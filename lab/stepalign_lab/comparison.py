@@ -7,7 +7,6 @@ what they cannot do, are those of :mod:`stepalign_lab.bootstrap`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from stepalign.errors import ConfigError
+from stepalign.files import replace_text
 from stepalign_lab.bootstrap import BOOTSTRAP_SEED, LEVEL, RESAMPLES, Array, Bootstrap, Interval
 from stepalign_lab.finished_runs import (
     BASE,
@@ -269,10 +269,7 @@ def compare(runs: Iterable[Run], *, resamples: int = RESAMPLES) -> Comparison:
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
-    """Write it as JSON. A reader sees the old file or the whole new one."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(comparison_json(comparison), encoding="utf-8")
-    os.replace(scratch, path)
+    replace_text(path, comparison_json(comparison))
 
 
 def comparison_json(comparison: Comparison) -> str:

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stepalign.errors import ConfigError
+from stepalign_lab.page_intervals import problem_values
 from stepalign_lab.report import REPORT
 
 Metric = Literal["avg", "maj", "pass", "trace"]
@@ -249,22 +250,12 @@ def _torn(folder: Path, what: str) -> ConfigError:
 
 
 def _values(marks: _Marks, k: int) -> Values:
-    graded = marks.graded if marks.graded is not None else [k] * len(marks.correct)
-
-    def of_graded(values: Iterable[float]) -> tuple[float, ...]:
-        return tuple(value if n else math.nan for value, n in zip(values, graded, strict=True))
-
-    def shares(counts: Sequence[int]) -> tuple[float, ...]:
-        return of_graded(count / max(n, 1) for count, n in zip(counts, graded, strict=True))
-
-    values: Values = {
-        "avg": shares(marks.correct),
-        "maj": of_graded(marks.majority),
-        "pass": of_graded(float(count > 0) for count in marks.correct),
+    of_problems = problem_values(marks.model_dump(exclude_none=True), k)
+    return {
+        metric: tuple(math.nan if value is None else value for value in of_problems[metric])
+        for metric in METRICS
+        if metric in of_problems
     }
-    if marks.trace_correct is not None:
-        values["trace"] = shares(marks.trace_correct)
-    return values
 
 
 def _check_agreement(folder: Path, name: str, figures: dict[str, float], marks: _Marks, ids: list[str], k: int) -> None:

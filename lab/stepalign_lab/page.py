@@ -11,13 +11,13 @@ import base64
 import hashlib
 import html
 import json
-import os
 import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from stepalign.files import replace_text
 from stepalign_lab.page_data import page_data
 
 TEMPLATE, STYLE = "report.html", "report.css"
@@ -46,9 +46,7 @@ def build_page(runs: Sequence[Path], comparison: dict[str, Any] | None = None) -
 
 def write_page(target: Path, runs: Sequence[Path], comparison: dict[str, Any] | None = None) -> Path:
     """Write the page to a file, whole or not at all. Raises ConfigError as :func:`build_page` does."""
-    scratch = target.with_name(target.name + ".tmp")
-    scratch.write_text(build_page(runs, comparison), encoding="utf-8")
-    os.replace(scratch, target)
+    replace_text(target, build_page(runs, comparison))
     return target
 
 

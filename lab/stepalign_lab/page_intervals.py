@@ -28,7 +28,7 @@ def problem_values(marks: dict[str, Any], samples: int) -> dict[str, Shares]:
 
     ``trace`` is there only when an exact checker read the traces.
     """
-    correct, traces = marks["correct"], marks["trace_correct"]
+    correct, traces = marks["correct"], marks.get("trace_correct")
     graded = marks.get("graded", [samples] * len(correct))
     values: dict[str, Shares] = {
         "avg": [right / n if n else None for right, n in zip(correct, graded, strict=True)],

@@ -6,7 +6,6 @@ But for ``wall_seconds`` it is the same for the same seed, configuration, machin
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from stepalign.config import Config
 from stepalign.errors import ConfigError
+from stepalign.files import replace_text
 from stepalign.policy_store import file_sha256, open_policy_store, weights_sha256
 from stepalign.queue import QueueStatus, open_queue, resolve_url
 from stepalign.scoring import chance
@@ -212,7 +212,5 @@ def _advantages(row: dict[str, Any]) -> dict[str, Any]:
 
 def write_report(config: Config, report: dict[str, Any]) -> Path:
     target = config.run_dir / REPORT
-    scratch = target.with_suffix(".tmp")
-    scratch.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(scratch, target)
+    replace_text(target, json.dumps(report, indent=1, sort_keys=True) + "\n")
     return target

@@ -28,7 +28,7 @@ EXTRA_OF = {
 }
 
 # The order of a table of contents: the whole loop first, then its processes, then what looks inside.
-ORDER = ["demo", "run", "probe", "critic", "solver", "trainer", "evaluate", "report", "compare", "queue", "lab"]
+ORDER = ["demo", "run", "probe", "band", "critic", "solver", "trainer", "evaluate", "report", "compare", "queue", "lab"]
 
 # Processes that another command starts, and that are of no use by hand.
 HIDDEN = {"probe-worker"}

@@ -23,7 +23,7 @@ from stepalign.alignment import validate_critique
 from stepalign.errors import ConfigError, GraderError
 from stepalign.grading import answer_key, answers_equal
 from stepalign.plugins import Checker, Grader
-from stepalign.trace import parse_trace
+from stepalign.trace import Trace, parse_trace
 from stepalign.types import Critique, FinishReason, Problem, Verdict
 
 
@@ -97,10 +97,23 @@ class Score:
         return figures
 
 
-def is_right(answer: str, known_answer: str, grader: Grader = answers_equal) -> bool:
-    """Ask the grader. Raises GraderError when it fails, whatever it raised."""
+def is_right(
+    trace: Trace,
+    finish_reason: FinishReason,
+    problem: Problem,
+    grader: Grader = answers_equal,
+    *,
+    needs_eos: bool = True,
+) -> bool:
+    """Whether a solution has a tagged answer, equal to the known one, and the model ended it by itself.
+
+    Raises GraderError when the grader fails, whatever it raised.
+    """
+    answer = trace.answer.body if trace.answer is not None else ""
+    if not answer or (needs_eos and finish_reason is not FinishReason.STOP):
+        return False
     try:
-        return bool(grader(answer, known_answer))
+        return bool(grader(answer, problem.answer))
     except Exception as error:
         raise GraderError(f"the grader failed on {answer!r}: {type(error).__name__}: {error}") from error
 
@@ -125,15 +138,14 @@ def grade(
     grader: Grader = answers_equal,
     checker: Checker | None = None,
 ) -> GradedSample:
-    """Grade one solution. Right needs a tagged answer equal to the known one and an end by EOS.
+    """Grade one solution; what is right is said at :func:`is_right`.
 
     Raises ConfigError when the checker cannot handle the problem.
     """
     trace = parse_trace(text)
-    stopped = finish_reason is FinishReason.STOP
     answer = (trace.answer.body or None) if trace.answer is not None else None
     try:
-        correct = stopped and answer is not None and is_right(answer, problem.answer, grader)
+        correct = is_right(trace, finish_reason, problem, grader)
     except GraderError:
         correct = None
     every_step = None
@@ -143,7 +155,7 @@ def grade(
     return GradedSample(
         answer=answer,
         correct=correct,
-        well_formed=stopped and trace.well_formed,
+        well_formed=finish_reason is FinishReason.STOP and trace.well_formed,
         tokens=tokens,
         trace_correct=every_step,
     )

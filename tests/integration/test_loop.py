@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from benchmarks.bench_lab import run_all
+from benchmarks.arms_benchmark import run_all
 from stepalign.config import shipped_arms
 from stepalign_lab.campaign import Campaign
 

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from stepalign.errors import CheckpointError
+from stepalign.files import replace_text
 from stepalign.policy_store import file_sha256
 from stepalign_trainer.learner import Learner
 
@@ -77,7 +78,6 @@ def check_run(run_dir: Path, fingerprint: str, seed: int, arm: str) -> None:
             raise CheckpointError(OTHER_RUN.format(run_dir))
         return
     run_dir.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
     content = {
         "fingerprint": fingerprint,
         "seed": seed,
@@ -85,8 +85,7 @@ def check_run(run_dir: Path, fingerprint: str, seed: int, arm: str) -> None:
         "started_at": time.time(),
         "threads": torch.get_num_threads(),
     }
-    scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+    replace_text(path, json.dumps(content) + "\n")
 
 
 def publish_adapter(learner: Learner, run_dir: Path, version: int) -> Path:

@@ -7,14 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from stepalign.files import replace_text
+
 FILE = "metrics.jsonl"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or the one before."""
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
 
 
 class MetricsJournal:
@@ -27,7 +22,7 @@ class MetricsJournal:
     def resume_at(self, step: int) -> None:
         kept = [row for row in self.rows() if row["step"] <= step]
         if self.path.exists():
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            replace_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def rows(self) -> list[dict[str, Any]]:
         """The whole rows that are there."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from stepalign.config import Config
 from stepalign.errors import CheckpointError, NonFiniteError, PromptTooLongError, QueueUnavailableError
+from stepalign.files import replace_text
 from stepalign.logging import get_logger
 from stepalign.plugins import load_grader
 from stepalign.policy_store import PolicyStore, PolicyVersion, file_sha256, weights_sha256
@@ -30,7 +31,7 @@ from stepalign_trainer.checkpoint import (
 )
 from stepalign_trainer.contexts import ContextResult, Contexts
 from stepalign_trainer.examples import Example, build_example
-from stepalign_trainer.journal import MetricsJournal, write_text
+from stepalign_trainer.journal import MetricsJournal
 from stepalign_trainer.learner import Learner, UpdateMetrics
 from stepalign_trainer.rewards import Rewards, reward_batch
 from stepalign_trainer.token_view import TokenJournal, token_row
@@ -256,7 +257,7 @@ class Trainer:
             "trainer.learning_rate or another model.dtype needs a run under another name"
         )
         failure = {"update": self.step + 1, "reason": str(error), "last_good_step": self.step, "at": time.time()}
-        write_text(self.config.run_dir / FAILURE, json.dumps({**failure, "message": message}, indent=1) + "\n")
+        replace_text(self.config.run_dir / FAILURE, json.dumps({**failure, "message": message}, indent=1) + "\n")
         return NonFiniteError(message)
 
     async def _checkpoint(self) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from stepalign.config import load_config
 from stepalign.errors import ConfigError
+from stepalign.files import replace_text
 from stepalign.logging import configure_logging
 from stepalign.probing import PLAN, PROBE, ProbePlan
 
@@ -39,7 +40,6 @@ def probe_worker(ctx: typer.Context, config: ConfigPath) -> None:
     from stepalign.policy_store import PolicyVersion, open_policy_store
     from stepalign.queue import open_queue
     from stepalign_trainer.contexts import await_critic, open_critic
-    from stepalign_trainer.journal import write_text
     from stepalign_trainer.learner import Learner
     from stepalign_trainer.probe import OUTCOME, Probe, claim_batch
 
@@ -59,7 +59,7 @@ def probe_worker(ctx: typer.Context, config: ConfigPath) -> None:
                 await await_critic(critic)
             batch = await claim_batch(queue, policies, settings.trainer.batch)
             report = await probe.measure([delivery.rollout for delivery in batch])
-            write_text(settings.run_dir / PROBE, report.model_dump_json(indent=1) + "\n")
+            replace_text(settings.run_dir / PROBE, report.model_dump_json(indent=1) + "\n")
             # Only now: what the rollouts were sampled for is on disk.
             await queue.acknowledge({delivery.entry_id: OUTCOME for delivery in batch})
         finally:

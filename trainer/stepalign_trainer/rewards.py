@@ -12,7 +12,7 @@ from stepalign.logging import get_logger
 from stepalign.plugins import Grader
 from stepalign.scoring import is_right
 from stepalign.trace import parse_trace
-from stepalign.types import FinishReason, Rollout
+from stepalign.types import Rollout
 from stepalign_trainer.objectives import group_advantages
 
 log = get_logger(__name__)
@@ -37,10 +37,9 @@ class Rewards:
 
 def reward(rollout: Rollout, settings: GrpoSection, grader: Grader) -> float:
     """1 or 0. Raises GraderError when the grader fails."""
-    if settings.reward_needs_eos and rollout.finish_reason is not FinishReason.STOP:
-        return 0.0
-    answer = parse_trace(rollout.text).answer
-    return float(answer is not None and bool(answer.body) and is_right(answer.body, rollout.problem.answer, grader))
+    trace = parse_trace(rollout.text)
+    needs_eos = settings.reward_needs_eos
+    return float(is_right(trace, rollout.finish_reason, rollout.problem, grader, needs_eos=needs_eos))
 
 
 def reward_batch(rollouts: Sequence[Rollout], settings: GrpoSection, grader: Grader) -> Rewards:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.errors import GraderError, PromptTooLongError
+from stepalign.files import replace_text
 from stepalign.plugins import Grader
 from stepalign.scoring import is_right
 from stepalign.trace import parse_trace
-from stepalign.types import Context, ContextKind, FinishReason, Rollout
+from stepalign.types import Context, ContextKind, Rollout
 from stepalign_trainer.contexts import ContextResult
 from stepalign_trainer.examples import teacher_prompt_ids
-from stepalign_trainer.journal import write_text
 from stepalign_trainer.learner import Learner
 from stepalign_trainer.scope import token_groups, token_spans
 
@@ -29,7 +29,7 @@ class TokenJournal:
         """Write the rows of update ``step`` in the place of those that an interrupted run wrote."""
         old = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in old if json.loads(line)["step"] < step]
-        write_text(self.path, "".join(line + "\n" for line in [*kept, *map(json.dumps, rows)]))
+        replace_text(self.path, "".join(line + "\n" for line in [*kept, *map(json.dumps, rows)]))
 
 
 def contexts_of(rollout: Rollout, result: ContextResult) -> list[Context]:
@@ -88,11 +88,8 @@ def _pieces(rollout: Rollout, spans: list[tuple[int, int]]) -> list[str]:
 
 
 def _is_correct(rollout: Rollout, grader: Grader) -> bool | None:
-    answer = parse_trace(rollout.text).answer
-    if rollout.finish_reason is not FinishReason.STOP or answer is None or not answer.body:
-        return False
     try:
-        return is_right(answer.body, rollout.problem.answer, grader)
+        return is_right(parse_trace(rollout.text), rollout.finish_reason, rollout.problem, grader)
     except GraderError:
         return None
 

@@ -1,9 +1,14 @@
-"""``stepalign solver`` and ``stepalign evaluate``. Torch is imported only once the configuration has been read."""
+"""``stepalign solver``, ``stepalign evaluate`` and ``stepalign band``.
+
+Torch is imported only once the configuration has been read.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +16,8 @@ import structlog
 import typer
 
 from stepalign.config import Config, load_config
+from stepalign.errors import ConfigError
+from stepalign.files import replace_text
 from stepalign.heartbeat import Heartbeat
 from stepalign.logging import configure_logging
 from stepalign.problems import load_problems
@@ -69,6 +76,34 @@ def evaluate(
 
 
 def _print_summary(settings: Config, summary: dict[str, object]) -> None:
-    import json
-
     typer.echo(json.dumps({"run": settings.run.name, **summary}, indent=1))
+
+
+def band(
+    ctx: typer.Context,
+    config: ConfigPath,
+    candidates: Annotated[Path, typer.Argument(metavar="CANDIDATES", help="Problems to choose from (JSONL).")],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where the chosen problems go (JSONL).")],
+    samples: Annotated[int, typer.Option(min=1, help="Completions of the base model per problem.")] = 16,
+    at_least: Annotated[int, typer.Option(help="Fewest solved samples of a chosen problem.")] = 0,
+    at_most: Annotated[int, typer.Option(help="Most solved samples of a chosen problem.")] = 4,
+) -> None:
+    """Choose problems by how often the base model solves them; without options the paper's hard band, below 5 of 16."""
+    settings = load_config(config, ctx.args)
+    configure_logging("band")
+
+    from stepalign_solver.band import Band, chosen_rows, solved_counts
+
+    chosen_band = Band(samples, at_least, at_most)
+    problems = load_problems(candidates)
+    counts = solved_counts(
+        settings, candidates, samples, lambda done, of: typer.echo(f"{done} of {of} samples", err=True)
+    )
+    rows = chosen_rows(problems, counts, chosen_band)
+    if not rows:
+        raise ConfigError(
+            f"no problem of {candidates} is solved {at_least} to {at_most} times of {samples}; how many are solved how "
+            f"often: {dict(sorted(Counter(counts).items()))}"
+        )
+    replace_text(to, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    typer.echo(json.dumps({"chosen": len(rows), "of": len(problems), "solved": dict(sorted(Counter(counts).items()))}))

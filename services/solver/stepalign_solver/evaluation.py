@@ -8,7 +8,6 @@ policy version and split, so an interrupted evaluation continues where it stoppe
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from stepalign.config import Config
 from stepalign.errors import ConfigError
+from stepalign.files import replace_text
 from stepalign.heartbeat import Heartbeat
 from stepalign.logging import get_logger
 from stepalign.plugins import load_checker, load_grader
@@ -113,10 +113,7 @@ class Evaluator:
             "temperature": self.config.evaluation.temperature,
             "max_new_tokens": self.config.evaluation.max_new_tokens,
         }
-        target = self.config.run_dir / "evaluation.json"
-        scratch = target.with_suffix(".tmp")
-        scratch.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        os.replace(scratch, target)
+        replace_text(self.config.run_dir / "evaluation.json", json.dumps(summary, indent=1) + "\n")
         return summary
 
     def adapter(self, step: int) -> Path | None:

@@ -8,15 +8,27 @@ same completion whatever else is sampled beside it.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+from peft import PeftModel
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from stepalign.errors import ConfigError, NonFiniteError
 from stepalign.types import FinishReason, SamplingParameters
+
+# Prompts with worked examples share hundreds of tokens; a few are not worth a forward pass of their own.
+MIN_SHARED_TOKENS = 32
 
 
 def stable_seed(*parts: object) -> int:
@@ -33,6 +45,22 @@ class Completion:
     text: str
     finish_reason: FinishReason
     logprobs: list[float]
+
+
+def _shared_length(prompts: Sequence[list[int]]) -> int:
+    """Length of the beginning that all prompts share, each keeping a token of its own; 0 where it is not worth it."""
+    # Of sorted lists the first and the last share what all share.
+    first, last = min(prompts), max(prompts)
+    differ = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    shared = min(next(differ, len(last)), min(map(len, prompts)) - 1)
+    return shared if shared >= MIN_SHARED_TOKENS and len(prompts) > 1 else 0
+
+
+def _padded(prompt: list[int], shared: int, width: int, pad_id: int) -> tuple[list[int], list[int]]:
+    """Token ids and attention mask ``[width]``; the padding stands after the first ``shared`` tokens."""
+    gap = width - len(prompt)
+    ids = prompt[:shared] + [pad_id] * gap + prompt[shared:]
+    return ids, [1] * shared + [0] * gap + [1] * (len(prompt) - shared)
 
 
 class SeededSampling(LogitsProcessor):
@@ -97,18 +125,31 @@ class Sampler:
         uniforms = torch.stack([torch.rand(budget, generator=g, dtype=torch.float64) for g in generators])
         choice = SeededSampling(parameters[0], uniforms)
         width = max(map(len, prompts))
-        input_ids = torch.tensor([[self.pad_id] * (width - len(p)) + p for p in prompts], device=self.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        shared_length = _shared_length(prompts)
+        padded = [_padded(prompt, shared_length, width, self.pad_id) for prompt in prompts]
         output = self.model.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
+            input_ids=torch.tensor([ids for ids, _ in padded], device=self.device),
+            attention_mask=torch.tensor([mask for _, mask in padded], device=self.device),
             do_sample=False,
             max_new_tokens=budget,
             logits_processor=LogitsProcessorList([choice]),
+            **self._cache_of(prompts[0][:shared_length], len(prompts)),
         )
         rows: list[list[int]] = output[:, width:].tolist()
         logprobs: list[list[float]] = torch.stack(choice.logprobs, dim=-1).tolist()
         return [self._cut(row, values) for row, values in zip(rows, logprobs, strict=True)]
+
+    def _cache_of(self, shared: list[int], batch: int) -> dict[str, Any]:
+        """Keys and values of the tokens that all prompts begin with, computed once."""
+        if not shared:
+            return {}
+        # transformers 5 renamed the parameter on its way.
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        name = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
+        cache = DynamicCache(config=self.model.config)
+        self.model(input_ids=torch.tensor([shared], device=self.device), use_cache=True, **{name: cache})
+        cache.batch_repeat_interleave(batch)
+        return {name: cache}
 
     def _cut(self, token_ids: list[int], logprobs: list[float]) -> Completion:
         """Cut after the first EOS. Lengths come from its position, never from comparing with the padding token."""

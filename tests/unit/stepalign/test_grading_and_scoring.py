@@ -18,6 +18,7 @@ from stepalign.scoring import (
     score,
     trace_critique,
 )
+from stepalign.trace import parse_trace
 from stepalign.types import Problem, Verdict
 from stepalign_lab.checker import exact_critique
 
@@ -106,7 +107,15 @@ def graded(answer: str) -> GradedSample:
 
 def test_what_a_grader_raises_is_one_error_that_names_the_answer() -> None:
     with pytest.raises(GraderError, match="failed on '7': RuntimeError: no sevens"):
-        is_right("7", "4", broken_on_seven)
+        is_right(parse_trace("<answer>7</answer>"), FinishReason.STOP, FOUR, broken_on_seven)
+
+
+def test_without_eos_an_answer_is_right_only_where_the_end_is_not_asked_for() -> None:
+    trace = parse_trace("<answer>4</answer>")
+    assert is_right(trace, FinishReason.STOP, FOUR)
+    assert not is_right(trace, FinishReason.LENGTH, FOUR)
+    assert is_right(trace, FinishReason.LENGTH, FOUR, needs_eos=False)
+    assert not is_right(parse_trace("<answer> </answer>"), FinishReason.STOP, FOUR, needs_eos=False)
 
 
 def test_a_sample_that_the_grader_failed_on_is_neither_right_nor_wrong() -> None:

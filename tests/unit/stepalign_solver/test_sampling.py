@@ -15,7 +15,7 @@ from stepalign.errors import NonFiniteError
 from stepalign.types import FinishReason, SamplingParameters
 from stepalign_lab.tokenizer import build_tokenizer
 from stepalign_solver.policy import load_policy
-from stepalign_solver.sampling import Completion, Sampler, stable_seed
+from stepalign_solver.sampling import MIN_SHARED_TOKENS, Completion, Sampler, stable_seed
 
 SHORT = [5, 12]
 LONG = [7, 3, 9, 4, 22, 11, 6, 8, 2, 5, 19]
@@ -72,6 +72,30 @@ def test_a_completion_depends_on_its_seed_and_prompt_not_on_its_batch(sampler: S
     )
     assert together == alone
     assert by_seed(mixed[1::2], list(reversed(seeds))) == alone
+
+
+def test_a_beginning_that_all_prompts_share_is_computed_once_and_changes_nothing(sampler: Sampler, model: Any) -> None:
+    beginning = (LONG * 4)[:MIN_SHARED_TOKENS]
+    prompts = [beginning + SHORT, beginning + LONG, beginning + LONG[:1], beginning + SHORT]
+    alone = [sampler.sample([prompt], [parameters(seed)])[0] for seed, prompt in enumerate(prompts)]
+    widths: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape[-1]), with_kwargs=True
+    )
+    together = sampler.sample(prompts, [parameters(seed) for seed in range(len(prompts))])
+    hook.remove()
+    assert widths[:2] == [len(beginning), len(LONG)] and set(widths[2:]) == {1}
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+def test_equal_prompts_and_one_that_begins_another_share_what_leaves_each_a_token(sampler: Sampler) -> None:
+    beginning = (LONG * 4)[:MIN_SHARED_TOKENS]
+    prompts = [[*beginning, 5], [*beginning, 5], [*beginning, 5, 12]]
+    alone = [sampler.sample([prompt], [parameters(seed)])[0].token_ids for seed, prompt in enumerate(prompts)]
+    together = sampler.sample(prompts, [parameters(seed) for seed in range(len(prompts))])
+    assert [c.token_ids for c in together] == alone
 
 
 def test_other_seeds_give_other_completions(sampler: Sampler) -> None:

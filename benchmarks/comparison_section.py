@@ -1,26 +1,25 @@
-"""The section of ``docs/results.md`` that ``bench_lab`` writes from its file of figures."""
+"""The section of ``docs/results.md`` that a benchmark of arms writes from its file of figures."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- bench-lab: begin -->", "<!-- bench-lab: end -->"
+from stepalign.files import replace_text
+
 METRICS = (("avg", "Avg"), ("maj", "Maj"), ("pass", "Pass"), ("trace", "Trace"))
 
 
-def write_section(page: Path, results: dict[str, Any]) -> None:
-    """Replace what stands between the markers. Raises ValueError when the page has none."""
+def write_section(page: Path, name: str, results: dict[str, Any]) -> None:
+    """Replace what stands between the markers of ``name``. Raises ValueError when the page has none."""
+    begin, end = f"<!-- bench-{name}: begin -->", f"<!-- bench-{name}: end -->"
     text = page.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{page} must hold {BEGIN} and {END} once each")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{page} must hold {begin} and {end} once each")
+    before, after = text.split(begin)[0], text.split(end)[1]
     budgets = [_budget(int(steps), budget) for steps, budget in results["budgets"].items()]
-    scratch = page.with_suffix(".tmp")
-    scratch.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(budgets) + f"\n\n{END}{after}", encoding="utf-8")
-    os.replace(scratch, page)
+    replace_text(page, f"{before}{begin}\n\n" + "\n\n".join(budgets) + f"\n\n{end}{after}")
 
 
 def _budget(steps: int, budget: dict[str, Any]) -> str:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bench_lab import check_bounds
-from benchmarks.lab_results import BEGIN, END, write_section
+from benchmarks.arms_benchmark import check_bounds
+from benchmarks.bench_lab import BOUNDS
+from benchmarks.comparison_section import write_section
 from page_runs import write_run
 from stepalign_lab.comparison import Comparison, compare, read_runs
 
-PAGE = f"# Results\n\nbefore\n\n{BEGIN}\nold figures\n{END}\n\nafter\n"
+PAGE = "# Results\n\nbefore\n\n<!-- bench-lab: begin -->\nold figures\n<!-- bench-lab: end -->\n\nafter\n"
 FIRST = {
     "advantage_correct": -0.05,
     "advantage_correct_below": 0.07,
@@ -34,7 +35,7 @@ def results(comparison: Comparison) -> dict[str, Any]:
         "command": "make bench-lab ARGS='--seed 0 --seed 1'",
         "rollouts_per_run": 3200,
         "comparison": comparison.as_json(),
-        "bounds": check_bounds(comparison),
+        "bounds": check_bounds(comparison, BOUNDS),
         "runs": [run],
     }
     return {"budgets": {"100": budget}}
@@ -43,7 +44,7 @@ def results(comparison: Comparison) -> dict[str, Any]:
 def test_the_section_holds_every_figure_and_leaves_the_rest_of_the_page(tmp_path: Path, comparison: Comparison) -> None:
     page = tmp_path / "results.md"
     page.write_text(PAGE)
-    write_section(page, results(comparison))
+    write_section(page, "lab", results(comparison))
     text = page.read_text()
     assert text.startswith("# Results\n\nbefore\n") and text.endswith("\n\nafter\n") and "old figures" not in text
     assert "`make bench-lab ARGS='--seed 0 --seed 1'`" in text
@@ -64,9 +65,9 @@ def test_the_section_holds_every_figure_and_leaves_the_rest_of_the_page(tmp_path
 def test_writing_it_again_changes_nothing(tmp_path: Path, comparison: Comparison) -> None:
     page = tmp_path / "results.md"
     page.write_text(PAGE)
-    write_section(page, results(comparison))
+    write_section(page, "lab", results(comparison))
     once = page.read_text()
-    write_section(page, results(comparison))
+    write_section(page, "lab", results(comparison))
     assert page.read_text() == once
 
 
@@ -74,12 +75,12 @@ def test_a_page_without_the_markers_is_left_alone(tmp_path: Path, comparison: Co
     page = tmp_path / "results.md"
     page.write_text("# Results\n")
     with pytest.raises(ValueError, match="once each"):
-        write_section(page, results(comparison))
+        write_section(page, "lab", results(comparison))
     assert page.read_text() == "# Results\n"
 
 
 def test_a_bound_is_kept_only_by_a_difference_that_is_large_enough_and_apart_from_0(comparison: Comparison) -> None:
-    bounds = {bound["what"]: bound for bound in check_bounds(comparison)}
+    bounds = {bound["what"]: bound for bound in check_bounds(comparison, BOUNDS)}
     assert set(bounds) == {"stepalign_scoped − grpo, Avg@12", "stepalign_scoped − refsol, Avg@12"}
     assert all(bound["kept"] for bound in bounds.values())
     one_arm = [pair for pair in comparison.pairs if (pair.a, pair.b) == ("stepalign_scoped", "grpo")]
