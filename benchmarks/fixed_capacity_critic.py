@@ -45,8 +45,11 @@ class FixedCapacityBackend:
     async def generate(self, prompt: RenderedPrompt) -> Generation:
         async with self._slots:
             await asyncio.sleep(self._seconds)
-        text = exact_critique(prompt.request.question, prompt.request.attempt)
+        text = exact_critique(prompt.request.question, prompt.request.split().tagged)
         return Generation(text=text, finish_reason=FinishReason.STOP, prompt_tokens=0, completion_tokens=0)
+
+    def expected_wait_seconds(self) -> None:
+        return None
 
     def healthy(self) -> bool:
         return True
@@ -62,7 +65,8 @@ def main(
     load_seconds: float = typer.Option(0.0, min=0, help="Time until the service is ready, as if a model were loaded."),
 ) -> None:
     """Serve a critic of fixed capacity."""
-    settings = load_config(config)
+    # Its callers send one request many times, and each of them is to take its time.
+    settings = load_config(config, ["--critic.cache_entries", "0"])
     # A line for each critique would go through the engine, on the cores on which the balancer is measured.
     configure_logging("critic", logging.WARNING)
     serve(settings, FixedCapacityBackend(slots, seconds, load_seconds))

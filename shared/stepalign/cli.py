@@ -24,11 +24,14 @@ OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 EXTRA_OF = {
     **dict.fromkeys(["fastapi", "uvicorn", "prometheus_client"], "critic"),
     **dict.fromkeys(["torch", "transformers", "safetensors", "tokenizers", "numpy"], "models"),
-    **{"peft": "trainer", "gguf": "lab"},
+    **{"peft": "trainer", "gguf": "lab", "httpx_aiohttp": "critic-openai", "vllm": "critic-vllm"},
 }
 
 # The order of a table of contents: the whole loop first, then its processes, then what looks inside.
-ORDER = ["demo", "run", "probe", "band", "critic", "solver", "trainer", "evaluate", "report", "compare", "queue", "lab"]
+ORDER = [
+    *("demo", "run", "probe", "band", "critic", "solver", "trainer", "evaluate"),
+    *("report", "compare", "critique", "queue", "lab"),
+]
 
 # Processes that another command starts, and that are of no use by hand.
 HIDDEN = {"probe-worker"}

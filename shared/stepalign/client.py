@@ -8,6 +8,9 @@ response whose ``failure`` is set.
 
     async with CriticClient("http://127.0.0.1:8300") as critic:
         response = await critic.critique(CritiqueRequest(question="3 + 4", attempt="<step_1> 3 + 4 = 7 </step_1>"))
+
+    with SyncCriticClient("http://127.0.0.1:8300") as critic:
+        responses = critic.critique_many([CritiqueRequest(question="3 + 4", attempt="<step_1> 3 + 4 = 7 </step_1>")])
 """
 
 from __future__ import annotations
@@ -15,25 +18,31 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 import httpx
+from anyio.from_thread import start_blocking_portal
 from pydantic import BaseModel, ValidationError
 
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.logging import get_logger
-from stepalign.types import CritiqueRequest, CritiqueResponse
+from stepalign.types import MAX_REQUEST_TIMEOUT_MS, REQUEST_TIMEOUT_HEADER, CritiqueRequest, CritiqueResponse
+
+T = TypeVar("T")
 
 log = get_logger(__name__)
 
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 _RETRIED_ERRORS = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, TimeoutError)
 _CONNECT_SECONDS = 5.0
+_TIMEOUT_SECONDS = 120.0
 ENGINE_ERROR = "engine_error"
 
 
@@ -49,7 +58,8 @@ class _ErrorEnvelope(BaseModel):
 class CriticClient:
     """Calls the critic at ``base_url``.
 
-    ``api_key`` is sent as a bearer token. ``timeout`` is the deadline of one call in seconds, retries included.
+    ``api_key`` is sent as a bearer token. ``timeout`` is the deadline of one call in seconds, retries included; the
+    service is told what remains of it, and gives up when the client does.
     ``backoff`` is the first pause in seconds; it doubles up to ``max_backoff``, and each pause is a random half to
     whole of it. ``transport``, ``sleep``, ``uniform`` (a random number in [0, 1)) and ``clock`` (monotonic seconds) are
     injected by tests. Proxies that the environment names are not used. Raises ConfigError when ``base_url`` is no http
@@ -61,7 +71,7 @@ class CriticClient:
         base_url: str,
         *,
         api_key: str | None = None,
-        timeout: float = 120.0,
+        timeout: float = _TIMEOUT_SECONDS,
         transport: httpx.AsyncBaseTransport | None = None,
         backoff: float = 0.25,
         max_backoff: float = 8.0,
@@ -106,11 +116,34 @@ class CriticClient:
         attempt = 0
         while True:
             try:
-                answer = await self._send("POST", "/v1/critiques", deadline, content=body, headers=headers)
+                told = headers | _timeout_header(deadline - self._clock())
+                answer = await self._send("POST", "/v1/critiques", deadline, content=body, headers=told)
                 return _read(answer)
             except CriticUnavailableError as error:
                 await self._pause(error, attempt, deadline)
                 attempt += 1
+
+    async def critique_many(
+        self, requests: Iterable[CritiqueRequest], *, concurrency: int = 16
+    ) -> list[CritiqueResponse | CriticError]:
+        """The critic's answers in the order of ``requests``; an error takes the place of the answer that it prevented.
+
+        At most ``concurrency`` calls are open at once. The deadline is that of each call, from when its turn comes.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}; at least one call must be open at once")
+        turns = asyncio.Semaphore(concurrency)
+
+        async def one(request: CritiqueRequest) -> CritiqueResponse | CriticError:
+            async with turns:
+                try:
+                    return await self.critique(request)
+                except CriticError as error:
+                    return error
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(request)) for request in requests]
+        return [task.result() for task in tasks]
 
     async def wait_ready(self, timeout: float = 60.0, poll: float = 0.1) -> None:
         """Return once the critic takes requests; asks every ``poll`` seconds.
@@ -159,6 +192,69 @@ class CriticClient:
             ) from error
         log.warning("the critic gave no answer; trying again", seconds=round(seconds, 2), error=str(error))
         await self._sleep(seconds)
+
+
+class SyncCriticClient:
+    """A CriticClient for code that is not async: it runs on an event loop of its own, in a background thread.
+
+    It may be used from several threads, and from a thread that runs an event loop, as a notebook's does; that loop
+    stands still during a call. ``base_url`` and the options are those of CriticClient, and so are the errors.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = _TIMEOUT_SECONDS,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._client = CriticClient(base_url, api_key=api_key, timeout=timeout, transport=transport)
+        closing = ExitStack()
+        self._portal = closing.enter_context(start_blocking_portal("asyncio", name="critic-client"))
+        closing.callback(self._portal.call, self._client.aclose)
+        # A client that is never closed would keep its process from ending.
+        self._close = weakref.finalize(self, closing.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections and end the thread. Calls are refused afterwards (RuntimeError)."""
+        self._close()
+
+    def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse:
+        """As CriticClient.critique."""
+        return self._call(lambda: self._client.critique(request, request_id))
+
+    def critique_many(
+        self, requests: Iterable[CritiqueRequest], *, concurrency: int = 16
+    ) -> list[CritiqueResponse | CriticError]:
+        """As CriticClient.critique_many."""
+        return self._call(lambda: self._client.critique_many(requests, concurrency=concurrency))
+
+    def wait_ready(self, timeout: float = 60.0, poll: float = 0.1) -> None:
+        """As CriticClient.wait_ready."""
+        self._call(lambda: self._client.wait_ready(timeout, poll))
+
+    def _call(self, act: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        running = self._portal.start_task_soon(act)
+        try:
+            return running.result()
+        finally:
+            # Of use when the wait was interrupted, as by Ctrl-C: the calls end too.
+            running.cancel()
+
+
+def _timeout_header(seconds: float) -> dict[str, str]:
+    """What tells the service when to give up; nothing when that is further off than a header may say."""
+    milliseconds = max(1, int(seconds * 1000))
+    return {REQUEST_TIMEOUT_HEADER: str(milliseconds)} if milliseconds <= MAX_REQUEST_TIMEOUT_MS else {}
 
 
 def _check_url(base_url: str) -> None:

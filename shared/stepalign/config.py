@@ -124,7 +124,7 @@ class ArmSection(Section):
 class ModelSection(Section):
     path: Path
     """Folder of the solver model: safetensors, tokenizer, config.json."""
-    prompts: str = "chat-v1"
+    prompts: str = "chat-v2"
     """Prompt set of the student and the teacher."""
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     """A torch device, or ``auto``: CUDA, then MPS, then CPU."""
@@ -169,16 +169,43 @@ class QueueSection(Section):
     """Largest encoded rollout."""
 
 
+class OpenAISection(Section):
+    """The server that the critic's backend ``openai`` asks."""
+
+    base_url: str | None = None
+    """Its address, version included: ``http://127.0.0.1:8000/v1``."""
+    model: str | None = None
+    """The served model; unset, the server must serve exactly one."""
+    revision: str = "unversioned"
+    """What every critique names as its weights' revision, which no such server tells. Change it with the weights."""
+    api_key_file: Path | None = None
+    """A file that holds the server's API key."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """How long the server may take for one answer, and to come up."""
+
+
+class VllmSection(Section):
+    """The engine of the critic's backend ``vllm``."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of a GPU's memory for weights and cache; vLLM's CPU build takes it as a share of the machine's."""
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """GPUs that share one model."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of vLLM's ``AsyncEngineArgs``, such as ``{kv_cache_dtype = "fp8"}``."""
+
+
 class CriticSection(Section):
     url: str | None = None
     """Address of a critic service or load balancer. Unset, ``stepalign run`` starts a critic."""
-    backend: Literal["transformers", "program"] = "transformers"
-    """``transformers``: a frozen language model. ``program``: an exact checker."""
+    backend: Literal["transformers", "vllm", "openai", "program"] = "transformers"
+    """``transformers`` and ``vllm``: a frozen language model in the process. ``openai``: one behind an
+    OpenAI-compatible server. ``program``: an exact checker."""
     path: Path | None = None
-    """Folder of the critic model (backend ``transformers``)."""
+    """Folder of the critic model (backends ``transformers`` and ``vllm``)."""
     checker: str | None = None
     """Name in the entry-point group ``stepalign.checkers`` (backend ``program``)."""
-    prompts: str = "chat-v1"
+    prompts: str = "chat-v2"
     """Prompt set of the critic."""
     chat_template_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the critic's chat template."""
@@ -199,6 +226,8 @@ class CriticSection(Section):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 128 * 1024
     """Largest body of a request that the service takes. A load balancer repeats only what fits its buffer: raise
     ``tune.bufsize`` of services/lb/haproxy.cfg with it."""
+    max_batch_items: Annotated[int, Field(ge=1)] = 64
+    """Most critiques that one request may ask for. The whole of it must fit ``max_body_bytes``."""
     max_prompt_tokens: Annotated[int, Field(ge=1)] = 8192
     """A longer prompt is refused, never cut."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 4096
@@ -209,20 +238,39 @@ class CriticSection(Section):
     """Most requests waiting; above it the service answers 503 with Retry-After."""
     batch_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
     """How long a first request waits for others to be generated with it."""
+    cache_entries: Annotated[int, Field(ge=0)] = 1024
+    """Answers kept in the process. Equal requests at the same time share one generation. 0, and without
+    ``cache_redis_url``: every answer is made anew."""
+    cache_redis_url: str | None = None
+    """A Redis server, of its own and with ``allkeys-lru``, through which replicas share answers. Unset, the
+    environment's REDIS_CACHE_URL."""
+    cache_ttl_seconds: Annotated[int, Field(ge=1)] = 7 * 24 * 3600
+    """How long an answer stays in that server."""
+    rate_limit_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Critiques a minute that each API key may ask one process for; more are answered with 429."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """How long the trainer waits for one critique."""
     concurrency: Annotated[int, Field(ge=1)] = 32
     """Most critiques that the trainer requests at once."""
+    openai: OpenAISection = OpenAISection()
+    vllm: VllmSection = VllmSection()
 
     def shaping(self) -> dict[str, Any]:
         """What a critique depends on, but for the critic's weights."""
         decisive = {"backend", "checker", "prompts", "chat_template_options", "dtype"}
-        return self.model_dump(mode="json", include={*decisive, "max_prompt_tokens", "max_new_tokens"})
+        served = {"openai": {"base_url", "model", "revision"}} if self.backend == "openai" else {}
+        included = dict.fromkeys([*decisive, "max_prompt_tokens", "max_new_tokens"], True)
+        return self.model_dump(mode="json", include={**included, **served})
 
     @model_validator(mode="after")
     def _backend_is_complete(self) -> CriticSection:
-        if self.url is None and self.backend == "transformers" and self.path is None:
-            raise ValueError("backend 'transformers' needs critic.path, the folder of the critic model")
+        if self.url is None and self.backend in ("transformers", "vllm") and self.path is None:
+            raise ValueError(f"backend {self.backend!r} needs critic.path, the folder of the critic model")
+        if self.url is None and self.backend == "openai" and self.openai.base_url is None:
+            raise ValueError("backend 'openai' needs critic.openai.base_url, such as http://127.0.0.1:8000/v1")
+        for name, untouched in (("openai", OpenAISection()), ("vllm", VllmSection())):
+            if self.backend != name and getattr(self, name) != untouched:
+                raise ValueError(f"critic.{name} has no effect with backend {self.backend!r}; remove it")
         if self.url is None and self.backend == "program" and self.checker is None:
             raise ValueError("backend 'program' needs critic.checker, a name in the group stepalign.checkers")
         return self

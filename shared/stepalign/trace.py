@@ -31,6 +31,11 @@ _TAG = re.compile(r"<(?P<close>/?)(?:step_(?P<number>[1-9][0-9]{0,5})|answer)>")
 Span = tuple[int, int]
 
 
+def contains_tag(text: str) -> bool:
+    """Whether the text holds a step or answer tag, opening or closing."""
+    return _TAG.search(text) is not None
+
+
 class TraceIssue(StrEnum):
     UNCLOSED = "unclosed"
     NESTED = "nested"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from stepalign.splitting import AnswerRule, SplitAttempt, SplitRule, join_steps, split_attempt
 from stepalign.trace import Span
 
 SCHEMA_VERSION = 1
@@ -111,8 +112,9 @@ class AlignmentReport(Wire):
     copied_steps: int
     whitespace_differences: int
     first_difference: Span | None
-    """Span in the attempt (code points) of the first segment that the critique does not copy, tags included: a wrong
-    or unfinished step, the step after the first insertion, or a wrong answer. None when all of it is copied."""
+    """Span in the attempt as it was sent (code points) of the first segment that the critique does not copy, tags
+    included: a wrong or unfinished step, the step after the first insertion, or a wrong answer. None when all is
+    copied."""
 
 
 class Critique(Wire):
@@ -169,28 +171,80 @@ class Usage(Wire):
     completion_tokens: int
 
 
+class CritiqueMode(StrEnum):
+    """The form of the context that is made from a validated critique. The last two are the paper's failing ones."""
+
+    STEP_ALIGNED = "step_aligned"
+    """Right steps copied, the first wrong one put right."""
+    FULL_REPETITION = "full_repetition"
+    """The wrong step quoted before its correction."""
+    OMISSION = "omission"
+    """Without the steps that are copied before the first change."""
+
+
 class CritiqueRequest(Wire):
-    """What a project sends to the critic. ``attempt`` is step-tagged text; ``answer`` is the known answer, if any."""
+    """What a project sends to the critic: an attempt as text, tagged or not, or as a list of steps.
+
+    How untagged text is split is said in :mod:`stepalign.splitting`. ``answer`` is the known answer, if any.
+    """
 
     question: Annotated[str, Field(min_length=1)]
-    attempt: str
+    attempt: str | None = None
+    """Exactly one of ``attempt`` and ``steps``."""
+    steps: Annotated[list[str], Field(min_length=1)] | None = None
     reference_solution: str | None = None
     answer: str | None = None
+    mode: CritiqueMode = CritiqueMode.STEP_ALIGNED
+
+    @model_validator(mode="after")
+    def _one_attempt(self) -> CritiqueRequest:
+        if (self.attempt is None) == (self.steps is None):
+            raise ValueError("send either attempt or steps")
+        if self.steps is not None:
+            join_steps(self.steps)
+        return self
+
+    def split(self) -> SplitAttempt:
+        """The attempt as steps, by the rule that applies to it."""
+        if self.steps is not None:
+            return join_steps(self.steps)
+        return split_attempt(self.attempt or "")
+
+
+class AttemptReading(Wire):
+    """How the attempt was read. Spans are code points of the sent attempt; sent steps count as joined by line breaks.
+
+    ``tagged`` is the attempt as the critic read it, which copied steps equal; None when it was sent like that.
+    """
+
+    rule: SplitRule
+    steps: list[Span]
+    answer: Span | None
+    answer_rule: AnswerRule | None
+    tagged: str | None
 
 
 class CritiqueResponse(Wire):
     """A critique or a failure, never both: a model's unaligned answer is an answer, not an HTTP error."""
 
     id: str
+    attempt: AttemptReading
     critique: Critique | None
     failure: CritiqueFailure | None
+    context: str | None
+    """The ready-made context of the mode that was asked for; None with a failure."""
+    retried: FailureReason | None = None
+    """Why a first answer of the critic was refused, when it was asked once more, and more strictly."""
     critic: CriticIdentity
     usage: Usage
+    """Tokens of all answers that this one took."""
 
     @model_validator(mode="after")
     def _one_outcome(self) -> CritiqueResponse:
         if (self.critique is None) == (self.failure is None):
             raise ValueError("a response holds either a critique or a failure")
+        if (self.critique is None) != (self.context is None):
+            raise ValueError("a response with a critique holds its context, and only such a one")
         return self
 
 
@@ -222,3 +276,62 @@ CRITIQUE_CONTEXTS = frozenset(
 class Context(Wire):
     kind: ContextKind
     text: str
+
+
+REQUEST_TIMEOUT_HEADER = "x-request-timeout-ms"
+MAX_REQUEST_TIMEOUT_MS = 3_600_000
+
+
+class ErrorDetail(Wire):
+    """Why a request, or one item of a batch, got no answer. ``param`` is the dotted path of the field to blame."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    """``server_error`` for every status from 500 on."""
+    code: str
+    param: str | None
+
+
+class ErrorBody(Wire):
+    """The envelope of every error of the service."""
+
+    error: ErrorDetail
+
+
+class CritiqueBatchItem(Wire):
+    """What became of the item at ``index``, counted from 0. ``status`` is what a request of its own would have got."""
+
+    index: int
+    status: int
+    response: CritiqueResponse | None
+    error: ErrorDetail | None
+
+    @model_validator(mode="after")
+    def _one_result(self) -> CritiqueBatchItem:
+        if (self.response is None) == (self.error is None):
+            raise ValueError("an item holds either a response or an error")
+        return self
+
+
+class CritiqueBatchResponse(Wire):
+    """One item for each that was sent, in the order of the request."""
+
+    items: list[CritiqueBatchItem]
+
+
+class ModelInfo(Wire):
+    """A served critic as OpenAI's model list describes one, and what makes its critiques."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    """When this process had it ready, in seconds since 1970."""
+    owned_by: Literal["stepalign"] = "stepalign"
+    weights_revision: str
+    prompt_version: str
+    backend: str
+
+
+class ModelList(Wire):
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]

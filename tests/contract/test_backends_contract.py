@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from openai_server import OpenAIServer, running
 from stepalign.config import CriticSection
 from stepalign.errors import ConfigError, PromptTooLongError
 from stepalign.types import CritiqueRequest, FinishReason
@@ -80,10 +81,21 @@ def language_model(model_folder: Path) -> Kind:
     return Kind("transformers", options)
 
 
-@pytest.fixture(params=["program", "transformers"])
+@pytest.fixture(scope="module")
+def served(model_folder: Path) -> Iterator[str]:
+    """The language model behind an OpenAI-compatible server; its address."""
+    section = CriticSection(path=model_folder, device="cpu", max_new_tokens=12, max_prompt_tokens=100)
+    with running(OpenAIServer(create_backend(section)).app) as url:
+        yield f"{url}/v1"
+
+
+@pytest.fixture(params=["program", "transformers", "openai"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     if request.param == "program":
         return Kind("program", {"backend": "program", "checker": "lab"})
+    if request.param == "openai":
+        address = request.getfixturevalue("served")
+        return Kind("openai", {"backend": "openai", "openai": {"base_url": address}, "max_new_tokens": 12})
     return request.getfixturevalue("language_model")
 
 
@@ -144,6 +156,7 @@ def test_the_identity_is_stable_and_names_what_made_the_critique(kind: Kind) -> 
 def test_a_started_backend_is_healthy_and_may_be_stopped_twice(kind: Kind) -> None:
     async def act(backend: Backend) -> None:
         assert backend.healthy()
+        assert backend.expected_wait_seconds() is None
         await backend.stop()
 
     started(kind.section(), act)

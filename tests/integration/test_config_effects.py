@@ -21,6 +21,7 @@ import httpx
 import pytest
 import torch
 from pydantic import BaseModel
+from redis import Redis
 
 from observed_runs import Bench, Evaluated, Served, Trained, exact_critic
 from stepalign.config import Config, QueueSection
@@ -58,7 +59,7 @@ NEGATIVE = f"--run.arm fixed_negative {HOT}"
 TWICE = f"{GRPO} --arm.grpo.num_iterations 2"
 WATCHED = f"--run.arm refsol --trainer.steps 2 --alarms.window 1 {HOT} --solver.max_new_tokens 24"
 MODEL_CRITIC = "--critic.backend transformers"
-TOGETHER = f"{MODEL_CRITIC} --critic.batch_wait_ms 500"
+TOGETHER = f"{MODEL_CRITIC} --critic.batch_wait_ms 500 --critic.cache_entries 0"
 
 EFFECTS: dict[str, Shows | Refused] = {
     "run.name": Shows("files", "--run.name other"),
@@ -137,6 +138,27 @@ EFFECTS: dict[str, Shows | Refused] = {
     "critic.api_keys_file": Shows("critic", "--critic.api_keys_file $folder/password"),
     "critic.drain_grace_seconds": Shows("critic while draining", "--critic.drain_grace_seconds 60"),
     "critic.max_body_bytes": Shows("critic at a long attempt", "--critic.max_body_bytes 1024"),
+    "critic.max_batch_items": Shows("critic at two items", "--critic.max_batch_items 1"),
+    "critic.cache_entries": Shows("critic asked twice", "--critic.cache_entries 0"),
+    "critic.cache_redis_url": Shows("critic asked by two", "--critic.cache_redis_url $redis_with_password"),
+    "critic.cache_ttl_seconds": Shows(
+        "time to live", "--critic.cache_ttl_seconds 60", "--critic.cache_redis_url $redis_with_password"
+    ),
+    "critic.rate_limit_per_minute": Shows("critic asked twice", "--critic.rate_limit_per_minute 1"),
+    **{
+        f"critic.{field}": Refused("critic", f"--critic.{field} {value}", ConfigError, "has no effect with backend")
+        for field, value in {
+            # What they do with their backend: test_openai_backend.py and tests/vllm.
+            "openai.base_url": "http://127.0.0.1:9/v1",
+            "openai.model": "m",
+            "openai.revision": "r",
+            "openai.api_key_file": "$folder/password",
+            "openai.timeout_seconds": "1",
+            "vllm.gpu_memory_utilization": "0.5",
+            "vllm.tensor_parallel_size": "2",
+            "vllm.engine_args": "seed=1",
+        }.items()
+    },
     "critic.max_prompt_tokens": Shows("critic", "--critic.max_prompt_tokens 20", MODEL_CRITIC),
     "critic.max_new_tokens": Shows("critic", "--critic.max_new_tokens 20", MODEL_CRITIC),
     "critic.max_batch": Shows("critic batches", "--critic.max_batch 2", TOGETHER),
@@ -337,6 +359,44 @@ def ask(critic: Served, attempt: str = STEPS, **headers: str) -> dict[str, Any]:
     return {"status": answer.status_code, **content}
 
 
+def ask_two_in_a_batch(critic: Served) -> int:
+    """The status of one request with two items."""
+    items = [REQUEST.model_dump(mode="json")] * 2
+    return httpx.post(f"{critic.url}/v1/critiques/batch", json={"items": items}, timeout=30).status_code
+
+
+def ask_twice(critic: Served) -> list[tuple[int, str | None]]:
+    """Status of two equal requests, and where their answers came from."""
+    body = REQUEST.model_dump(mode="json")
+    answers = [httpx.post(f"{critic.url}/v1/critiques", json=body, timeout=30) for _ in range(2)]
+    return [(answer.status_code, answer.headers.get("x-stepalign-cache")) for answer in answers]
+
+
+def asked_by_two(bench: Bench, overrides: Overrides) -> Any:
+    """Where the second of two critics had its answer from."""
+    ask_one = while_served(ask_twice)
+    ask_one(bench, overrides)
+    second = ask_one(bench, overrides)
+    cached_lives(bench)
+    return second
+
+
+def cached_lives(bench: Bench) -> list[int]:
+    """How long the shared answers would have stayed, in seconds; they are deleted."""
+    with Redis.from_url(bench.redis_url) as redis:
+        keys: Any = list(redis.scan_iter("stepalign:critique:*"))
+        lives: list[Any] = [redis.ttl(key) for key in keys]
+        if keys:
+            redis.delete(*keys)
+    return lives
+
+
+def time_to_live(bench: Bench, overrides: Overrides) -> bool:
+    """Whether what a critic put into the server stays there for more than an hour."""
+    while_served(ask_twice)(bench, overrides)
+    return min(cached_lives(bench)) > 3600
+
+
 def ask_while_draining(critic: Served) -> Any:
     critic.server.handle_exit(15, None)
     try:
@@ -406,6 +466,10 @@ OBSERVATIONS: dict[str, Observe] = {
     "critic port": while_served(lambda critic: critic.port),
     "critic while draining": while_served(ask_while_draining),
     "critic at a long attempt": while_served(lambda critic: ask(critic, attempt="x" * 2000)),
+    "critic asked twice": while_served(ask_twice),
+    "critic asked by two": asked_by_two,
+    "time to live": time_to_live,
+    "critic at two items": while_served(ask_two_in_a_batch),
     "critic statuses": while_served(lambda critic: sorted(ask_four(critic)[0])),
     "critic batches": while_served(lambda critic: ask_four(critic)[1]),
     "first batch is whole": while_served(lambda critic: ask_four(critic)[1] == [4]),
@@ -430,6 +494,7 @@ def names(bench: Bench) -> dict[str, str]:
     return {
         "folder": str(bench.folder),
         "critic_url": bench.critic_url,
+        "redis_with_password": bench.redis_url,
         "redis_without_password": f"{scheme}://{host}",
         "port": str(port),
     }

@@ -8,9 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,27 +17,33 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
+from critic_servers import (
+    ANSWER,
+    CORRECT,
+    QUESTION,
+    STEP_1,
+    STEP_2,
+    GatedBackend,
+    ask,
+    error_of,
+    metric,
+    serving,
+    wait_until,
+)
 from stepalign.client import CriticClient
 from stepalign.config import CriticSection
-from stepalign.errors import ConfigError, CriticRequestError, PromptTooLongError
-from stepalign.prompts import Message
-from stepalign.types import CriticIdentity, CritiqueRequest, CritiqueResponse, FinishReason, Verdict
+from stepalign.errors import ConfigError, CriticRequestError
+from stepalign.types import CritiqueRequest, CritiqueResponse, Verdict
 from stepalign_critic import server
 from stepalign_critic.access import ApiKeys, check_exposure
-from stepalign_critic.app import AppSettings, create_app
+from stepalign_critic.app import AppSettings
 from stepalign_critic.backends import create_backend
-from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
-from stepalign_critic.batching import MicroBatcher
+from stepalign_critic.backends.base import Backend
 from stepalign_critic.service import CriticService
-from stepalign_lab.checker import exact_critique
 
 pytestmark = pytest.mark.slow
 
-QUESTION = "3 + 4 * 7"
-STEP_1, STEP_2, ANSWER = "<step_1> 3 + 4 = 7 </step_1>", "<step_2> 7 * 7 = 9 </step_2>", "<answer> 9 </answer>"
-CORRECT = {"question": QUESTION, "attempt": f"{STEP_1} {STEP_2} {ANSWER}", "answer": "9"}
 COMMAND = """
 import typer
 from stepalign_critic.commands import critic
@@ -59,68 +64,6 @@ server.create_backend = lambda section: ProgramBackend("slow", slow, "r")
 """
 
 
-class GatedBackend:
-    """Loads until ``load`` is set, generates (one at a time, one waiting) until ``gate`` is set."""
-
-    name = "gated"
-
-    def __init__(self) -> None:
-        self.load, self.gate = threading.Event(), threading.Event()
-        self.attempts: list[str] = []
-        self._batcher = MicroBatcher[str, str](self._copy, max_batch=1, max_queue=1, wait_seconds=0)
-
-    def _copy(self, attempts: list[str]) -> list[str]:
-        self.attempts += attempts
-        assert self.gate.wait(10)
-        return [exact_critique(QUESTION, attempt) for attempt in attempts]
-
-    def identity(self, prompt_version: str) -> CriticIdentity:
-        return CriticIdentity(model="m", weights_revision="w", prompt_version=prompt_version, backend=self.name)
-
-    async def start(self) -> None:
-        assert await asyncio.to_thread(self.load.wait, 10)
-        self._batcher.start()
-
-    def render(self, messages: list[Message]) -> None:
-        return None
-
-    async def generate(self, prompt: RenderedPrompt) -> Generation:
-        if prompt.request.attempt == "too long":
-            raise PromptTooLongError("the critique prompt", 9, 8)
-        if prompt.request.attempt == "bug":
-            raise KeyError("a bug")
-        return Generation(await self._batcher.submit(prompt.request.attempt), FinishReason.STOP, 5, 3)
-
-    def healthy(self) -> bool:
-        return self._batcher.running
-
-    async def stop(self) -> None:
-        self.load.set()
-        self.gate.set()
-        await self._batcher.stop()
-
-
-@contextmanager
-def serving(service: CriticService, settings: AppSettings | None = None) -> Iterator[str]:
-    config = uvicorn.Config(create_app(service, settings), log_config=None, access_log=False, lifespan="on")
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.005)
-
-
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A ready critic with the lab's exact checker."""
@@ -138,27 +81,6 @@ def gated() -> Iterator[tuple[str, GatedBackend, CriticService]]:
         yield address, backend, service
         backend.load.set()
         backend.gate.set()
-
-
-def ask(url: str, request: CritiqueRequest) -> CritiqueResponse:
-    async def main() -> CritiqueResponse:
-        async with CriticClient(url, timeout=10) as client:
-            await client.wait_ready(10)
-            return await client.critique(request)
-
-    return asyncio.run(main())
-
-
-def error_of(answer: httpx.Response) -> dict[str, Any]:
-    body = answer.json()
-    assert list(body) == ["error"]
-    assert sorted(body["error"]) == ["code", "message", "param", "type"]
-    return body["error"]
-
-
-def metric(url: str, line: str) -> float:
-    found = [text for text in httpx.get(f"{url}/metrics").text.splitlines() if text.startswith(f"{line} ")]
-    return float(found[0].split()[-1]) if found else 0.0
 
 
 @pytest.mark.parametrize(
@@ -207,7 +129,7 @@ def test_health_and_version_answer(url: str) -> None:
         ("GET", "/health/", None, 404, "not_found", None),
         ("GET", "/v1/critiques", None, 405, "method_not_allowed", None),
         ("POST", "/v1/critiques", '{"question": "", "attempt": ""}', 422, "invalid_request", "question"),
-        ("POST", "/v1/critiques", '{"question": "1 + 1"}', 422, "invalid_request", "attempt"),
+        ("POST", "/v1/critiques", '{"question": "1 + 1"}', 422, "invalid_request", None),
         ("POST", "/v1/critiques", '{"question": "1", "attempt": "", "x": 1}', 422, "invalid_request", "x"),
         ("POST", "/v1/critiques", '{"question": "\\ud800", "attempt": ""}', 422, "invalid_request", "question"),
         ("POST", "/v1/critiques", "{", 422, "invalid_request", None),

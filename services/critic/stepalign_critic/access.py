@@ -15,6 +15,7 @@ from stepalign.errors import ConfigError
 from stepalign.secret_files import read_secrets
 from stepalign_critic.envelope import error_response
 from stepalign_critic.middleware import answer_unread
+from stepalign_critic.tenant import set_key
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 
@@ -49,6 +50,7 @@ class RequireApiKey:
             return
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._keys.accepts(key.strip()):
+            set_key(key.strip())
             await self._app(scope, receive, send)
             return
         said = "send your API key as Authorization: Bearer <key>" if not key else "this API key is not accepted"

@@ -1,44 +1,41 @@
 """The critic's HTTP API. ``create_app`` wires it; there are no module-level singletons.
 
-``POST /v1/critiques`` answers 200 with either ``critique`` or ``failure``: an answer of the model that does not align
-is an answer. Everything else is an error in one envelope, whatever raised it.
+Every error has one envelope, whatever raised it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.routing import Route
-from starlette.types import Receive
 
-from stepalign.errors import PromptError, PromptTooLongError
-from stepalign.logging import get_logger
-from stepalign.types import SCHEMA_VERSION, CritiqueRequest, CritiqueResponse
+from stepalign.errors import PromptError
+from stepalign.types import SCHEMA_VERSION, ModelInfo, ModelList
+from stepalign_critic import api_docs
 from stepalign_critic.access import ApiKeys, RequireApiKey
-from stepalign_critic.envelope import error_response
-from stepalign_critic.errors import ServiceError
+from stepalign_critic.api_docs import DocumentedApp, errors
+from stepalign_critic.batch import add_batch
+from stepalign_critic.cache import CritiqueCache
+from stepalign_critic.critiques import Critiques, add_critiques
+from stepalign_critic.envelope import detail_of, enveloped, error_response, invalid_detail
+from stepalign_critic.errors import RateLimitedError, ServiceError
 from stepalign_critic.lifecycle import State
-from stepalign_critic.metrics import Metrics, outcome_of
+from stepalign_critic.metrics import Metrics
 from stepalign_critic.middleware import BodyLimit, RequestContext
+from stepalign_critic.rate_limit import RateLimiter
 from stepalign_critic.service import CriticService
 
-T = TypeVar("T")
-
 _CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request"}
-
-_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,14 @@ class AppSettings:
     """Limits of the HTTP layer."""
 
     max_body_bytes: int = 128 * 1024
+    max_batch_items: int = 64
     retry_after_seconds: float = 1.0
     """What a 503 tells the client to wait."""
     api_keys: ApiKeys | None = None
     """The accepted keys; None asks for none."""
+    cache: CritiqueCache | None = None
+    """Answers that are kept; the app closes it at its end. None makes every answer anew."""
+    limiter: RateLimiter | None = None
 
 
 def create_app(service: CriticService, settings: AppSettings | None = None) -> FastAPI:
@@ -62,8 +63,10 @@ def create_app(service: CriticService, settings: AppSettings | None = None) -> F
         service.lifecycle.begin()
         yield
         await service.lifecycle.end()
+        if settings.cache is not None:
+            await settings.cache.close()
 
-    app = FastAPI(
+    app = DocumentedApp(
         title="stepalign critic",
         version=version("stepalign"),
         lifespan=lifespan,
@@ -71,7 +74,11 @@ def create_app(service: CriticService, settings: AppSettings | None = None) -> F
         redoc_url=None,
         redirect_slashes=False,
     )
-    _add_critiques(app, service, metrics)
+    critiques = Critiques(service, metrics, settings.cache, settings.limiter)
+    add_critiques(app, critiques)
+    add_batch(app, critiques, settings.max_batch_items)
+    if settings.cache is not None:
+        metrics.store_errors.set_function(lambda cache=settings.cache: cache.store_errors)
     _add_operations(app, service, metrics)
     _add_error_handlers(app, settings)
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
@@ -82,34 +89,37 @@ def create_app(service: CriticService, settings: AppSettings | None = None) -> F
     return app
 
 
-def _add_critiques(app: FastAPI, service: CriticService, metrics: Metrics) -> None:
-    @app.post("/v1/critiques", response_model=CritiqueResponse)
-    async def critiques(body: CritiqueRequest, request: Request) -> JSONResponse:
-        with metrics.in_flight.track_inprogress(), metrics.seconds.time():
-            response = await _until_hang_up(request.receive, service.critique(body))
-        metrics.count_critique(response)
-        _log.info("critique", critique_id=response.id, outcome=outcome_of(response), **response.usage.model_dump())
-        return JSONResponse(response.model_dump(mode="json"))
-
-
 def _add_operations(app: FastAPI, service: CriticService, metrics: Metrics) -> None:
-    @app.get("/health/live")
+    always = errors(401, 500, never={"prompt_error"})
+    not_ready = errors(503, never={"saturated"})
+
+    @app.get("/v1/models", response_model=ModelList, responses={200: api_docs.MODELS, **always, **not_ready})
+    async def models() -> ModelList:
+        refusal = service.lifecycle.refusal()
+        if refusal is not None:
+            raise refusal
+        identity, created = service.identity(), service.lifecycle.ready_since
+        assert created is not None, "what refuses nothing has started"
+        info = identity.model_dump(exclude={"model"})
+        return ModelList(data=[ModelInfo(id=identity.model, created=int(created), **info)])
+
+    @app.get("/health/live", responses={200: api_docs.LIVE})
     async def live() -> dict[str, str]:
         return {"status": "live"}
 
-    @app.get("/health/ready")
-    @app.get("/health")
+    @app.get("/health/ready", responses={200: api_docs.READY, **not_ready})
+    @app.get("/health", responses={200: api_docs.READY, **not_ready})
     async def ready() -> dict[str, str]:
         refusal = service.lifecycle.unreadiness()
         if refusal is not None:
             raise refusal
         return {"status": "ready"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=Response, responses={200: api_docs.METRICS, **always})
     async def metrics_text() -> Response:
-        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.render() + service.engine_metrics(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/version")
+    @app.get("/version", responses={200: api_docs.VERSION, **always})
     async def versions() -> dict[str, Any]:
         started = service.lifecycle.state in (State.READY, State.DRAINING, State.STOPPING)
         critic = service.identity().model_dump() if started else None
@@ -120,22 +130,16 @@ def _add_error_handlers(app: FastAPI, settings: AppSettings) -> None:
     retry_after = {"retry-after": str(math.ceil(settings.retry_after_seconds))}
 
     @app.exception_handler(ServiceError)
-    async def service_error(_: Request, error: ServiceError) -> JSONResponse:
-        return error_response(
-            error.status, str(error), error.code, headers=retry_after if error.status == 503 else None
-        )
-
     @app.exception_handler(PromptError)
-    async def prompt_error(_: Request, error: PromptError) -> JSONResponse:
-        if isinstance(error, PromptTooLongError):
-            return error_response(422, str(error), "prompt_too_long")
-        return error_response(500, str(error), "prompt_error")
+    async def unanswered(_: Request, error: ServiceError | PromptError) -> JSONResponse:
+        status, detail = detail_of(error)
+        if isinstance(error, RateLimitedError):
+            return enveloped(status, detail, {"retry-after": str(math.ceil(error.retry_after))})
+        return enveloped(status, detail, retry_after if status == 503 else None)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [(_field(item), item["msg"]) for item in error.errors()]
-        message = "; ".join(f"{field or 'body'}: {problem}" for field, problem in problems)
-        return error_response(422, message, "invalid_request", param=problems[0][0])
+        return enveloped(422, invalid_detail((_path(found), found["msg"]) for found in error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
@@ -143,28 +147,6 @@ def _add_error_handlers(app: FastAPI, settings: AppSettings) -> None:
         return error_response(error.status_code, str(error.detail), code, headers=error.headers)
 
 
-def _field(item: dict[str, Any]) -> str | None:
-    """The dotted path of a field that does not validate; None when the body as a whole is to blame."""
-    if item["type"] == "json_invalid":
-        return None
-    return ".".join(map(str, item["loc"][1:])) or None
-
-
-async def _until_hang_up(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which is cancelled when the client hangs up. The body must have been read."""
-
-    async def hung_up() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    working = asyncio.create_task(work)
-    tasks = (working, asyncio.create_task(hung_up()))
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return await working
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+def _path(found: dict[str, Any]) -> tuple[Any, ...]:
+    """The path of a field that does not validate; empty when the body as a whole is to blame."""
+    return () if found["type"] == "json_invalid" else tuple(found["loc"][1:])

@@ -8,6 +8,7 @@ Nothing here knows what is computed: the function takes a list of items and retu
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,9 @@ from stepalign_critic.errors import EngineError, NotReadyError, SaturatedError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# Of the mean of batch seconds: high enough to follow a change of load within some batches.
+_WEIGHT_OF_NEWEST = 0.3
 
 _log = get_logger(__name__)
 
@@ -35,15 +39,25 @@ class MicroBatcher(Generic[Item, Result]):
     """Gathers items into batches for ``run``, a blocking function that is called from one thread at a time.
 
     ``max_batch`` and ``max_queue`` count requests, ``max_queue`` only those that wait; ``wait_seconds`` is the window.
+    ``clock`` gives monotonic seconds, for the duration of batches.
     """
 
     def __init__(
-        self, run: Callable[[list[Item]], list[Result]], *, max_batch: int, max_queue: int, wait_seconds: float
+        self,
+        run: Callable[[list[Item]], list[Result]],
+        *,
+        max_batch: int,
+        max_queue: int,
+        wait_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._wait_seconds = wait_seconds
+        self._clock = clock
+        self._batch_seconds: float | None = None
+        self._computing = False
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._some = asyncio.Event()
         self._full = asyncio.Event()
@@ -53,6 +67,18 @@ class MicroBatcher(Generic[Item, Result]):
     @property
     def running(self) -> bool:
         return self._worker is not None and not self._worker.done()
+
+    def expected_wait_seconds(self) -> float | None:
+        """How long a request that came now would wait for its batch to start; None before a batch was measured.
+
+        While a batch is computed that is ``ceil((waiting + 1) / max_batch)`` batches: the one that is computed and the
+        full ones that wait, each taking the exponentially weighted mean of the batches so far. An idle engine starts
+        at once, however slow its batches were: else one slow batch could keep every request away from it.
+        """
+        if self._batch_seconds is None:
+            return None
+        ahead = len(self._waiting) // self._max_batch + self._computing
+        return ahead * self._batch_seconds
 
     def start(self) -> None:
         """Start the worker; needs a running event loop."""
@@ -118,13 +144,20 @@ class MicroBatcher(Generic[Item, Result]):
 
     async def _compute(self, thread: ThreadPoolExecutor, batch: list[_Waiting[Item, Result]]) -> None:
         items = [waiting.item for waiting in batch]
+        started, self._computing = self._clock(), True
         computing = asyncio.get_running_loop().run_in_executor(thread, self._run, items)
         try:
             await asyncio.wait({computing})
         finally:
             # Only stop() interrupts the wait; a thread cannot be interrupted, and its results are still wanted.
             await asyncio.wait({computing})
+            self._computing = False
+            self._measure(self._clock() - started)
             self._deliver(batch, computing)
+
+    def _measure(self, seconds: float) -> None:
+        mean = seconds if self._batch_seconds is None else self._batch_seconds
+        self._batch_seconds = mean + _WEIGHT_OF_NEWEST * (seconds - mean)
 
     def _deliver(self, batch: list[_Waiting[Item, Result]], computing: asyncio.Future[list[Result]]) -> None:
         pending = [waiting for waiting in batch if not waiting.result.done()]

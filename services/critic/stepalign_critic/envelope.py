@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from fastapi.responses import JSONResponse
+
+from stepalign.errors import PromptError, PromptTooLongError
+from stepalign.types import ErrorBody, ErrorDetail
+from stepalign_critic.errors import ServiceError
 
 
 def error_response(
     status: int, message: str, code: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """An error answer. ``param`` is the dotted path of the offending field, if one field is to blame."""
+    return enveloped(status, error_detail(status, message, code, param), headers)
+
+
+def enveloped(status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """``detail`` as an answer."""
+    return JSONResponse(ErrorBody(error=detail).model_dump(), status_code=status, headers=headers)
+
+
+def error_detail(status: int, message: str, code: str, param: str | None = None) -> ErrorDetail:
+    """What goes into the envelope; the type follows from the status."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {"error": {"message": message, "type": kind, "code": code, "param": param}}
-    return JSONResponse(body, status_code=status, headers=headers)
+    return ErrorDetail(message=message, type=kind, code=code, param=param)
+
+
+def detail_of(error: ServiceError | PromptError) -> tuple[int, ErrorDetail]:
+    """Status and detail of a request that got no critique."""
+    if isinstance(error, ServiceError):
+        status, code = error.status, error.code
+    elif isinstance(error, PromptTooLongError):
+        status, code = 422, "prompt_too_long"
+    else:
+        status, code = 500, "prompt_error"
+    return status, error_detail(status, str(error), code)
+
+
+def invalid_detail(problems: Iterable[tuple[tuple[Any, ...], str]]) -> ErrorDetail:
+    """The detail (422) of what does not validate: paths with what is wrong there, of which the first is to blame.
+
+    An empty path stands for the body as a whole.
+    """
+    named = [(".".join(map(str, path)) or None, message) for path, message in problems]
+    message = "; ".join(f"{field or 'body'}: {problem}" for field, problem in named)
+    return error_detail(422, message, "invalid_request", named[0][0])

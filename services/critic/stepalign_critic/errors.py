@@ -41,8 +41,33 @@ class EngineError(ServiceError):
     code = "engine_error"
 
 
+class RateLimitedError(ServiceError):
+    """This caller asks for more than its share. ``retry_after`` is when it may come back, in seconds."""
+
+    status = 429
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
 class UnsupportedRequestError(ServiceError):
     """The backend cannot handle this request, now or later."""
 
     status = 422
     code = "unsupported_request"
+
+
+class DeadlineExceededError(ServiceError):
+    """The client's deadline passed; its work was given up."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
+class DeadlineUnreachableError(ServiceError):
+    """The wait alone would outlast the client's deadline; no work was begun."""
+
+    status = 504
+    code = "deadline_unreachable"

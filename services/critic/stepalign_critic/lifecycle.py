@@ -6,6 +6,7 @@ Draining still serves: only readiness says no, so that load balancers send their
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -27,7 +28,8 @@ class State(StrEnum):
 class Lifecycle:
     """Starts the backend in the background, so that liveness answers while a model loads, and stops it.
 
-    ``on_failure`` is called once when the backend cannot start; ``failure`` then holds the error.
+    ``on_failure`` is called once when the backend cannot start; ``failure`` then holds the error. ``ready_since`` is
+    when the backend had started, in seconds since 1970.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -35,6 +37,7 @@ class Lifecycle:
         self._starting: asyncio.Task[None] | None = None
         self.state = State.LOADING
         self.failure: Exception | None = None
+        self.ready_since: float | None = None
         self.on_failure: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
@@ -48,6 +51,7 @@ class Lifecycle:
             self.state, self.failure = State.FAILED, error
             self.on_failure()
             return
+        self.ready_since = time.time()
         if self.state is State.LOADING:
             self.state = State.READY
         _log.info("backend started", backend=self._backend.name, state=self.state)
@@ -94,3 +98,7 @@ class Lifecycle:
         if not self._backend.healthy():
             return NotReadyError("the critic's backend stopped working", "unhealthy")
         return None
+
+    def expected_wait_seconds(self) -> float | None:
+        """How long a request that came now would wait for the backend; None when unknown or when none is taken."""
+        return self._backend.expected_wait_seconds() if self.refusal() is None else None

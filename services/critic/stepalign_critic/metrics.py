@@ -8,6 +8,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from stepalign.types import CritiqueResponse
+from stepalign_critic.cache import Source
 
 _PREFIX = "stepalign_critic_"
 _LATENCY_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -32,12 +33,28 @@ class Metrics:
         self.tokens = Counter(
             f"{_PREFIX}tokens", "Tokens read (prompt) and written (completion)", ["kind"], registry=self.registry
         )
+        self.sources = Counter(f"{_PREFIX}cache", "Answers by where they came from", ["source"], registry=self.registry)
+        self.retries = Counter(
+            f"{_PREFIX}retries",
+            "Answers asked for once more, by why they were refused",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.store_errors = Gauge(
+            f"{_PREFIX}cache_store_errors", "Times that the shared cache was of no use", registry=self.registry
+        )
 
     def count_request(self, path: str, status: int) -> None:
         self.requests.labels(path=path, status=str(status)).inc()
 
-    def count_critique(self, response: CritiqueResponse) -> None:
+    def count_critique(self, response: CritiqueResponse, source: Source) -> None:
+        """Count an answer; tokens and retries only when it was made for this request."""
         self.critiques.labels(outcome=outcome_of(response)).inc()
+        self.sources.labels(source=source).inc()
+        if source is not Source.MISS:
+            return
+        if response.retried is not None:
+            self.retries.labels(reason=response.retried).inc()
         self.tokens.labels(kind="prompt").inc(response.usage.prompt_tokens)
         self.tokens.labels(kind="completion").inc(response.usage.completion_tokens)
 

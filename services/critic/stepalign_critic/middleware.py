@@ -64,6 +64,7 @@ class RequestContext:
         try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
+            status = _HUNG_UP
             _log.info("the client hung up")
         except Exception:
             _log.exception("a request failed unexpectedly")

@@ -17,14 +17,17 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from stepalign.config import Config
+from stepalign.config import Config, CriticSection
+from stepalign.critique_store import CritiqueStore
 from stepalign.errors import ConfigError
 from stepalign.logging import get_logger
 from stepalign_critic.access import ApiKeys, check_exposure
 from stepalign_critic.app import AppSettings, create_app
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.base import Backend
+from stepalign_critic.cache import CritiqueCache
 from stepalign_critic.lifecycle import Lifecycle, State
+from stepalign_critic.rate_limit import RateLimiter
 from stepalign_critic.service import CriticService
 
 URL_FILE = "critic.url"
@@ -47,7 +50,15 @@ def serve(config: Config, backend: Backend | None = None) -> None:
     listening = _bind(config.critic.host, config.critic.port)
     access = "with API keys" if keys is not None else "on loopback only: there are no API keys"
     _log.info(f"listening {access}", url=_url(listening))
-    app = create_app(service, AppSettings(max_body_bytes=config.critic.max_body_bytes, api_keys=keys))
+    limit = config.critic.rate_limit_per_minute
+    settings = AppSettings(
+        max_body_bytes=config.critic.max_body_bytes,
+        max_batch_items=config.critic.max_batch_items,
+        api_keys=keys,
+        cache=_cache(config.critic),
+        limiter=None if limit is None else RateLimiter(limit),
+    )
+    app = create_app(service, settings)
     server = _Server(app, service.lifecycle, config.critic.drain_grace_seconds, url_file, _url(listening))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_cleanly)
@@ -57,6 +68,15 @@ def serve(config: Config, backend: Backend | None = None) -> None:
         url_file.unlink(missing_ok=True)
     if service.lifecycle.failure is not None:
         raise service.lifecycle.failure
+
+
+def _cache(section: CriticSection) -> CritiqueCache | None:
+    """The configured cache. Raises ConfigError for an address that is none of a Redis server."""
+    url = section.cache_redis_url or os.environ.get("REDIS_CACHE_URL") or None
+    if not section.cache_entries and url is None:
+        return None
+    store = CritiqueStore(url, section.cache_ttl_seconds) if url is not None else None
+    return CritiqueCache(section.cache_entries, store, section.shaping())
 
 
 def _exit_cleanly(_signal: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,5 @@
-"""One request → one validated critique, or a typed failure: render the prompt, generate, cut the thinking, validate.
+"""One request → one validated critique, or a typed failure: split the attempt, render the prompt, generate, cut the
+thinking, validate, and ask once more and more strictly when that failed.
 
 The service knows prompts and alignment; it knows nothing of HTTP and nothing of models.
 """
@@ -6,84 +7,179 @@ The service knows prompts and alignment; it knows nothing of HTTP and nothing of
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from uuid import uuid4
 
 from stepalign.alignment import validate_critique
-from stepalign.errors import PromptError
-from stepalign.prompts import Message, load_prompt
+from stepalign.errors import PromptError, PromptTooLongError
+from stepalign.prompts import Message, Prompt, has_prompt, load_prompt
+from stepalign.repetition import omit_copied_steps, quote_wrong_step
+from stepalign.splitting import SplitAttempt, SplitRule
 from stepalign.types import (
+    AttemptReading,
     CriticIdentity,
     Critique,
     CritiqueFailure,
+    CritiqueMode,
     CritiqueRequest,
     CritiqueResponse,
     FailureReason,
     Usage,
 )
-from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
+from stepalign_critic.backends.base import Backend, Generation, Measured, RenderedPrompt
 from stepalign_critic.lifecycle import Lifecycle
 
 NO_REFERENCE = "none"
 _THINK, _END_THINK = "<think>", "</think>"
 _FIELDS = frozenset({"question", "reference_solution", "attempt", "nonce"})
+_RETRY_FIELDS = _FIELDS | {"refused", "reason"}
+_MOST_REFUSED_CHARACTERS = 8_000
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An answer of the critic, read, and the tokens that it took."""
+
+    outcome: Critique | CritiqueFailure
+    prompt_tokens: int
+    completion_tokens: int
 
 
 class CriticService:
     """Critiques attempts with ``backend`` and the prompt ``critique`` of the set ``prompts_version``.
 
-    Raises PromptError when there is no such prompt, or when it asks for a field that no request can fill.
+    Where the set has a prompt ``critique_retry``, a refused answer is asked for once more with it: it shows the critic
+    its answer and why it was refused. Raises PromptError when there is no prompt ``critique``, or when one asks for a
+    field that no request can fill.
     """
 
     def __init__(self, backend: Backend, prompts_version: str) -> None:
         self._backend = backend
-        self._prompt = load_prompt(prompts_version, "critique")
-        unknown = self._prompt.fields - _FIELDS
-        if unknown:
-            raise PromptError(f"prompt {prompts_version}/critique asks for {sorted(unknown)}; known: {sorted(_FIELDS)}")
+        self._prompt = _load(prompts_version, "critique", _FIELDS)
+        again = has_prompt(prompts_version, "critique_retry")
+        self._retry_prompt = _load(prompts_version, "critique_retry", _RETRY_FIELDS) if again else None
         self.lifecycle = Lifecycle(backend)
 
     def identity(self) -> CriticIdentity:
         """What makes the critiques. Raises NotReadyError until the backend started."""
         return self._backend.identity(self._prompt.version)
 
+    def engine_metrics(self) -> bytes:
+        """The metrics of the backend's engine in Prometheus' text format; empty where it has none."""
+        return self._backend.metrics() if isinstance(self._backend, Measured) else b""
+
     def messages(self, request: CritiqueRequest) -> list[Message]:
         """The prompt's messages. The same request gives the same messages, its nonce included."""
-        values = {
-            "question": request.question,
-            "reference_solution": NO_REFERENCE if request.reference_solution is None else request.reference_solution,
-            "attempt": request.attempt,
-            "nonce": hashlib.sha256(request.model_dump_json().encode()).hexdigest()[:8],
-        }
-        return self._prompt.fill(**{name: values[name] for name in self._prompt.fields})
+        return _fill(self._prompt, _values(request, request.split()))
 
     async def critique(self, request: CritiqueRequest) -> CritiqueResponse:
         """Answer one request. Raises ServiceError or PromptTooLongError when there is no answer of the backend."""
         refusal = self.lifecycle.refusal()
         if refusal is not None:
             raise refusal
-        messages = self.messages(request)
-        prompt = RenderedPrompt(request, messages, self._backend.render(messages))
-        generation = await self._backend.generate(prompt)
-        outcome = read_answer(generation, request)
+        split = request.split()
+        values = _values(request, split)
+        answers = [await self._ask(request, split, _fill(self._prompt, values))]
+        refused = answers[0].outcome
+        if isinstance(refused, CritiqueFailure) and refused.reason is not FailureReason.TRUNCATED:
+            answers += await self._ask_again(request, split, values, refused)
+        outcome = answers[-1].outcome
+        critique = _in_sent_text(outcome, split) if isinstance(outcome, Critique) else None
         return CritiqueResponse(
-            id=f"crq_{uuid4().hex}",
-            critique=outcome if isinstance(outcome, Critique) else None,
+            id=new_id(),
+            attempt=reading_of(split),
+            critique=critique,
             failure=outcome if isinstance(outcome, CritiqueFailure) else None,
+            context=_context(outcome, split.tagged, request.mode) if isinstance(outcome, Critique) else None,
+            retried=refused.reason if isinstance(refused, CritiqueFailure) and len(answers) > 1 else None,
             critic=self.identity(),
-            usage=Usage(prompt_tokens=generation.prompt_tokens, completion_tokens=generation.completion_tokens),
+            usage=Usage(
+                prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+                completion_tokens=sum(answer.completion_tokens for answer in answers),
+            ),
         )
 
+    async def _ask_again(
+        self, request: CritiqueRequest, split: SplitAttempt, values: dict[str, str], refused: CritiqueFailure
+    ) -> list[_Answer]:
+        """The answer to the stricter prompt; none where there is no such prompt or no room for it."""
+        if self._retry_prompt is None:
+            return []
+        told = {"refused": refused.text[:_MOST_REFUSED_CHARACTERS], "reason": refused.detail}
+        try:
+            return [await self._ask(request, split, _fill(self._retry_prompt, values | told))]
+        except PromptTooLongError:
+            return []
 
-def read_answer(generation: Generation, request: CritiqueRequest) -> Critique | CritiqueFailure:
-    """A backend's text → the critique that follows its thinking, validated against the attempt."""
+    async def _ask(self, request: CritiqueRequest, split: SplitAttempt, messages: list[Message]) -> _Answer:
+        prompt = RenderedPrompt(request, messages, self._backend.render(messages))
+        generation = await self._backend.generate(prompt)
+        outcome = read_answer(generation, split.tagged, request.answer)
+        return _Answer(outcome, generation.prompt_tokens, generation.completion_tokens)
+
+
+def new_id() -> str:
+    """An id for a response."""
+    return f"crq_{uuid4().hex}"
+
+
+def _load(version: str, name: str, fields: frozenset[str]) -> Prompt:
+    prompt = load_prompt(version, name)
+    unknown = prompt.fields - fields
+    if unknown:
+        raise PromptError(f"prompt {version}/{name} asks for {sorted(unknown)}; known: {sorted(fields)}")
+    return prompt
+
+
+def _values(request: CritiqueRequest, split: SplitAttempt) -> dict[str, str]:
+    return {
+        "question": request.question,
+        "reference_solution": NO_REFERENCE if request.reference_solution is None else request.reference_solution,
+        "attempt": split.tagged,
+        "nonce": hashlib.sha256(request.model_dump_json().encode()).hexdigest()[:8],
+    }
+
+
+def _fill(prompt: Prompt, values: dict[str, str]) -> list[Message]:
+    return prompt.fill(**{name: values[name] for name in prompt.fields})
+
+
+def reading_of(split: SplitAttempt) -> AttemptReading:
+    """What the response says of how the attempt was read."""
+    return AttemptReading(
+        rule=split.rule,
+        steps=list(split.steps),
+        answer=split.answer,
+        answer_rule=split.answer_rule,
+        tagged=None if split.rule is SplitRule.TAGS else split.tagged,
+    )
+
+
+def _in_sent_text(critique: Critique, split: SplitAttempt) -> Critique:
+    """The critique with its span in the attempt as it was sent."""
+    found = critique.alignment.first_difference
+    if found is None or split.rule is SplitRule.TAGS:
+        return critique
+    alignment = critique.alignment.model_copy(update={"first_difference": split.span_in_text(found)})
+    return critique.model_copy(update={"alignment": alignment})
+
+
+def _context(critique: Critique, attempt: str, mode: CritiqueMode) -> str:
+    """``critique`` is the one of the tagged ``attempt``, its span not yet in the sent text."""
+    match mode:
+        case CritiqueMode.STEP_ALIGNED:
+            return critique.text
+        case CritiqueMode.FULL_REPETITION:
+            return quote_wrong_step(critique, attempt)
+        case CritiqueMode.OMISSION:
+            return omit_copied_steps(critique)
+
+
+def read_answer(generation: Generation, attempt: str, known_answer: str | None) -> Critique | CritiqueFailure:
+    """A backend's text → the critique that follows its thinking, validated against the tagged attempt."""
     _, ended, answer = generation.text.rpartition(_END_THINK)
     if not ended and _THINK in generation.text:
         return CritiqueFailure(
             reason=FailureReason.TRUNCATED, detail="the critic's thinking never ended", text=generation.text
         )
-    return validate_critique(
-        answer,
-        request.attempt,
-        known_answer=request.answer,
-        critic_finish_reason=generation.finish_reason,
-    )
+    return validate_critique(answer, attempt, known_answer=known_answer, critic_finish_reason=generation.finish_reason)

@@ -72,6 +72,11 @@ def load_prompt(version: str, name: str) -> Prompt:
     return Prompt(name=name, version=version, messages=messages)
 
 
+def has_prompt(version: str, name: str) -> bool:
+    """Whether the set has this prompt."""
+    return bool(re.fullmatch(r"[a-z0-9-]+", version)) and (files(__name__) / version / f"{name}.txt").is_file()
+
+
 def prompt_sets() -> list[str]:
     """The prompt sets that this version ships."""
     return sorted(entry.name for entry in files(__name__).iterdir() if (entry / "student.txt").is_file())

@@ -22,7 +22,7 @@ def test_help_lists_every_subcommand_with_the_loop_first() -> None:
     listed = stepalign("--help").stdout.split("Commands:")[1]
     names = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
     processes = ["critic", "solver", "trainer", "evaluate"]
-    assert names == ["demo", "run", "probe", "band", *processes, "report", "compare", "queue", "lab"]
+    assert names == ["demo", "run", "probe", "band", *processes, "report", "compare", "critique", "queue", "lab"]
 
 
 def test_an_unknown_key_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

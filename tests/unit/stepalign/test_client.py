@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -11,15 +15,17 @@ from typing import Any
 import httpx
 import pytest
 
-from stepalign.client import CriticClient
+from stepalign.client import CriticClient, SyncCriticClient
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.types import CritiqueRequest, CritiqueResponse
 
 REQUEST = CritiqueRequest(question="3 + 4", attempt="<step_1> 3 + 4 = 7 </step_1>")
 RESPONSE = {
     "id": "crq_1",
+    "attempt": {"rule": "tags", "steps": [[0, 28]], "answer": None, "answer_rule": None, "tagged": None},
     "critique": None,
     "failure": {"reason": "unparseable", "detail": "d", "text": "t"},
+    "context": None,
     "critic": {"model": "m", "weights_revision": "w", "prompt_version": "p", "backend": "b"},
     "usage": {"prompt_tokens": 1, "completion_tokens": 2},
 }
@@ -205,6 +211,135 @@ def test_all_tries_of_a_call_share_a_request_id_and_calls_do_not() -> None:
     ids = [request.headers["x-request-id"] for request in world.requests]
     assert ids[:2] == ["rollout-7", "rollout-7"]
     assert ids[2].startswith("req_")
+
+
+def test_every_try_says_how_many_milliseconds_remain() -> None:
+    world = World(refused(503), refused(503, retry_after="7"), ok(), latency=0.25)
+    world.critique(timeout=20.0)
+    assert world.pauses == [0.75, 8.5]
+    assert [request.headers["x-request-timeout-ms"] for request in world.requests] == ["20000", "19000", "10250"]
+
+
+def test_a_deadline_that_no_header_may_say_is_not_sent_before_it_is_near() -> None:
+    world = World(refused(503, retry_after="100"), ok())
+    world.critique(timeout=3_650.0)
+    assert [request.headers.get("x-request-timeout-ms") for request in world.requests] == [None, "3549250"]
+
+
+def numbered(count: int) -> list[CritiqueRequest]:
+    return [REQUEST.model_copy(update={"question": str(i)}) for i in range(count)]
+
+
+def question_of(request: httpx.Request) -> int:
+    return int(CritiqueRequest.model_validate_json(request.content).question)
+
+
+class Turns:
+    """Answers the fourth question with a 422, and of the others those first that came last. Notes how many are open."""
+
+    def __init__(self, together: int) -> None:
+        self._together = together
+        self._waiting: list[asyncio.Event] = []
+        self.most = 0
+
+    async def handle(self, request: httpx.Request) -> httpx.Response:
+        turn = asyncio.Event()
+        self._waiting.append(turn)
+        self.most = max(self.most, len(self._waiting))
+        if len(self._waiting) == self._together:
+            self._waiting.pop().set()
+        await turn.wait()
+        # Let calls that may be made now be made, before the next answer is given.
+        for _ in range(50):
+            await asyncio.sleep(0)
+        if self._waiting:
+            self._waiting.pop().set()
+        number = question_of(request)
+        return (
+            refused(422, "prompt_too_long") if number == 3 else httpx.Response(200, json=RESPONSE | {"id": f"{number}"})
+        )
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_many_critiques_come_in_order_with_errors_in_their_places(concurrency: int) -> None:
+    turns = Turns(concurrency)
+
+    async def main() -> list[CritiqueResponse | CriticError]:
+        async with CriticClient("http://critic", transport=httpx.MockTransport(turns.handle)) as client:
+            return await client.critique_many(iter(numbered(8)), concurrency=concurrency)
+
+    outcomes = asyncio.run(main())
+    refusal = outcomes.pop(3)
+    assert [outcome.id for outcome in outcomes if isinstance(outcome, CritiqueResponse)] == list("0124567")
+    assert isinstance(refusal, CriticRequestError) and refusal.code == "prompt_too_long"
+    assert turns.most == concurrency
+
+
+def test_each_of_many_calls_has_a_deadline_and_tries_of_its_own() -> None:
+    world = World(refused(503), ok(), refused(503), refused(503), ok(), refused(503))
+    first, second, third = world.call(lambda client: client.critique_many(numbered(3), concurrency=1), timeout=5.0)
+    assert (first.id, second.id) == ("crq_1", "crq_1")
+    assert isinstance(third, CriticUnavailableError)
+    assert [question_of(request) for request in world.requests[:5]] == [0, 0, 1, 1, 1]
+    assert world.now - 1000 > 5.0
+
+
+def test_many_critiques_at_no_call_at_once_are_refused() -> None:
+    with pytest.raises(ValueError, match="concurrency is 0"):
+        World(ok()).call(lambda client: client.critique_many([REQUEST], concurrency=0))
+    assert World(ok()).call(lambda client: client.critique_many([])) == []
+
+
+def test_a_synchronous_client_answers_and_raises_as_the_other_does() -> None:
+    replies = [ok(), refused(422, "prompt_too_long"), ok(), refused(422), httpx.Response(200)]
+    with SyncCriticClient("http://critic", transport=httpx.MockTransport(lambda _: replies.pop(0))) as client:
+        assert client.critique(REQUEST).id == "crq_1"
+        with pytest.raises(CriticRequestError, match="prompt_too_long"):
+            client.critique(REQUEST)
+        good, bad = client.critique_many([REQUEST] * 2, concurrency=1)
+        client.wait_ready()
+    assert isinstance(good, CritiqueResponse) and isinstance(bad, CriticRequestError)
+
+
+def test_an_interrupted_call_of_a_synchronous_client_is_given_up() -> None:
+    begun, given_up = threading.Event(), threading.Event()
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            given_up.set()
+        raise AssertionError("not reached")
+
+    def interrupted_wait() -> None:
+        assert begun.wait(10)
+        raise KeyboardInterrupt
+
+    with SyncCriticClient("http://critic", transport=httpx.MockTransport(handle)) as client:
+        start = client._portal.start_task_soon
+
+        def start_and_be_interrupted(act: Callable[[], Any]) -> Future[Any]:
+            running = start(act)
+            running.result = interrupted_wait
+            return running
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(client._portal, "start_task_soon", start_and_be_interrupted)
+            client.critique(REQUEST)
+        assert given_up.wait(10)
+
+
+def test_a_process_ends_though_its_synchronous_client_was_never_closed() -> None:
+    code = "from stepalign.client import SyncCriticClient; client = SyncCriticClient('http://critic')"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_a_synchronous_client_at_a_wrong_address_starts_nothing() -> None:
+    before = threading.active_count()
+    with pytest.raises(ConfigError, match="the critic's address"):
+        SyncCriticClient("ftp://critic")
+    assert threading.active_count() == before
 
 
 def test_wait_ready_polls_until_the_critic_is_ready() -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from stepalign.errors import ConfigError, PromptError
+from stepalign.errors import ConfigError, PromptError, PromptTooLongError
 from stepalign.prompts import Message, Prompt
+from stepalign.splitting import AnswerRule, SplitRule
 from stepalign.types import (
     CriticIdentity,
     Critique,
     CritiqueFailure,
+    CritiqueMode,
     CritiqueRequest,
     CritiqueResponse,
     FailureReason,
@@ -53,15 +57,20 @@ class FakeBackend:
         self.prompts.append(prompt)
         return Generation(self._write(prompt), self._finish, prompt_tokens=11, completion_tokens=7)
 
+    def expected_wait_seconds(self) -> None:
+        return None
+
     def healthy(self) -> bool:
         return True
 
     async def stop(self) -> None: ...
 
 
-def critique(backend: FakeBackend | ProgramBackend, request: CritiqueRequest = REQUEST) -> CritiqueResponse:
+def critique(
+    backend: FakeBackend | ProgramBackend, request: CritiqueRequest = REQUEST, prompts: str = "lab-v1"
+) -> CritiqueResponse:
     async def main() -> CritiqueResponse:
-        service = CriticService(backend, "lab-v1")
+        service = CriticService(backend, prompts)
         service.lifecycle.begin()
         while service.lifecycle.state is State.LOADING:
             await asyncio.sleep(0)
@@ -74,13 +83,13 @@ def critique(backend: FakeBackend | ProgramBackend, request: CritiqueRequest = R
 
 
 def failure_of(text: str, finish: FinishReason = FinishReason.STOP) -> CritiqueFailure:
-    outcome = read_answer(Generation(text, finish, 0, 0), REQUEST)
+    outcome = read_answer(Generation(text, finish, 0, 0), REQUEST.split().tagged, REQUEST.answer)
     assert isinstance(outcome, CritiqueFailure)
     return outcome
 
 
 def test_an_unchanged_copy_is_a_critique_with_identity_and_usage() -> None:
-    response = critique(FakeBackend(lambda prompt: exact_critique("3 + 4 * 7", prompt.request.attempt)))
+    response = critique(FakeBackend(lambda prompt: exact_critique("3 + 4 * 7", prompt.request.split().tagged)))
     assert response.critique is not None and response.failure is None
     assert response.critique.verdict is Verdict.CORRECT
     assert response.critique.alignment.copied_steps == 2
@@ -115,13 +124,16 @@ def test_the_known_answer_of_the_request_is_held_against_the_critique() -> None:
 
 def test_thinking_is_cut_through_its_last_closing_tag() -> None:
     text = f"<think> <step_1> no </step_1> </think> and so </think> {COPY}"
-    outcome = read_answer(Generation(text, FinishReason.STOP, 0, 0), REQUEST)
+    outcome = read_answer(Generation(text, FinishReason.STOP, 0, 0), REQUEST.split().tagged, REQUEST.answer)
     assert isinstance(outcome, Critique)
     assert "no" not in outcome.text
 
 
 def test_thinking_that_the_chat_template_opened_is_cut() -> None:
-    assert isinstance(read_answer(Generation(f"hm </think>{COPY}", FinishReason.STOP, 0, 0), REQUEST), Critique)
+    assert isinstance(
+        read_answer(Generation(f"hm </think>{COPY}", FinishReason.STOP, 0, 0), REQUEST.split().tagged, REQUEST.answer),
+        Critique,
+    )
 
 
 @pytest.mark.parametrize("finish", list(FinishReason))
@@ -212,3 +224,139 @@ def test_a_backend_that_does_not_start_is_reported_once_and_names_the_reason() -
         await service.lifecycle.end()
 
     asyncio.run(main())
+
+
+UNTAGGED = "1. 3 + 4 = 7\n2. 7 * 7 = 8\nSo the answer is 8."
+
+
+def test_an_untagged_attempt_is_split_and_spans_lead_into_what_was_sent() -> None:
+    request = CritiqueRequest(question="3 + 4 * 7", attempt=UNTAGGED, answer="9")
+    text = (
+        "<step_1>3 + 4 = 7</step_1><copied/> <step_2>7 * 7 = 9</step_2><corrected/> <answer>9</answer>"
+        "<verdict>incorrect</verdict>"
+    )
+    seen: list[str] = []
+
+    def answer(prompt: RenderedPrompt) -> str:
+        seen.extend(message["content"] for message in prompt.messages)
+        return text
+
+    response = critique(FakeBackend(answer), request)
+    tagged = "<step_1>3 + 4 = 7</step_1>\n<step_2>7 * 7 = 8\nSo the answer is 8.</step_2>\n<answer>8</answer>"
+    assert any(tagged in content for content in seen)
+    assert (response.attempt.rule, response.attempt.answer_rule) == (SplitRule.NUMBERED_LINES, AnswerRule.PHRASE)
+    assert response.attempt.tagged == tagged
+    assert [UNTAGGED[slice(*span)] for span in response.attempt.steps] == [
+        "3 + 4 = 7",
+        "7 * 7 = 8\nSo the answer is 8.",
+    ]
+    assert response.critique is not None and response.critique.alignment.first_difference is not None
+    assert UNTAGGED[slice(*response.critique.alignment.first_difference)] == "7 * 7 = 8\nSo the answer is 8."
+    assert response.context == response.critique.text
+
+
+def test_sent_steps_are_read_as_steps() -> None:
+    request = CritiqueRequest(question="3 + 4 * 7", steps=["3 + 4 = 7", "7 * 7 = 9", "#### 9"], answer="9")
+    response = critique(FakeBackend(lambda prompt: exact_critique("3 + 4 * 7", prompt.request.split().tagged)), request)
+    assert response.attempt.rule is SplitRule.STEPS
+    assert response.critique is not None and response.critique.verdict is Verdict.CORRECT
+
+
+def test_a_tagged_attempt_is_not_sent_back() -> None:
+    assert critique(FakeBackend(lambda _: COPY)).attempt.tagged is None
+
+
+def test_each_mode_has_its_context_of_the_same_critique() -> None:
+    attempt = "3 + 4 = 7\n7 * 7 = 8\n#### 8"
+    text = (
+        "<step_1>3 + 4 = 7</step_1><copied/>\n<step_2>7 * 7 = 9</step_2><corrected/>\n<answer>9</answer>"
+        "<verdict>incorrect</verdict>"
+    )
+    responses = {
+        mode: critique(
+            FakeBackend(lambda _: text), CritiqueRequest(question="3 + 4 * 7", attempt=attempt, answer="9", mode=mode)
+        )
+        for mode in CritiqueMode
+    }
+    step_aligned = responses[CritiqueMode.STEP_ALIGNED].critique
+    assert all(response.critique == step_aligned for response in responses.values())
+    rest = "<step_2>7 * 7 = 9</step_2>\n<answer>9</answer>"
+    assert {mode: response.context for mode, response in responses.items()} == {
+        CritiqueMode.STEP_ALIGNED: f"<step_1>3 + 4 = 7</step_1>\n{rest}",
+        CritiqueMode.FULL_REPETITION: f"<step_1>3 + 4 = 7</step_1>\n<step_2>7 * 7 = 8</step_2>\n{rest}",
+        CritiqueMode.OMISSION: rest,
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "either attempt or steps"),
+        ({"attempt": "a", "steps": ["a"]}, "either attempt or steps"),
+        ({"steps": []}, "at least 1 item"),
+        ({"steps": ["a", "\n"]}, "step 2 is blank"),
+        ({"attempt": "a", "mode": "praise"}, "step_aligned"),
+    ],
+)
+def test_a_request_that_cannot_be_read_says_why(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        CritiqueRequest.model_validate({"question": "q", **fields})
+
+
+def test_a_refused_answer_is_asked_for_once_more_with_the_reason() -> None:
+    prompts: list[str] = []
+
+    def answer(prompt: RenderedPrompt) -> str:
+        prompts.append("\n".join(message["content"] for message in prompt.messages))
+        return "all is well" if len(prompts) == 1 else COPY
+
+    response = critique(FakeBackend(answer), prompts="chat-v2")
+    assert response.critique is not None and response.failure is None
+    assert response.retried is FailureReason.UNPARSEABLE
+    assert (response.usage.prompt_tokens, response.usage.completion_tokens) == (22, 14)
+    first, second = prompts
+    assert "all is well" in second and "no tags" in second and "all is well" not in first
+    assert REQUEST.split().tagged in second
+
+
+def test_an_answer_that_is_refused_twice_is_a_failure_with_its_last_reason() -> None:
+    answers = iter(["all is well", COPY.replace("3 + 4 = 7", "3 + 4 = 8")])
+    response = critique(FakeBackend(lambda _: next(answers)), prompts="chat-v2")
+    assert response.critique is None and response.context is None
+    assert response.failure is not None and response.failure.reason is FailureReason.COPIED_STEP_ALTERED
+    assert response.retried is FailureReason.UNPARSEABLE
+
+
+def test_a_truncated_answer_is_not_asked_for_again() -> None:
+    backend = FakeBackend(lambda _: COPY, FinishReason.LENGTH)
+    response = critique(backend, prompts="chat-v2")
+    assert response.failure is not None and response.failure.reason is FailureReason.TRUNCATED
+    assert response.retried is None and len(backend.prompts) == 1
+
+
+def test_a_retry_that_is_over_the_prompt_budget_leaves_the_first_failure() -> None:
+    class Tight(FakeBackend):
+        async def generate(self, prompt: RenderedPrompt) -> Generation:
+            if self.prompts:
+                raise PromptTooLongError("the critique prompt", 9, 8)
+            return await super().generate(prompt)
+
+    response = critique(Tight(lambda _: "all is well"), prompts="chat-v2")
+    assert response.failure is not None and response.failure.reason is FailureReason.UNPARSEABLE
+    assert response.retried is None and response.usage.prompt_tokens == 11
+
+
+def test_a_retry_that_the_engine_fails_on_is_an_error_and_no_failure() -> None:
+    class Broken(FakeBackend):
+        async def generate(self, prompt: RenderedPrompt) -> Generation:
+            if self.prompts:
+                raise EngineError("broken")
+            return await super().generate(prompt)
+
+    with pytest.raises(EngineError):
+        critique(Broken(lambda _: "all is well"), prompts="chat-v2")
+
+
+def test_a_good_answer_is_not_asked_for_again() -> None:
+    response = critique(FakeBackend(lambda _: COPY), prompts="chat-v2")
+    assert response.retried is None and response.usage.prompt_tokens == 11

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from critic_answers import answer_of
 from stepalign.alignment import validate_critique
 from stepalign.config import Config, load_config
 from stepalign.errors import CriticRequestError
@@ -24,13 +25,11 @@ from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
 from stepalign.types import (
     Context,
     ContextKind,
-    CriticIdentity,
     Critique,
     CritiqueRequest,
     CritiqueResponse,
     Problem,
     Rollout,
-    Usage,
 )
 from stepalign_lab.checker import exact_critique
 from stepalign_trainer import loop as loop_module
@@ -203,18 +202,10 @@ class ExactCritic:
         self.refuse = refuse
 
     async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse:
-        if self.refuse is not None and self.refuse in request.attempt:
+        if self.refuse is not None and self.refuse in request.split().tagged:
             raise CriticRequestError("too long", status=413, code="prompt_too_long")
-        text = exact_critique(request.question, request.attempt)
-        critique = validate_critique(text, request.attempt, known_answer=request.answer)
-        assert isinstance(critique, Critique)
-        return CritiqueResponse(
-            id="c",
-            critique=critique,
-            failure=None,
-            critic=CriticIdentity(model="m", weights_revision="w", prompt_version="p", backend="b"),
-            usage=Usage(prompt_tokens=1, completion_tokens=1),
-        )
+        text = exact_critique(request.question, request.split().tagged)
+        return answer_of(request, text)
 
 
 class RecordingStore(MemoryPolicyStore):

@@ -11,17 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from stepalign.alignment import validate_critique
+from critic_answers import answer_of
 from stepalign.config import CriticSection
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.types import (
     ContextKind,
-    CriticIdentity,
-    Critique,
     CritiqueRequest,
     CritiqueResponse,
     Rollout,
-    Usage,
 )
 from stepalign_lab.checker import exact_critique
 from stepalign_trainer import contexts as contexts_module
@@ -48,17 +45,10 @@ class Critic:
             if self.answer is not None:
                 text = await self.answer(request)
             else:
-                text = exact_critique(request.question, request.attempt)
+                text = exact_critique(request.question, request.split().tagged)
         finally:
             self.running -= 1
-        checked = validate_critique(text, request.attempt, known_answer=request.answer)
-        return CritiqueResponse(
-            id="c",
-            critique=checked if isinstance(checked, Critique) else None,
-            failure=None if isinstance(checked, Critique) else checked,
-            critic=CriticIdentity(model="m", weights_revision="w", prompt_version="p", backend="b"),
-            usage=Usage(prompt_tokens=1, completion_tokens=1),
-        )
+        return answer_of(request, text)
 
 
 def fetch(critic: Critic, rollouts: list[Rollout], kind: ContextKind = ContextKind.CRITIQUE) -> list[ContextResult]:
@@ -129,10 +119,10 @@ def test_an_unavailable_critic_is_waited_for_and_nothing_is_lost(
     attempts: Counter[str] = Counter()
 
     async def answer(request: CritiqueRequest) -> str:
-        attempts[request.attempt] += 1
-        if attempts[request.attempt] <= 4:
-            raise CriticUnavailableError("draining", retry_after=0.01 if attempts[request.attempt] % 2 else None)
-        return exact_critique(request.question, request.attempt)
+        attempts[request.split().tagged] += 1
+        if attempts[request.split().tagged] <= 4:
+            raise CriticUnavailableError("draining", retry_after=0.01 if attempts[request.split().tagged] % 2 else None)
+        return exact_critique(request.question, request.split().tagged)
 
     rollouts = [rollout_of(name) for name in ("right", "wrong_step", "wrong_answer", "missing_step", "missing_last")]
     results = fetch(Critic(answer), rollouts)
@@ -149,7 +139,7 @@ def test_the_critics_own_delay_is_kept(rollout_of: MakeRollout, monkeypatch: pyt
         asked.append(1)
         if len(asked) == 1:
             raise CriticUnavailableError("saturated", retry_after=0.01)
-        return exact_critique(request.question, request.attempt)
+        return exact_critique(request.question, request.split().tagged)
 
     assert fetch(Critic(answer), [rollout_of("right")])[0].context is not None
 
@@ -157,7 +147,7 @@ def test_the_critics_own_delay_is_kept(rollout_of: MakeRollout, monkeypatch: pyt
 def test_no_more_requests_run_at_once_than_configured(rollout_of: MakeRollout) -> None:
     async def answer(request: CritiqueRequest) -> str:
         await asyncio.sleep(0.01)
-        return exact_critique(request.question, request.attempt)
+        return exact_critique(request.question, request.split().tagged)
 
     critic = Critic(answer)
     results = fetch(critic, [rollout_of("right", rollout_id=f"r{i}") for i in range(8)])
@@ -166,8 +156,8 @@ def test_no_more_requests_run_at_once_than_configured(rollout_of: MakeRollout) -
 
 def test_results_keep_the_order_of_the_rollouts(rollout_of: MakeRollout) -> None:
     async def answer(request: CritiqueRequest) -> str:
-        await asyncio.sleep(0.02 if "7 * 7 = 8" in request.attempt else 0.0)
-        return exact_critique(request.question, request.attempt)
+        await asyncio.sleep(0.02 if "7 * 7 = 8" in request.split().tagged else 0.0)
+        return exact_critique(request.question, request.split().tagged)
 
     results = fetch(Critic(answer), [rollout_of("wrong_step"), rollout_of("right")])
     assert [r.critique_outcome for r in results] == ["incorrect", "correct"]
@@ -193,15 +183,7 @@ class _Records(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = CritiqueRequest.model_validate_json(self.rfile.read(int(self.headers["content-length"])))
-        critique = validate_critique(exact_critique(request.question, request.attempt), request.attempt)
-        assert isinstance(critique, Critique)
-        response = CritiqueResponse(
-            id="c",
-            critique=critique,
-            failure=None,
-            critic=CriticIdentity(model="m", weights_revision="w", prompt_version="p", backend="b"),
-            usage=Usage(prompt_tokens=1, completion_tokens=1),
-        )
+        response = answer_of(request, exact_critique(request.question, request.split().tagged))
         self._answer(200, response.model_dump_json().encode())
 
     def _answer(self, status: int, body: bytes) -> None:
@@ -315,7 +297,11 @@ def test_a_shuffled_critique_is_that_of_another_problems_rollout(rollout_of: Mak
 
 def test_a_refused_critique_is_shuffled_to_nobody(rollout_of: MakeRollout) -> None:
     async def answer(request: CritiqueRequest) -> str:
-        return "no critique" if "2 * 3 = 5" in request.attempt else exact_critique(request.question, request.attempt)
+        return (
+            "no critique"
+            if "2 * 3 = 5" in request.split().tagged
+            else exact_critique(request.question, request.split().tagged)
+        )
 
     only, refused = fetch(Critic(answer), mixed(rollout_of)[0:3:2], ContextKind.SHUFFLED_CRITIQUE)
     assert (only.context, only.skip_reason) == (None, "no_other_critique")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from stepalign.alignment import validate_critique
+from critic_answers import answer_of
 from stepalign.config import Config, EvaluationSection
 from stepalign.errors import ConfigError
 from stepalign.grading import answers_equal
@@ -19,7 +19,7 @@ from stepalign.plugins import Checker
 from stepalign.policy_store import MemoryPolicyStore
 from stepalign.probing import ProbePlan, ProbeReport
 from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
-from stepalign.types import CriticIdentity, Critique, CritiqueRequest, CritiqueResponse, FinishReason, Rollout, Usage
+from stepalign.types import Critique, CritiqueRequest, CritiqueResponse, FinishReason, Rollout
 from stepalign_lab.checker import exact_critique
 from stepalign_trainer.generation import Choice, Generator
 from stepalign_trainer.probe import Probe, Subject, claim_batch
@@ -180,17 +180,10 @@ class Critic:
 
     async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse:
         self.asked += 1
-        text = exact_critique(request.question, request.attempt)
-        if self.refuse is not None and self.refuse in request.attempt:
+        text = exact_critique(request.question, request.split().tagged)
+        if self.refuse is not None and self.refuse in request.split().tagged:
             text = "no critique"
-        checked = validate_critique(text, request.attempt, known_answer=request.answer)
-        return CritiqueResponse(
-            id="c",
-            critique=checked if isinstance(checked, Critique) else None,
-            failure=None if isinstance(checked, Critique) else checked,
-            critic=CriticIdentity(model="m", weights_revision="w", prompt_version="p", backend="b"),
-            usage=Usage(prompt_tokens=1, completion_tokens=1),
-        )
+        return answer_of(request, text)
 
 
 @pytest.fixture

@@ -12,6 +12,14 @@ def create_backend(section: CriticSection) -> Backend:
         from stepalign_critic.backends.program import ProgramBackend
 
         return ProgramBackend.from_config(section)
+    if section.backend == "openai":
+        from stepalign_critic.backends.openai import OpenAIBackend
+
+        return OpenAIBackend(section)
+    if section.backend == "vllm":
+        from stepalign_critic.backends.vllm import VllmBackend
+
+        return VllmBackend(section)
     from stepalign_critic.backends.transformers import TransformersBackend
 
     return TransformersBackend(section)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from stepalign.prompts import Message
 from stepalign.types import CriticIdentity, CritiqueRequest, FinishReason
@@ -26,6 +26,15 @@ class Generation:
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A backend whose engine has metrics of its own."""
+
+    def metrics(self) -> bytes:
+        """They in Prometheus' text format."""
+        ...
 
 
 class Backend(Protocol):
@@ -56,6 +65,13 @@ class Backend(Protocol):
 
         Raises PromptTooLongError and UnsupportedRequestError on a prompt that it will never answer, SaturatedError
         and EngineError on one that it could not answer now.
+        """
+        ...
+
+    def expected_wait_seconds(self) -> float | None:
+        """How long a request that came now would wait before it is generated for; None when that is not known.
+
+        Called on the event loop in every state, before each request that has a deadline.
         """
         ...
 

@@ -47,12 +47,15 @@ class ProgramBackend:
         """The checker's text. It reads the request, not the prompt, and no part of it is a token."""
         request = prompt.request
         try:
-            text = await asyncio.to_thread(self._checker, request.question, request.attempt)
+            text = await asyncio.to_thread(self._checker, request.question, request.split().tagged)
         except ValueError as error:
             raise UnsupportedRequestError(f"the checker {self._model!r} cannot handle this request: {error}") from None
         except Exception as error:
             raise EngineError(f"the checker {self._model!r} failed: {type(error).__name__}: {error}") from error
         return Generation(text=text, finish_reason=FinishReason.STOP, prompt_tokens=0, completion_tokens=0)
+
+    def expected_wait_seconds(self) -> None:
+        return None
 
     def healthy(self) -> bool:
         return True

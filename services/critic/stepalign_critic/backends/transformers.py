@@ -91,6 +91,9 @@ class TransformersBackend:
         reason = FinishReason.STOP if ended else FinishReason.LENGTH
         return Generation(text, reason, prompt_tokens=len(token_ids), completion_tokens=len(completion))
 
+    def expected_wait_seconds(self) -> float | None:
+        return self._batcher.expected_wait_seconds()
+
     def healthy(self) -> bool:
         return self._batcher.running
 

@@ -1,0 +1,18 @@
+"""Whose request is being answered: what keeps the cached prompts of one API key from another's."""
+
+from __future__ import annotations
+
+import hashlib
+from contextvars import ContextVar
+
+_key_digest: ContextVar[str | None] = ContextVar("key_digest", default=None)
+
+
+def set_key(key: str) -> None:
+    """Note the API key of the request that this task answers."""
+    _key_digest.set(hashlib.sha256(b"stepalign caller " + key.encode(errors="surrogateescape")).hexdigest()[:32])
+
+
+def caller() -> str | None:
+    """What stands for the request's API key, and does not give it away; None where the service asks for none."""
+    return _key_digest.get()

@@ -1,0 +1,62 @@
+"""Critiques shared between replicas of the critic, in a Redis of their own.
+
+The server is a cache: give it ``maxmemory-policy allkeys-lru``. The work queue's must not evict, so it is another one.
+A server that does not answer costs a second of waiting at most and never an answer: callers go on without it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from stepalign.errors import ConfigError, StepalignError
+
+_PREFIX = "stepalign:critique:"
+_TIMEOUT_SECONDS = 1.0
+_PAUSE_SECONDS = 5.0
+
+
+class StoreUnavailableError(StepalignError):
+    """The cache's server does not answer, or did not a moment ago."""
+
+
+class CritiqueStore:
+    """Texts by key at ``url``, kept for ``ttl_seconds``. Raises ConfigError when it is no Redis address."""
+
+    def __init__(self, url: str, ttl_seconds: int) -> None:
+        options: dict[str, Any] = {
+            "protocol": 2,
+            "socket_timeout": _TIMEOUT_SECONDS,
+            "socket_connect_timeout": _TIMEOUT_SECONDS,
+        }
+        try:
+            self._redis: Any = Redis.from_url(url, **options)  # pyright: ignore[reportUnknownMemberType]
+        except ValueError as error:
+            raise ConfigError(f"critic.cache_redis_url (or REDIS_CACHE_URL) is no Redis address: {error}") from None
+        self._ttl_seconds = ttl_seconds
+        self._down_until = 0.0
+
+    async def get(self, key: str) -> bytes | None:
+        """Raises StoreUnavailableError."""
+        return await self._command("GET", _PREFIX + key)
+
+    async def set(self, key: str, text: str) -> None:
+        """Raises StoreUnavailableError."""
+        await self._command("SET", _PREFIX + key, text, "EX", self._ttl_seconds)
+
+    async def _command(self, *parts: str | int) -> Any:
+        # After a failure requests do not each wait for the server in turn.
+        if time.monotonic() < self._down_until:
+            raise StoreUnavailableError("the cache's Redis did not answer a moment ago")
+        try:
+            return await self._redis.execute_command(*parts)
+        except (RedisError, OSError) as error:
+            self._down_until = time.monotonic() + _PAUSE_SECONDS
+            message = f"the cache's Redis does not answer: {type(error).__name__}: {error}"
+            raise StoreUnavailableError(message) from error
+
+    async def close(self) -> None:
+        await self._redis.aclose()

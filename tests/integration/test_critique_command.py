@@ -1,0 +1,93 @@
+"""``stepalign critique`` against a critic on a real socket."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from critic_servers import serving, wait_until
+from stepalign.config import CriticSection
+from stepalign_critic.backends import create_backend
+from stepalign_critic.service import CriticService
+
+pytestmark = pytest.mark.slow
+
+RIGHT = {"question": "3 + 4 * 7", "attempt": "3 + 4 = 7\n7 * 7 = 9\n#### 9", "answer": "9"}
+WRONG = {"question": "3 + 4 * 7", "attempt": "<step_1>3 + 4 = 7</step_1><step_2>7 * 7 = 1</step_2><answer>1</answer>"}
+REFUSED = {**RIGHT, "answer": "5"}
+IMPOSSIBLE = {"question": "Why?", "attempt": "Because."}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    backend = create_backend(CriticSection(backend="program", checker="lab", prompts="lab-v1"))
+    with serving(CriticService(backend, "lab-v1")) as address:
+        wait_until(lambda: httpx.get(f"{address}/health/ready").status_code == 200)
+        yield address
+
+
+def critique(url: str, *words: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stepalign.cli", "critique", *words, "--url", url]
+    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=60)
+
+
+def file_of(folder: Path, *rows: dict[str, Any]) -> str:
+    path = folder / "requests.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n\n" for row in rows))
+    return str(path)
+
+
+def test_each_step_is_shown_with_what_became_of_it(url: str, tmp_path: Path) -> None:
+    done = critique(url, file_of(tmp_path, WRONG))
+    assert done.returncode == 0, done.stderr
+    lines = [re.sub(r"\s+", " ", line).strip() for line in done.stdout.splitlines()]
+    assert lines[:5] == [
+        "3 + 4 * 7",
+        "1 copied 3 + 4 = 7",
+        "2 was <step_2>7 * 7 = 1</step_2>",
+        "2 corrected 7 * 7 = 9",
+        "incorrect answer 9",
+    ]
+
+
+def test_an_answer_that_is_refused_is_shown_and_has_its_exit_code(url: str, tmp_path: Path) -> None:
+    done = critique(url, file_of(tmp_path, RIGHT, REFUSED))
+    assert done.returncode == 2
+    assert "correct    answer 9" in done.stdout and "refused as verdict_disagrees" in done.stdout
+
+
+def test_one_request_without_an_answer_does_not_spoil_the_others(url: str, tmp_path: Path) -> None:
+    done = critique(url, file_of(tmp_path, IMPOSSIBLE, RIGHT), "--json")
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 1
+    assert first["error"]["type"] == "CriticRequestError" and "cannot handle" in first["error"]["message"]
+    assert second["critique"]["verdict"] == "correct"
+
+
+def test_standard_input_is_read_and_may_be_one_indented_object(url: str) -> None:
+    done = critique(url, "-", "--json", given=json.dumps(RIGHT, indent=2))
+    assert done.returncode == 0 and json.loads(done.stdout)["critique"]["answer"] == "9"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "there is no request"),
+        ('{"question": "q"}', "send either attempt or steps"),
+        ('{"question": "q", "attempt": "a"}\n{"question": "q", "attempt": 1}', "line 2: attempt"),
+        ('{"question": "q", "attempt": "a"}\n{"quest', "line 2"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line_that_says_where(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text(text)
+    done = critique("http://127.0.0.1:9", str(path))
+    assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1

