@@ -129,7 +129,7 @@ def feedback_template(prompts: str) -> str:
     """What the teacher of a prompt set reads after the student's prompt, with SDPO's ``{feedback_raw}`` in it.
 
     SDPO adds to the last message only: examples before it, where a set has them, stay the student's. Of the set
-    ``chat-v2``: "Below is a checked version of a solution. It is right from the first step to the answer. …"
+    ``chat-v1``: "Below is a checked version of a solution. It is right from the first step to the answer. …"
     """
     asked, told = (load_prompt(prompts, name).messages[-1][1] for name in ("student", "teacher_critique"))
     if not told.startswith(asked):
@@ -144,7 +144,7 @@ def main(
     out: Annotated[Path, typer.Argument(help="Where the trained model goes.")],
     url: Annotated[str, typer.Option(help="Address of the critic.")] = "http://127.0.0.1:8300",
     api_key_file: Annotated[Path | None, typer.Option(help="A file that holds the critic's API key.")] = None,
-    prompts: Annotated[str, typer.Option(help="Prompt set of student and teacher.")] = "chat-v2",
+    prompts: Annotated[str, typer.Option(help="Prompt set of student and teacher.")] = "chat-v1",
     steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 100,
     batch: Annotated[int, typer.Option(min=2, help="Completions an update.")] = 32,
     samples: Annotated[int, typer.Option(min=2, help="Completions a problem; divides --batch.")] = 8,

@@ -124,7 +124,7 @@ class ArmSection(Section):
 class ModelSection(Section):
     path: Path
     """Folder of the solver model: safetensors, tokenizer, config.json."""
-    prompts: str = "chat-v2"
+    prompts: str = "chat-v1"
     """Prompt set of the student and the teacher."""
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     """A torch device, or ``auto``: CUDA, then MPS, then CPU."""
@@ -205,7 +205,7 @@ class CriticSection(Section):
     """Folder of the critic model (backends ``transformers`` and ``vllm``)."""
     checker: str | None = None
     """Name in the entry-point group ``stepalign.checkers`` (backend ``program``)."""
-    prompts: str = "chat-v2"
+    prompts: str = "chat-v1"
     """Prompt set of the critic."""
     chat_template_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the critic's chat template."""

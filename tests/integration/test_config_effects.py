@@ -88,7 +88,7 @@ EFFECTS: dict[str, Shows | Refused] = {
     "model.path": Shows("texts", "--model.path $folder/other_solver"),
     "model.prompts": Shows(
         "student prompts",
-        "--model.prompts chat-v1",
+        "--model.prompts sums-v1",
         "--solver.max_prompt_tokens 200 --trainer.max_teacher_prompt_tokens 300",
     ),
     "model.device": Refused("texts", f"--model.device {ABSENT}", ConfigError, f"finds no {ABSENT} device"),
@@ -127,7 +127,7 @@ EFFECTS: dict[str, Shows | Refused] = {
     "critic.backend": Shows("critic", MODEL_CRITIC),
     "critic.path": Shows("critic", "--critic.path $folder/solver", MODEL_CRITIC),
     "critic.checker": Refused("critic", "--critic.checker nobody", ConfigError, "critic.checker is 'nobody'"),
-    "critic.prompts": Shows("critic", "--critic.prompts chat-v1", MODEL_CRITIC),
+    "critic.prompts": Shows("critic", "--critic.prompts sums-v1", MODEL_CRITIC),
     "critic.chat_template_options": Shows("critic", "--critic.chat_template_options loud=true", MODEL_CRITIC),
     "critic.device": Refused(
         "critic", f"--critic.device {ABSENT}", ConfigError, f"finds no {ABSENT} device", MODEL_CRITIC

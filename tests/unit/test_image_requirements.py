@@ -19,7 +19,7 @@ DOCKERFILES = {
     "solver": REPO / "services" / "solver" / "Dockerfile",
     "trainer": REPO / "trainer" / "Dockerfile",
 }
-EXTRAS = {"critic": ["critic-transformers"], "solver": ["solver"], "trainer": ["trainer"]}
+EXTRAS = {"critic": ["critic-transformers", "critic-openai"], "solver": ["solver"], "trainer": ["trainer"]}
 
 each_image = pytest.mark.parametrize("image", DOCKERFILES)
 

@@ -22,7 +22,7 @@ Answers = dict[int | str, dict[str, Any]]
 ATTEMPT = "<step_1>3 + 4 = 7</step_1> <step_2>7 * 7 = 48</step_2> <answer>48</answer>"
 REQUEST_EXAMPLE: dict[str, Any] = {"question": "What is (3 + 4) * 7?", "attempt": ATTEMPT, "answer": "49"}
 _CONTEXT = "<step_1>3 + 4 = 7</step_1> <step_2>7 * 7 = 49</step_2> <answer>49</answer>"
-_IDENTITY = {"weights_revision": "5c2f0e8a91d3b764", "prompt_version": "chat-v2", "backend": "transformers"}
+_IDENTITY = {"weights_revision": "5c2f0e8a91d3b764", "prompt_version": "chat-v1", "backend": "transformers"}
 RESPONSE_EXAMPLE: dict[str, Any] = {
     "id": "crq_5f0c9a3f8e1b4d6f9c2a7b1e0d3c4a58",
     "attempt": {

@@ -129,7 +129,7 @@ class Quoting(ProgramBackend):
 
 def test_the_example_of_a_critique_is_the_answer_to_the_example_of_a_request() -> None:
     async def main() -> CritiqueResponse:
-        service = CriticService(Quoting("critic-4b", lambda question, attempt: "", "5c2f0e8a91d3b764"), "chat-v2")
+        service = CriticService(Quoting("critic-4b", lambda question, attempt: "", "5c2f0e8a91d3b764"), "chat-v1")
         service.lifecycle.begin()
         await asyncio.sleep(0)
         return await service.critique(CritiqueRequest(**api_docs.REQUEST_EXAMPLE))

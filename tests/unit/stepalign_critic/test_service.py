@@ -310,7 +310,7 @@ def test_a_refused_answer_is_asked_for_once_more_with_the_reason() -> None:
         prompts.append("\n".join(message["content"] for message in prompt.messages))
         return "all is well" if len(prompts) == 1 else COPY
 
-    response = critique(FakeBackend(answer), prompts="chat-v2")
+    response = critique(FakeBackend(answer), prompts="chat-v1")
     assert response.critique is not None and response.failure is None
     assert response.retried is FailureReason.UNPARSEABLE
     assert (response.usage.prompt_tokens, response.usage.completion_tokens) == (22, 14)
@@ -321,7 +321,7 @@ def test_a_refused_answer_is_asked_for_once_more_with_the_reason() -> None:
 
 def test_an_answer_that_is_refused_twice_is_a_failure_with_its_last_reason() -> None:
     answers = iter(["all is well", COPY.replace("3 + 4 = 7", "3 + 4 = 8")])
-    response = critique(FakeBackend(lambda _: next(answers)), prompts="chat-v2")
+    response = critique(FakeBackend(lambda _: next(answers)), prompts="chat-v1")
     assert response.critique is None and response.context is None
     assert response.failure is not None and response.failure.reason is FailureReason.COPIED_STEP_ALTERED
     assert response.retried is FailureReason.UNPARSEABLE
@@ -329,7 +329,7 @@ def test_an_answer_that_is_refused_twice_is_a_failure_with_its_last_reason() -> 
 
 def test_a_truncated_answer_is_not_asked_for_again() -> None:
     backend = FakeBackend(lambda _: COPY, FinishReason.LENGTH)
-    response = critique(backend, prompts="chat-v2")
+    response = critique(backend, prompts="chat-v1")
     assert response.failure is not None and response.failure.reason is FailureReason.TRUNCATED
     assert response.retried is None and len(backend.prompts) == 1
 
@@ -341,7 +341,7 @@ def test_a_retry_that_is_over_the_prompt_budget_leaves_the_first_failure() -> No
                 raise PromptTooLongError("the critique prompt", 9, 8)
             return await super().generate(prompt)
 
-    response = critique(Tight(lambda _: "all is well"), prompts="chat-v2")
+    response = critique(Tight(lambda _: "all is well"), prompts="chat-v1")
     assert response.failure is not None and response.failure.reason is FailureReason.UNPARSEABLE
     assert response.retried is None and response.usage.prompt_tokens == 11
 
@@ -354,9 +354,9 @@ def test_a_retry_that_the_engine_fails_on_is_an_error_and_no_failure() -> None:
             return await super().generate(prompt)
 
     with pytest.raises(EngineError):
-        critique(Broken(lambda _: "all is well"), prompts="chat-v2")
+        critique(Broken(lambda _: "all is well"), prompts="chat-v1")
 
 
 def test_a_good_answer_is_not_asked_for_again() -> None:
-    response = critique(FakeBackend(lambda _: COPY), prompts="chat-v2")
+    response = critique(FakeBackend(lambda _: COPY), prompts="chat-v1")
     assert response.retried is None and response.usage.prompt_tokens == 11
