@@ -15,6 +15,7 @@ Exits with 1 when a bound is missed, after writing the file, and when something 
 from __future__ import annotations
 
 import hashlib
+import platform
 import shlex
 import signal
 import sys
@@ -29,9 +30,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks.lb import report
+from benchmarks import report
+from benchmarks.errors import BenchError
 from benchmarks.lb.churn import Churn, ChurnSettings
-from benchmarks.lb.errors import BenchError
 from benchmarks.lb.latency import LatencySettings
 from benchmarks.lb.measurements import (
     FIXED,
@@ -43,9 +44,9 @@ from benchmarks.lb.measurements import (
     measure_overhead,
     measure_scaling,
 )
-from benchmarks.lb.report import Bound
 from benchmarks.lb.scaling import LoadSettings
 from benchmarks.lb.stack import HAPROXY_CFG, ROOT, critic_image, engine_version
+from benchmarks.report import Bound
 
 RESULTS = ROOT / "benchmarks" / "results" / "lb.json"
 MOST_OVERHEAD_MS = 0.3
@@ -63,6 +64,7 @@ def main(
     signal.signal(signal.SIGTERM, _leave)
     begin = time.monotonic()
     try:
+        _check_system()
         machine = {**report.machine(), "docker_engine": engine_version(), "critic_image": critic_image()}
         overhead, churn, scaling = _measure(haproxy_cfg)
     except BenchError as error:
@@ -87,6 +89,11 @@ def main(
     _console.print(f"{escape(str(output))}, after {figures['seconds']:.0f} s")
     if not figures["bounds_kept"]:
         raise typer.Exit(1)
+
+
+def _check_system() -> None:
+    if platform.system() != "Linux":
+        raise BenchError("this benchmark calls containers by their addresses, which only Linux makes reachable")
 
 
 def _measure(haproxy_cfg: Path) -> tuple[Overhead, Churn, Scaling]:

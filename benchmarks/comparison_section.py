@@ -12,14 +12,19 @@ METRICS = (("avg", "Avg"), ("maj", "Maj"), ("pass", "Pass"), ("trace", "Trace"))
 
 
 def write_section(page: Path, name: str, results: dict[str, Any]) -> None:
+    """Write the section of the benchmark ``name``. Raises ValueError when the page has no markers for it."""
+    budgets = [_budget(int(steps), budget) for steps, budget in results["budgets"].items()]
+    replace_section(page, name, "\n\n".join(budgets))
+
+
+def replace_section(page: Path, name: str, body: str) -> None:
     """Replace what stands between the markers of ``name``. Raises ValueError when the page has none."""
     begin, end = f"<!-- bench-{name}: begin -->", f"<!-- bench-{name}: end -->"
     text = page.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1:
         raise ValueError(f"{page} must hold {begin} and {end} once each")
     before, after = text.split(begin)[0], text.split(end)[1]
-    budgets = [_budget(int(steps), budget) for steps, budget in results["budgets"].items()]
-    replace_text(page, f"{before}{begin}\n\n" + "\n\n".join(budgets) + f"\n\n{end}{after}")
+    replace_text(page, f"{before}{begin}\n\n{body}\n\n{end}{after}")
 
 
 def _budget(steps: int, budget: dict[str, Any]) -> str:
@@ -30,11 +35,11 @@ def _budget(steps: int, budget: dict[str, Any]) -> str:
         f"### {steps} updates: {budget['rollouts_per_run']} rollouts per run, seeds {named}",
         f"`{budget['command']}`. {comparison['problems']} test problems, {k} samples each; percent, mean over seeds, "
         "in brackets the seeds one by one.",
-        _table(["arm", *(f"{name}@{k}" for _, name in METRICS), "picked steps"], _arm_rows(comparison)),
+        markdown_table(["arm", *(f"{name}@{k}" for _, name in METRICS), "picked steps"], _arm_rows(comparison)),
         "Differences in points, with paired 95 % intervals over problems and seeds; **bold**: apart from 0.",
-        _table(["difference", *(f"{name}@{k}" for _, name in METRICS)], _pair_rows(comparison)),
+        markdown_table(["difference", *(f"{name}@{k}" for _, name in METRICS)], _pair_rows(comparison)),
         "Advantage at the first update, when the student is still the base:",
-        _table(
+        markdown_table(
             ["arm", "on correct tokens", "share of them below −0.1", "at the first error", "after it"], _first(budget)
         ),
         *(
@@ -48,7 +53,7 @@ def _budget(steps: int, budget: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _table(heads: list[str], rows: Iterable[list[str]]) -> str:
+def markdown_table(heads: list[str], rows: Iterable[list[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -9,10 +9,10 @@ from functools import partial
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.lb.errors import BenchError
+from benchmarks.errors import BenchError
 from benchmarks.lb.haproxy import backend_state
 from benchmarks.lb.stack import Container, Stack
-from benchmarks.lb.wire import fetch
+from benchmarks.wire import fetch
 
 _POLL_SECONDS = 0.02
 _LONGEST_SECONDS = 60.0

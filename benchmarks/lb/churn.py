@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from benchmarks.lb.changes import add, drain, kill
 from benchmarks.lb.haproxy import BackendState, backend_state
 from benchmarks.lb.stack import Stack
-from benchmarks.lb.wire import CRITIC_PORT
 from benchmarks.lb.workload import lab_requests
+from benchmarks.wire import CRITIC_PORT
 from stepalign.client import CriticClient
 from stepalign.errors import StepalignError
 

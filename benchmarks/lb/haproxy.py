@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.lb.errors import BenchError
-from benchmarks.lb.wire import fetch
+from benchmarks.errors import BenchError
+from benchmarks.wire import fetch
 
 _PORT = 8405
 _UP = "haproxy_backend_agg_server_status"

@@ -7,8 +7,8 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from benchmarks.lb.errors import BenchError
-from benchmarks.lb.wire import Connection
+from benchmarks.errors import BenchError
+from benchmarks.wire import Connection
 
 _BOOTSTRAP_SAMPLES = 2000
 

@@ -11,8 +11,8 @@ from benchmarks.lb.haproxy import version
 from benchmarks.lb.latency import Comparison, LatencySettings, compare
 from benchmarks.lb.scaling import LoadSettings, Throughput, measure
 from benchmarks.lb.stack import Capacity, Stack
-from benchmarks.lb.wire import request_bytes
 from benchmarks.lb.workload import lab_requests, long_request
+from benchmarks.wire import request_bytes
 
 REPLICAS = (1, 2, 4, 8)
 IMMEDIATE = Capacity(slots=4, seconds=0.0)

@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from benchmarks.lb.wire import Connection, expect_critique
+from benchmarks.wire import Connection, expect_critique
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.lb.errors import BenchError
+from benchmarks.errors import BenchError
 from benchmarks.lb.haproxy import backend_state
-from benchmarks.lb.wire import fetch
+from benchmarks.wire import fetch
 
 ROOT = Path(__file__).resolve().parents[2]
 HAPROXY_CFG = ROOT / "services" / "lb" / "haproxy.cfg"

@@ -17,7 +17,7 @@ from stepalign.problems import load_problems
 from stepalign.scoring import grade
 from stepalign.types import Problem
 from stepalign_solver.policy import load_policy, load_tokenizer
-from stepalign_solver.sampling import Sampler, stable_seed
+from stepalign_solver.sampling import Completion, Sampler, stable_seed
 from stepalign_solver.worker import StudentPrompts
 
 
@@ -37,29 +37,42 @@ class Band:
             )
 
 
-def solved_counts(config: Config, candidates: Path, samples: int, progress: Callable[[int, int], None]) -> list[int]:
-    """How often the base model solves each problem, sampled as the solver samples its rollouts.
+def base_completions(
+    config: Config, candidates: Path, samples: int, purpose: str, progress: Callable[[int, int], None]
+) -> list[tuple[Problem, Completion]]:
+    """``samples`` completions of each problem by the base model, sampled as the solver samples its rollouts.
 
-    The random numbers depend on (run seed, problem, sample) alone. A sample that the grader fails on is not solved.
+    The random numbers depend on (run seed, ``purpose``, problem, sample) alone.
     """
     problems = load_problems(candidates)
     tokenizer = load_tokenizer(config.model.path)
     prompts = StudentPrompts(config, tokenizer, problems, candidates)
     sampler = Sampler(load_policy(config.model, None, merge=False), tokenizer)
-    grader = load_grader(config.data.grader)
-    draws = [(i, sample) for i in range(len(problems)) for sample in range(samples)]
-    counts = [0] * len(problems)
+    draws = [(problem, sample) for problem in problems for sample in range(samples)]
+    found: list[tuple[Problem, Completion]] = []
     for start in range(0, len(draws), config.solver.batch):
         part = draws[start : start + config.solver.batch]
         parameters = [
-            config.solver.parameters(stable_seed(config.run.seed, "band", problems[i].id, sample)) for i, sample in part
+            config.solver.parameters(stable_seed(config.run.seed, purpose, problem.id, sample))
+            for problem, sample in part
         ]
-        completions = sampler.sample([prompts.token_ids[problems[i].id] for i, _ in part], parameters)
-        for (i, _), completion in zip(part, completions, strict=True):
-            graded = grade(completion.text, len(completion.token_ids), completion.finish_reason, problems[i], grader)
-            counts[i] += graded.correct is True
-        progress(start + len(part), len(draws))
-    return counts
+        completions = sampler.sample([prompts.token_ids[problem.id] for problem, _ in part], parameters)
+        found += [(problem, completion) for (problem, _), completion in zip(part, completions, strict=True)]
+        progress(len(found), len(draws))
+    return found
+
+
+def solved_counts(config: Config, candidates: Path, samples: int, progress: Callable[[int, int], None]) -> list[int]:
+    """How often the base model solves each problem of the file, in its order.
+
+    A sample that the grader fails on is not solved.
+    """
+    grader = load_grader(config.data.grader)
+    solved = [
+        grade(completion.text, len(completion.token_ids), completion.finish_reason, problem, grader).correct is True
+        for problem, completion in base_completions(config, candidates, samples, "band", progress)
+    ]
+    return [sum(solved[start : start + samples]) for start in range(0, len(solved), samples)]
 
 
 def chosen_rows(problems: list[Problem], counts: list[int], band: Band) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from http.client import HTTPConnection
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.lb.errors import BenchError
+from benchmarks.errors import BenchError
 
 CRITIC_PORT = 8300
 _CHUNK = 65536
@@ -20,8 +20,11 @@ _CHUNK = 65536
 
 @dataclass(frozen=True)
 class Answer:
+    """``head`` holds the status line and the headers in lower case, where they were read."""
+
     status: int
     body: bytes
+    head: bytes = b""
 
 
 def request_bytes(method: str, path: str, api_key: str | None = None, body: bytes = b"") -> bytes:
@@ -62,7 +65,7 @@ class Connection:
             more = self._read()
             received += more
             missing -= len(more)
-        return Answer(int(head[9:12]), received[end + 4 :])
+        return Answer(int(head[9:12]), received[end + 4 :], head)
 
     def _length(self, head: bytes) -> int:
         _, found, rest = head.partition(b"\r\ncontent-length:")

@@ -1,0 +1,127 @@
+"""The critic service beside its peers: writes ``benchmarks/results/critic.json``.
+
+    make bench-critic
+
+Three comparisons, each with its peer measured in the same run and by turns:
+
+- the service over an engine of fixed latency, beside a bare FastAPI route over the same engine: what it adds at one
+  connection, requests a second and the 99th percentile at 32 (:mod:`benchmarks.critic.http`);
+- the backend ``openai`` over httpx's own transport and over ``httpx-aiohttp``, before the same server;
+- tokens a second of vLLM inside the service, beside vLLM's own offline engine (:mod:`benchmarks.critic.vllm_comparison`).
+
+Exits with 1 when a bound is missed, after writing the file, and when something could not be measured, without writing.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from benchmarks import report
+from benchmarks.critic.http import Http, Transports, measure_http, measure_transports
+from benchmarks.critic.load import LoadSettings, Rounds
+from benchmarks.critic.overhead import OverheadSettings
+from benchmarks.critic.processes import ROOT
+from benchmarks.critic.vllm_comparison import VllmComparison, VllmSettings, measure_vllm
+from benchmarks.errors import BenchError
+from benchmarks.report import Bound
+
+RESULTS = ROOT / "benchmarks" / "results" / "critic.json"
+MOST_OVERHEAD_MS = 1.2
+LEAST_PER_SECOND = 900.0
+LEAST_VLLM_RATIO = 0.95
+
+_OVERHEAD, _LOAD, _VLLM = OverheadSettings(), LoadSettings(), VllmSettings()
+_console = Console()
+
+
+def main(
+    output: Path = typer.Option(RESULTS, help="Where the figures go."),
+    vllm_python: Path = typer.Option(
+        ROOT / ".venv-vllm" / "bin" / "python", exists=True, help="Of an environment with vLLM and the critic."
+    ),
+) -> None:
+    """Measure the critic service."""
+    signal.signal(signal.SIGTERM, _leave)
+    begin = time.monotonic()
+    machine = report.machine()
+    try:
+        http, transports, vllm = _measure(vllm_python)
+    except BenchError as error:
+        _console.print(f"[red]not measured:[/red] {escape(str(error))}")
+        raise typer.Exit(1) from error
+    bounds = _bounds(http, vllm)
+    peers = _peers(http, transports, vllm)
+    figures = {
+        "benchmark": "critic",
+        "command": shlex.join(["python", "-m", "benchmarks.bench_critic", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": time.monotonic() - begin,
+        "bounds_kept": all(bound.kept for bound in bounds.values()),
+        **{name: bound.value for name, bound in bounds.items()},
+        "p99_ms_32": http.throughput.p99_ms,
+        "peers": peers,
+        "bounds": {name: bound.as_dict() for name, bound in bounds.items()},
+        "machine": {**machine, "vllm": vllm.versions},
+        "parameters": {"overhead": asdict(_OVERHEAD), "load": asdict(_LOAD), "vllm": asdict(_VLLM)},
+        "details": {"http": asdict(http), "transports": asdict(transports), "vllm": asdict(vllm)},
+    }
+    report.write(output, figures)
+    report.show(_console, bounds, {"p99_ms_32": http.throughput.p99_ms, **peers})
+    _console.print(f"{escape(str(output))}, after {figures['seconds']:.0f} s")
+    if not figures["bounds_kept"]:
+        raise typer.Exit(1)
+
+
+def _measure(vllm_python: Path) -> tuple[Http, Transports, VllmComparison]:
+    _console.print("http: the service and a bare route over an engine of fixed latency")
+    http = measure_http(_OVERHEAD, _LOAD)
+    _console.print("transports: the backend openai over httpx and over httpx-aiohttp")
+    transports = measure_transports(_LOAD)
+    _console.print("vllm: tokens a second inside the service and offline")
+    return http, transports, measure_vllm(vllm_python, _VLLM)
+
+
+def _bounds(http: Http, vllm: VllmComparison) -> dict[str, Bound]:
+    return {
+        "overhead_p50_ms": Bound(http.overhead.overhead_p50_ms, at_most=MOST_OVERHEAD_MS),
+        "rps_32": Bound(http.throughput.per_second, at_least=LEAST_PER_SECOND),
+        "vllm_throughput_ratio": Bound(vllm.ratio, at_least=LEAST_VLLM_RATIO),
+    }
+
+
+def _peers(http: Http, transports: Transports, vllm: VllmComparison) -> dict[str, float]:
+    return {
+        "bare_overhead_p50_ms": http.bare_overhead.overhead_p50_ms,
+        **_load_figures("bare", http.bare_throughput),
+        "rps_32_ratio_to_bare": http.throughput.ratio_to(http.bare_throughput),
+        **_load_figures("openai_httpx", transports.httpx),
+        **_load_figures("openai_httpx_aiohttp", transports.aiohttp),
+        "aiohttp_ratio_to_httpx": transports.aiohttp.ratio_to(transports.httpx),
+        "vllm_service_tokens_per_second": vllm.service_tokens_per_second,
+        "vllm_offline_tokens_per_second": vllm.offline_tokens_per_second,
+    }
+
+
+def _load_figures(name: str, rounds: Rounds) -> dict[str, float]:
+    return {f"{name}_rps_32": rounds.per_second, f"{name}_p99_ms_32": rounds.p99_ms}
+
+
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    """SIGTERM becomes an exception, which ends the servers on its way out."""
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,97 @@
+"""The servers that are measured, each in a process of its own: uvicorn with one worker and the critic's settings.
+
+    python -m benchmarks.critic.serve critic FOLDER --seconds 0.005
+
+The address goes to ``FOLDER/critic.url``, once the process listens.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import httpx
+import typer
+import uvicorn
+
+from benchmarks.critic.engine import FixedLatencyBackend, FixedLatencyEngine, ModelServer, bare_app
+from benchmarks.critic.processes import ROOT
+from benchmarks.critic.workload import PROMPTS, critique
+from stepalign.config import Config, load_config
+from stepalign.logging import configure_logging
+from stepalign_critic.backends import create_backend
+from stepalign_critic.backends.openai import OpenAIBackend
+from stepalign_critic.server import URL_FILE, serve, write_atomically
+
+_KEPT_CONNECTIONS = 100
+
+program = typer.Typer()
+SECONDS = typer.Option(0.0, min=0, help="Time that the engine takes for an answer.")
+
+
+class Transport(StrEnum):
+    HTTPX = "httpx"
+    AIOHTTP = "aiohttp"
+
+
+@program.command()
+def critic(folder: Path, seconds: float = SECONDS) -> None:
+    """The critic service over the engine."""
+    config = _config(folder)
+    serve(config, FixedLatencyBackend(FixedLatencyEngine(critique(), seconds)))
+
+
+@program.command()
+def bare(folder: Path, seconds: float = SECONDS) -> None:
+    """A bare FastAPI route over the engine."""
+    _serve_app(bare_app(FixedLatencyEngine(critique(), seconds)), folder, lifespan="on")
+
+
+@program.command()
+def model(folder: Path) -> None:
+    """An OpenAI-compatible server that answers at once."""
+    message = {"role": "assistant", "content": critique()}
+    completion = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "fixed",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    }
+    models = {"object": "list", "data": [{"id": "fixed", "object": "model"}]}
+    _serve_app(ModelServer(json.dumps(models).encode(), json.dumps(completion).encode()), folder, lifespan="off")
+
+
+@program.command()
+def critic_over(folder: Path, url: str, transport: Transport) -> None:
+    """The critic service before an OpenAI-compatible server at ``url``."""
+    config = _config(folder, "--critic.backend", "openai", "--critic.openai.base_url", f"{url}/v1")
+    if transport is Transport.AIOHTTP:
+        serve(config, create_backend(config.critic))
+    else:
+        # By its default httpx keeps 20 connections and would open the others anew for each request.
+        kept = httpx.Limits(max_connections=_KEPT_CONNECTIONS, max_keepalive_connections=_KEPT_CONNECTIONS)
+        serve(config, OpenAIBackend(config.critic, httpx.AsyncHTTPTransport(limits=kept)))
+
+
+def _config(folder: Path, *critic: str) -> Config:
+    """The shipped defaults of the service, cache and log lines included."""
+    configure_logging("critic")
+    where = ["--run.dir", str(folder.parent), "--run.name", folder.name, "--critic.prompts", PROMPTS]
+    return load_config(ROOT / "configs" / "lab.toml", [*where, *critic])
+
+
+def _serve_app(app: Any, folder: Path, lifespan: Any) -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    write_atomically(folder / URL_FILE, f"http://127.0.0.1:{listening.getsockname()[1]}")
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan=lifespan)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    program()
