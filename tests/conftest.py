@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from stepalign.embedded_redis import EmbeddedRedis
 from stepalign.types import Rollout
@@ -19,6 +20,14 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a real server. Tests keep apart by their run ids."""
     directory: Path = tmp_path_factory.mktemp("redis")
     with EmbeddedRedis(directory) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def cache_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real server that evicts, as a cache's should."""
+    with EmbeddedRedis(tmp_path_factory.mktemp("cache")) as url, Redis.from_url(url) as redis:
+        redis.config_set("maxmemory-policy", "allkeys-lru")
         yield url
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stepalign.alignment import validate_critique
 from stepalign.types import CriticIdentity, Critique, CritiqueRequest, CritiqueResponse, Usage
-from stepalign_critic.service import reading_of
+from stepalign_critic.service import context_of, reading_of
 
 
 def answer_of(request: CritiqueRequest, critic_text: str) -> CritiqueResponse:
@@ -17,7 +17,7 @@ def answer_of(request: CritiqueRequest, critic_text: str) -> CritiqueResponse:
         attempt=reading_of(split),
         critique=critique,
         failure=None if isinstance(checked, Critique) else checked,
-        context=None if critique is None else critique.text,
+        context=None if critique is None else context_of(critique, split.tagged, request.mode),
         critic=CriticIdentity(model="m", weights_revision="w", prompt_version="p", backend="b"),
         usage=Usage(prompt_tokens=1, completion_tokens=1),
     )

@@ -220,12 +220,13 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class Bench:
-    """A folder with small models and problem lists, a Redis server and a critic."""
+    """A folder with small models and problem lists, a Redis server, one for a cache, and a critic."""
 
-    def __init__(self, folder: Path, redis_url: str, critic_url: str, recorder: Recorder) -> None:
+    def __init__(self, folder: Path, redis_url: str, cache_url: str, critic_url: str, recorder: Recorder) -> None:
         self.folder = folder
         self.recorder = recorder
         self.redis_url = redis_url
+        self.cache_url = cache_url
         self.critic_url = critic_url
         self.file = folder / "run.toml"
         self.file.write_text(CONFIG.format(folder=folder, redis_url=redis_url, critic_url=critic_url))

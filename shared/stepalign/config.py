@@ -219,6 +219,10 @@ class CriticSection(Section):
     """Port to listen on; 0 takes a free one."""
     api_keys_file: Path | None = None
     """The API keys that the service accepts, one a line. With it every path but health needs one."""
+    metrics_host: str = "127.0.0.1"
+    """Address of ``/metrics`` when there are API keys. No key is asked for there: keep it inside."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 8301
+    """Port of ``/metrics`` when there are API keys; without them it is on ``port``. 0 takes a free one."""
     drain_grace_seconds: Annotated[float, Field(ge=0)] = 0.0
     """How long requests are still served after SIGTERM, while readiness says 503 and load balancers look away."""
     api_key_file: Path | None = None
@@ -244,6 +248,8 @@ class CriticSection(Section):
     cache_redis_url: str | None = None
     """A Redis server, of its own and with ``allkeys-lru``, through which replicas share answers. Unset, the
     environment's REDIS_CACHE_URL."""
+    cache_redis_password_file: Path | None = None
+    """A file that holds that server's password."""
     cache_ttl_seconds: Annotated[int, Field(ge=1)] = 7 * 24 * 3600
     """How long an answer stays in that server."""
     rate_limit_per_minute: Annotated[int, Field(ge=1)] | None = None

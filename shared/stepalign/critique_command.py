@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
+from unicodedata import category
 
 import typer
 from pydantic import ValidationError
@@ -101,14 +102,15 @@ def _as_json(answer: CritiqueResponse | CriticError) -> str:
 
 
 def _show(console: Console, request: CritiqueRequest, answer: CritiqueResponse | CriticError) -> None:
-    console.print(Text(request.question, style="bold"))
+    console.print(Text(_printable(request.question), style="bold"))
     if isinstance(answer, CriticError):
-        console.print(Text(f"no answer: {answer}", style="red"))
+        console.print(Text(_printable(f"no answer: {answer}"), style="red"))
     elif answer.critique is not None:
         _show_critique(console, request, answer.critique)
     elif answer.failure is not None:
-        console.print(Text(f"refused as {answer.failure.reason}: {answer.failure.detail}", style="red"))
-        console.print(Padding(Text(answer.failure.text, style="dim"), (0, 0, 0, 2)))
+        said = _printable(f"refused as {answer.failure.reason}: {answer.failure.detail}")
+        console.print(Text(said, style="red"))
+        console.print(Padding(Text(_printable(answer.failure.text), style="dim"), (0, 0, 0, 2)))
     console.print()
 
 
@@ -130,5 +132,10 @@ def _sent(request: CritiqueRequest, span: Span) -> str:
 def _line(number: int | None, label: str, body: str, style: str) -> Text:
     head = "" if number is None else str(number)
     line = Text(f"{head:>3} {label:<10} ", style="dim")
-    line.append(" ".join(body.split()), style=style)
+    line.append(_printable(" ".join(body.split())), style=style)
     return line
+
+
+def _printable(text: str) -> str:
+    """``text`` without the control characters by which a model's words could steer the terminal."""
+    return "".join("\ufffd" if category(c) == "Cc" and c not in "\n\t" else c for c in text)

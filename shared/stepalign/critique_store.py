@@ -1,16 +1,18 @@
 """Critiques shared between replicas of the critic, in a Redis of their own.
 
-The server is a cache: give it ``maxmemory-policy allkeys-lru``. The work queue's must not evict, so it is another one.
-A server that does not answer costs a second of waiting at most and never an answer: callers go on without it.
+The server is a cache: give it ``maxmemory-policy allkeys-lru``. The work queue's must not evict, so it is another one;
+a server that evicts nothing is left alone, since a cache would fill it up. A server that does not answer costs a second
+of waiting at most and never an answer: callers go on without it.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from stepalign.errors import ConfigError, StepalignError
 
@@ -37,6 +39,7 @@ class CritiqueStore:
         except ValueError as error:
             raise ConfigError(f"critic.cache_redis_url (or REDIS_CACHE_URL) is no Redis address: {error}") from None
         self._ttl_seconds = ttl_seconds
+        self._evicts = False
         self._down_until = 0.0
 
     async def get(self, key: str) -> bytes | None:
@@ -52,11 +55,28 @@ class CritiqueStore:
         if time.monotonic() < self._down_until:
             raise StoreUnavailableError("the cache's Redis did not answer a moment ago")
         try:
+            await self._check_policy()
             return await self._redis.execute_command(*parts)
         except (RedisError, OSError) as error:
             self._down_until = time.monotonic() + _PAUSE_SECONDS
             message = f"the cache's Redis does not answer: {type(error).__name__}: {error}"
             raise StoreUnavailableError(message) from error
+
+    async def _check_policy(self) -> None:
+        """Raises StoreUnavailableError when the server says that it evicts nothing."""
+        if self._evicts:
+            return
+        memory: dict[str, Any] = {}
+        # A server may keep this to itself.
+        with suppress(NoPermissionError):
+            memory = await self._redis.info("memory")
+        if memory.get("maxmemory_policy") == "noeviction":
+            self._down_until = time.monotonic() + _PAUSE_SECONDS
+            raise StoreUnavailableError(
+                "the cache's Redis has maxmemory-policy noeviction and is not used: give the cache a server of its own "
+                "with allkeys-lru (critic.cache_redis_url)"
+            )
+        self._evicts = True
 
     async def close(self) -> None:
         await self._redis.aclose()

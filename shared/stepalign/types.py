@@ -8,7 +8,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from stepalign.splitting import AnswerRule, SplitAttempt, SplitRule, join_steps, split_attempt
 from stepalign.trace import Span
@@ -182,18 +183,40 @@ class CritiqueMode(StrEnum):
     """Without the steps that are copied before the first change."""
 
 
+def _well_formed(text: str) -> str:
+    """Raises ValueError for half of a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
+    lone = next((place for place, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+    if lone is not None:
+        raise ValueError(f"there is half of a surrogate pair at code point {lone}; send whole characters")
+    return text
+
+
+WellFormed = Annotated[str, AfterValidator(_well_formed)]
+# What join_steps refuses; it says it better than a pattern of pydantic's would.
+Step = Annotated[WellFormed, Field(json_schema_extra={"pattern": r"\S"})]
+_ONE_ATTEMPT: JsonDict = {
+    "oneOf": [
+        {"required": ["attempt"], "properties": {"attempt": {"type": "string"}, "steps": {"type": "null"}}},
+        {"required": ["steps"], "properties": {"attempt": {"type": "null"}, "steps": {"type": "array"}}},
+    ]
+}
+"""In JSON Schema, what the validator of :class:`CritiqueRequest` checks."""
+
+
 class CritiqueRequest(Wire):
     """What a project sends to the critic: an attempt as text, tagged or not, or as a list of steps.
 
     How untagged text is split is said in :mod:`stepalign.splitting`. ``answer`` is the known answer, if any.
     """
 
-    question: Annotated[str, Field(min_length=1)]
-    attempt: str | None = None
+    model_config = ConfigDict(json_schema_extra=_ONE_ATTEMPT)
+
+    question: Annotated[WellFormed, Field(min_length=1)]
+    attempt: WellFormed | None = None
     """Exactly one of ``attempt`` and ``steps``."""
-    steps: Annotated[list[str], Field(min_length=1)] | None = None
-    reference_solution: str | None = None
-    answer: str | None = None
+    steps: Annotated[list[Step], Field(min_length=1)] | None = None
+    reference_solution: WellFormed | None = None
+    answer: WellFormed | None = None
     mode: CritiqueMode = CritiqueMode.STEP_ALIGNED
 
     @model_validator(mode="after")

@@ -90,7 +90,7 @@ def test_compose_accepts_both_profiles(engine: dict[str, str], stack: Stack) -> 
         profile: set(stack.run("docker", "compose", "--profile", profile, "config", "--services").split())
         for profile in ("cpu", "gpu")
     }
-    shared = {"init", "redis", "lb"}
+    shared = {"init", "redis", "cache", "lb"}
     assert services["cpu"] == shared | {"critic", "solver", "trainer", "evaluate", "report"}
     assert services["gpu"] == shared | {
         "models",
@@ -164,7 +164,7 @@ def health(stack: Stack, name: str) -> str:
 
 
 def test_every_service_is_locked_down_and_healthy(stack: Stack) -> None:
-    names = ("redis", "lb", "critic", "solver", "trainer", "evaluate", "report")
+    names = ("redis", "cache", "lb", "critic", "solver", "trainer", "evaluate", "report")
     for name in names:
         (container,) = stack.containers(name)
         host = container["HostConfig"]
@@ -198,7 +198,7 @@ def test_the_manuals_ways_to_watch_show_the_run(stack: Stack) -> None:
 def test_only_the_balancer_can_be_reached_and_only_from_this_machine(stack: Stack) -> None:
     published = {
         name: [binding for bindings in container["NetworkSettings"]["Ports"].values() for binding in bindings or []]
-        for name in ("redis", "lb", "critic", "solver", "trainer", "evaluate", "report")
+        for name in ("redis", "cache", "lb", "critic", "solver", "trainer", "evaluate", "report")
         for container in stack.containers(name)
     }
     assert published.pop("lb") == [{"HostIp": "127.0.0.1", "HostPort": str(stack.port)}]
@@ -209,13 +209,12 @@ def test_only_the_balancer_can_be_reached_and_only_from_this_machine(stack: Stac
 
 
 def test_no_secret_stands_in_an_environment_or_on_a_command_line(stack: Stack, key: str) -> None:
-    password = stack.run(
-        "docker", "compose", "run", "--rm", "-T", "--no-deps", "--entrypoint", "cat", "init", "/run/redis-auth/password"
-    )
-    assert len(password) == 64 and len(key) == 67
-    for name in ("redis", "lb", "critic", "solver", "trainer", "evaluate", "report"):
+    cat = ("docker", "compose", "run", "--rm", "-T", "--no-deps", "--entrypoint", "cat", "init")
+    passwords = [stack.run(*cat, f"/run/{auth}/password") for auth in ("redis-auth", "cache-auth")]
+    assert len(set(passwords)) == 2 and {len(password) for password in passwords} == {64} and len(key) == 67
+    for name in ("redis", "cache", "lb", "critic", "solver", "trainer", "evaluate", "report"):
         shown = json.dumps(stack.containers(name)) + stack.logs(name)
-        assert password not in shown and key not in shown, name
+        assert not any(secret in shown for secret in (*passwords, key)), name
 
 
 def test_the_service_answers_curl_as_the_manual_has_it(stack: Stack) -> None:
@@ -256,9 +255,53 @@ def test_what_the_outside_sees(stack: Stack, key: str, path: str, without_key: i
         text = answer.read().decode()
         connection.close()
         assert answer.status == expected
-        assert "stepalign_critic_" not in text
+        assert "# HELP stepalign_critic_" not in text
         if expected != 200:
             assert set(json.loads(text)["error"]) == {"message", "type", "code", "param"}
+
+
+def of_the_critics(stack: Stack) -> list[str]:
+    """The lines of each critic's metrics, as something inside its network sees them."""
+    ask = "import urllib.request as r; print(r.urlopen('http://localhost:8301/metrics').read().decode())"
+    texts = [
+        stack.run("docker", "exec", container["Id"], "python", "-c", ask)
+        for container in stack.containers("critic")
+        if container["State"]["Running"]
+    ]
+    return [line for text in texts for line in text.splitlines()]
+
+
+def test_metrics_are_for_the_inside(stack: Stack, key: str) -> None:
+    counted = [line for line in of_the_critics(stack) if line.startswith("stepalign_critic_critiques_total")]
+    assert sum(float(line.split()[-1]) for line in counted) > 0
+    (critic,) = stack.containers("critic")
+    assert all(not binding for binding in critic["NetworkSettings"]["Ports"].values())
+    shown = httpx.get(f"{stack.url}/openapi.json", headers={"authorization": f"Bearer {key}"}).json()["paths"]
+    assert "/metrics" not in shown and "/v1/critiques" in shown
+
+
+def test_critics_share_their_answers_and_the_cache_evicts(stack: Stack, key: str) -> None:
+    """A critic that is started anew knows what it has answered before."""
+    body = CritiqueRequest(question="3 + 4", attempt="<step_1> 3 + 4 = 7 </step_1> <answer> 7 </answer>", answer="7")
+
+    def ask() -> httpx.Response:
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.post(f"{stack.url}/v1/critiques", json=body.model_dump(mode="json"), headers=headers, timeout=60)
+
+    first = ask()
+    assert first.status_code == 200 and first.headers["x-stepalign-cache"] == "miss"
+    stack.run("docker", "compose", "restart", "critic")
+    wait_until(lambda: health(stack, "critic") == "healthy", 120, "the critic's health")
+    stack.wait_until_answering(f"{stack.url}/health/ready")
+    second = ask()
+    assert second.headers["x-stepalign-cache"] == "shared"
+    assert {**second.json(), "id": ""} == {**first.json(), "id": ""}
+    info = (
+        'REDISCLI_AUTH="$(cat /run/cache-auth/password)" redis-cli config get maxmemory-policy;'
+        ' REDISCLI_AUTH="$(cat /run/cache-auth/password)" redis-cli dbsize'
+    )
+    policy, size = stack.run("docker", "compose", "exec", "-T", "cache", "sh", "-c", info).split()[1:]
+    assert policy == "allkeys-lru" and int(size) > 0
 
 
 # --- restarts

@@ -59,6 +59,7 @@ NEGATIVE = f"--run.arm fixed_negative {HOT}"
 TWICE = f"{GRPO} --arm.grpo.num_iterations 2"
 WATCHED = f"--run.arm refsol --trainer.steps 2 --alarms.window 1 {HOT} --solver.max_new_tokens 24"
 MODEL_CRITIC = "--critic.backend transformers"
+KEYED = "--critic.api_keys_file $folder/password"
 TOGETHER = f"{MODEL_CRITIC} --critic.batch_wait_ms 500 --critic.cache_entries 0"
 
 EFFECTS: dict[str, Shows | Refused] = {
@@ -136,13 +137,20 @@ EFFECTS: dict[str, Shows | Refused] = {
     "critic.host": Refused("critic", "--critic.host 0.0.0.0", ConfigError, "there are no API keys"),
     "critic.port": Shows("critic port", "--critic.port $port"),
     "critic.api_keys_file": Shows("critic", "--critic.api_keys_file $folder/password"),
+    "critic.metrics_host": Shows("critic metrics", "--critic.metrics_host 127.0.0.2", KEYED),
+    "critic.metrics_port": Shows("critic metrics", "--critic.metrics_port 0", KEYED),
     "critic.drain_grace_seconds": Shows("critic while draining", "--critic.drain_grace_seconds 60"),
     "critic.max_body_bytes": Shows("critic at a long attempt", "--critic.max_body_bytes 1024"),
     "critic.max_batch_items": Shows("critic at two items", "--critic.max_batch_items 1"),
     "critic.cache_entries": Shows("critic asked twice", "--critic.cache_entries 0"),
-    "critic.cache_redis_url": Shows("critic asked by two", "--critic.cache_redis_url $redis_with_password"),
+    "critic.cache_redis_url": Shows("critic asked by two", "--critic.cache_redis_url $cache_with_password"),
+    "critic.cache_redis_password_file": Shows(
+        "critic asked by two",
+        "--critic.cache_redis_password_file $folder/cache_password",
+        "--critic.cache_redis_url $cache_without_password",
+    ),
     "critic.cache_ttl_seconds": Shows(
-        "time to live", "--critic.cache_ttl_seconds 60", "--critic.cache_redis_url $redis_with_password"
+        "time to live", "--critic.cache_ttl_seconds 60", "--critic.cache_redis_url $cache_with_password"
     ),
     "critic.rate_limit_per_minute": Shows("critic asked twice", "--critic.rate_limit_per_minute 1"),
     **{
@@ -383,7 +391,7 @@ def asked_by_two(bench: Bench, overrides: Overrides) -> Any:
 
 def cached_lives(bench: Bench) -> list[int]:
     """How long the shared answers would have stayed, in seconds; they are deleted."""
-    with Redis.from_url(bench.redis_url) as redis:
+    with Redis.from_url(bench.cache_url) as redis:
         keys: Any = list(redis.scan_iter("stepalign:critique:*"))
         lives: list[Any] = [redis.ttl(key) for key in keys]
         if keys:
@@ -395,6 +403,18 @@ def time_to_live(bench: Bench, overrides: Overrides) -> bool:
     """Whether what a critic put into the server stays there for more than an hour."""
     while_served(ask_twice)(bench, overrides)
     return min(cached_lives(bench)) > 3600
+
+
+def metrics_of(_: Served) -> list[bool]:
+    """Whether metrics are served at the default address, and at another one."""
+
+    def answers(host: str) -> bool:
+        try:
+            return httpx.get(f"http://{host}:8301/metrics").status_code == 200
+        except httpx.ConnectError:
+            return False
+
+    return [answers("127.0.0.1"), answers("127.0.0.2")]
 
 
 def ask_while_draining(critic: Served) -> Any:
@@ -469,6 +489,7 @@ OBSERVATIONS: dict[str, Observe] = {
     "critic asked twice": while_served(ask_twice),
     "critic asked by two": asked_by_two,
     "time to live": time_to_live,
+    "critic metrics": while_served(metrics_of),
     "critic at two items": while_served(ask_two_in_a_batch),
     "critic statuses": while_served(lambda critic: sorted(ask_four(critic)[0])),
     "critic batches": while_served(lambda critic: ask_four(critic)[1]),
@@ -477,25 +498,31 @@ OBSERVATIONS: dict[str, Observe] = {
 
 
 @pytest.fixture(scope="module")
-def bench(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(redis_server: str, cache_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder: Path = tmp_path_factory.mktemp("effects")
     with exact_critic() as (url, recorder):
-        yield Bench(folder, redis_server, url, recorder)
+        yield Bench(folder, redis_server, cache_server, url, recorder)
 
 
 @pytest.fixture(scope="module")
 def names(bench: Bench) -> dict[str, str]:
     """What a change may name as ``$name``."""
-    scheme, _, rest = bench.redis_url.partition("://:")
-    password, _, host = rest.partition("@")
-    (bench.folder / "password").write_text(password)
+
+    def without_password(url: str, file: str) -> str:
+        scheme, _, rest = url.partition("://:")
+        password, _, host = rest.partition("@")
+        (bench.folder / file).write_text(password)
+        return f"{scheme}://{host}"
+
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     return {
         "folder": str(bench.folder),
         "critic_url": bench.critic_url,
         "redis_with_password": bench.redis_url,
-        "redis_without_password": f"{scheme}://{host}",
+        "redis_without_password": without_password(bench.redis_url, "password"),
+        "cache_with_password": bench.cache_url,
+        "cache_without_password": without_password(bench.cache_url, "cache_password"),
         "port": str(port),
     }
 

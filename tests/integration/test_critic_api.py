@@ -421,7 +421,7 @@ def test_health_needs_no_key(guarded: str, path: str) -> None:
         ("GET", "/openapi.json"),
         ("GET", "/nowhere"),
         ("GET", "/health/"),
-        ("GET", "/health/ready/../../metrics"),
+        ("GET", "/health/ready/../../version"),
         ("GET", "//health"),
     ],
 )
@@ -442,7 +442,7 @@ def test_every_other_path_needs_one_that_is_accepted(guarded: str, method: str, 
 def test_each_accepted_key_opens_the_service(guarded: str, header: str) -> None:
     answer = httpx.post(f"{guarded}/v1/critiques", json=CORRECT, headers={"authorization": header})
     assert answer.json()["critique"]["verdict"] == "correct"
-    assert httpx.get(f"{guarded}/metrics", headers={"authorization": header}).status_code == 200
+    assert httpx.get(f"{guarded}/metrics", headers={"authorization": header}).status_code == 404
 
 
 def test_a_key_in_other_bytes_than_ascii_is_refused_and_breaks_nothing(guarded: str) -> None:
@@ -472,7 +472,7 @@ def test_the_command_serves_a_public_host_with_keys_and_drains_before_it_ends(tm
     keys = tmp_path / "keys"
     keys.write_text("# team a\nsk-a\n\nsk-b\n")
     grace = 1.5
-    config = write_config(tmp_path, host="0.0.0.0", api_keys_file=str(keys), drain_grace_seconds=grace)
+    config = write_config(tmp_path, host="0.0.0.0", api_keys_file=str(keys), drain_grace_seconds=grace, metrics_port=0)
     with critic_process(config) as (process, url):
         wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
         assert httpx.post(f"{url}/v1/critiques", json=CORRECT).status_code == 401
@@ -488,6 +488,36 @@ def test_the_command_serves_a_public_host_with_keys_and_drains_before_it_ends(tm
         lasted = time.monotonic() - signalled
     assert served > 0 and lasted >= grace
     assert "sk-a" not in log and "sk-b" not in log
+
+
+def test_with_keys_metrics_have_a_port_of_their_own_without_a_key(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("sk-a\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = write_config(tmp_path, api_keys_file=str(keys), metrics_port=port)
+    with critic_process(config) as (process, url):
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        bearer = {"authorization": "Bearer sk-a"}
+        assert httpx.post(f"{url}/v1/critiques", json=CORRECT, headers=bearer).status_code == 200
+        assert httpx.get(f"{url}/metrics", headers=bearer).status_code == 404
+        assert "/metrics" not in httpx.get(f"{url}/openapi.json", headers=bearer).json()["paths"]
+        counted = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        assert 'stepalign_critic_critiques_total{outcome="correct"} 1.0' in counted.splitlines()
+        process.send_signal(signal.SIGTERM)
+        ended_with_0(process, config)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/metrics")
+
+
+def test_a_metrics_port_that_is_taken_is_refused(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("sk-a\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = write_config(tmp_path, api_keys_file=str(keys), metrics_port=taken.getsockname()[1])
+        done = subprocess.run(critic_command(config), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "ConfigError: cannot listen on critic.metrics_host:metrics_port 127.0.0.1:" in done.stderr
 
 
 def test_a_critic_that_is_still_loading_ends_at_once(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from redis import Redis
 
 from critic_servers import CORRECT, GatedBackend, error_of, metric, serving, wait_until
 from stepalign.client import CriticClient
@@ -74,9 +75,9 @@ def test_a_stampede_of_a_hundred_equal_requests_makes_one_generation() -> None:
 
 
 @pytest.mark.redis
-def test_replicas_share_answers_through_a_redis_and_a_restart(redis_server: str) -> None:
+def test_replicas_share_answers_through_a_redis_and_a_restart(cache_server: str) -> None:
     def settings() -> AppSettings:
-        return AppSettings(cache=CritiqueCache(8, CritiqueStore(redis_server, 60), {"test": "replicas"}))
+        return AppSettings(cache=CritiqueCache(8, CritiqueStore(cache_server, 60), {"test": "replicas"}))
 
     with serving(lab_service(), settings()) as one, serving(lab_service(), settings()) as two:
         first, second, third = ask(ready(one)), ask(ready(two)), ask(two)
@@ -94,6 +95,17 @@ def test_a_cache_server_that_is_down_costs_no_answer_and_is_counted() -> None:
         assert source(ask(ready(url))) == "miss"
         assert source(ask(url)) == "hit"
         assert metric(url, "stepalign_critic_cache_store_errors") == 2
+
+
+@pytest.mark.redis
+def test_a_server_that_evicts_nothing_is_left_alone(redis_server: str) -> None:
+    """It may be the work queue's, which a cache would fill up."""
+    cache = CritiqueCache(8, CritiqueStore(redis_server, 60), {"test": "noeviction"})
+    with serving(lab_service(), AppSettings(cache=cache)) as url, Redis.from_url(redis_server) as redis:
+        before = redis.dbsize()
+        assert source(ask(ready(url))) == "miss"
+        assert metric(url, "stepalign_critic_cache_store_errors") == 2
+        assert redis.dbsize() == before
 
 
 def test_an_address_that_is_no_redis_is_refused() -> None:

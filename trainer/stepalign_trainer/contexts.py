@@ -15,7 +15,6 @@ from stepalign.config import CriticSection
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.logging import get_logger
 from stepalign.plugins import Checker
-from stepalign.repetition import omit_copied_steps, quote_wrong_step
 from stepalign.scoring import trace_critique
 from stepalign.secret_files import read_secret
 from stepalign.types import (
@@ -23,6 +22,7 @@ from stepalign.types import (
     Context,
     ContextKind,
     Critique,
+    CritiqueMode,
     CritiqueRequest,
     CritiqueResponse,
     Rollout,
@@ -57,11 +57,11 @@ class CritiqueSource(Protocol):
     async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse: ...
 
 
-def critique_text(kind: ContextKind, critique: Critique, attempt: str) -> str:
-    """What the teacher sees of a critique."""
-    if kind is ContextKind.FULL_REPETITION:
-        return quote_wrong_step(critique, attempt)
-    return omit_copied_steps(critique) if kind is ContextKind.OMISSION else critique.text
+MODES = {
+    ContextKind.FULL_REPETITION: CritiqueMode.FULL_REPETITION,
+    ContextKind.OMISSION: CritiqueMode.OMISSION,
+}
+"""What the critic is asked for; a context as it is meant by default."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,10 @@ class ContextResult:
 
 @dataclass(frozen=True)
 class _Own:
-    """The critique of a rollout, or why there is none."""
+    """The critique of a rollout and the context made of it, or why there is none."""
 
     critique: Critique | None
+    context: str | None = None
     skip_reason: str | None = None
     outcome: str | None = None
 
@@ -117,7 +118,7 @@ class Contexts:
 
     def _text(self, index: int, rollouts: Sequence[Rollout], owns: Sequence[_Own]) -> tuple[str | None, str]:
         """The context's text, or None and the reason to count."""
-        rollout, critique = rollouts[index], owns[index].critique
+        rollout = rollouts[index]
         others = [
             i for i in (*range(index + 1, len(rollouts)), *range(index)) if rollouts[i].problem.id != rollout.problem.id
         ]
@@ -130,11 +131,11 @@ class Contexts:
                 references = (rollouts[i].problem.reference_solution for i in others)
                 return next((text for text in references if text is not None), None), "no_other_reference"
             case ContextKind.SHUFFLED_CRITIQUE:
-                critiques = (owns[i].critique for i in others)
-                return next((other.text for other in critiques if other is not None), None), "no_other_critique"
+                contexts = (owns[i].context for i in others)
+                return next((text for text in contexts if text is not None), None), "no_other_critique"
             case ContextKind.CRITIQUE | ContextKind.FULL_REPETITION | ContextKind.OMISSION:
-                assert critique is not None
-                return critique_text(self.kind, critique, rollout.text), ""
+                assert owns[index].context is not None
+                return owns[index].context, ""
 
     async def _own(self, rollout: Rollout) -> _Own:
         if self.kind not in CRITIQUE_CONTEXTS:
@@ -152,6 +153,7 @@ class Contexts:
             attempt=rollout.text,
             reference_solution=rollout.problem.reference_solution,
             answer=rollout.problem.answer,
+            mode=MODES.get(self.kind, CritiqueMode.STEP_ALIGNED),
         )
         try:
             response = await self._insist(request, rollout.rollout_id)
@@ -160,16 +162,16 @@ class Contexts:
                 raise
             log.warning("the critic refused the request", status=error.status, code=error.code, error=str(error))
             reason = "critic_refused_" + re.sub(r"[^\w.-]", "_", error.code or str(error.status))[:60]
-            return _Own(None, reason, reason)
+            return _Own(None, skip_reason=reason, outcome=reason)
         except CriticError as error:
             log.error("the critic's answer cannot be used", error=str(error))
-            return _Own(None, "critic_error", "critic_error")
+            return _Own(None, skip_reason="critic_error", outcome="critic_error")
         if response.critique is None:
             assert response.failure is not None
             reason = response.failure.reason.value
             log.info("critique refused", reason=reason, detail=response.failure.detail)
-            return _Own(None, f"critique_{reason}", reason)
-        return _Own(response.critique, outcome=response.critique.verdict.value)
+            return _Own(None, skip_reason=f"critique_{reason}", outcome=reason)
+        return _Own(response.critique, response.context, outcome=response.critique.verdict.value)
 
     async def _insist(self, request: CritiqueRequest, rollout_id: str) -> CritiqueResponse:
         """Wait for an unreachable critic as long as it takes: a rollout is never lost to an outage."""

@@ -63,7 +63,7 @@ OUTCOME = "skipped:probe"
 
 
 class RememberedCritiques:
-    """A critic that is asked once for each rollout, whatever number of contexts is made from the answer."""
+    """A critic that is asked once for each rollout and form of its critique, whatever number of contexts need it."""
 
     def __init__(self, critic: CritiqueSource) -> None:
         self._critic = critic

@@ -108,9 +108,11 @@ _ERRORS: dict[int, tuple[str, list[tuple[str, str, str | None]]]] = {
         ],
     ),
 }
-_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "example": 1}}}
+_RETRY_AFTER = {
+    "Retry-After": {"description": "Seconds.", "required": True, "schema": {"type": "integer", "example": 1}}
+}
 _HEADERS: dict[int, dict[str, Any]] = {
-    401: {"WWW-Authenticate": {"schema": {"type": "string", "example": "Bearer"}}},
+    401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string", "example": "Bearer"}}},
     429: _RETRY_AFTER,
     503: _RETRY_AFTER,
 }
@@ -155,6 +157,7 @@ CRITIQUE = {
         CACHE_HEADER: {
             "description": "Where the answer came from: made now, kept in this process, in the store that replicas "
             "share, or made for another request that asked for the same.",
+            "required": True,
             "schema": {"type": "string", "enum": ["miss", "hit", "shared", "joined"]},
         }
     },
@@ -182,7 +185,7 @@ MODELS = answered(
 LIVE = answered("The process serves.", {"status": "live"})
 READY = answered("Requests should be sent here.", {"status": "ready"})
 METRICS: dict[str, Any] = {
-    "description": "Metrics in Prometheus' text format.",
+    "description": "Metrics in Prometheus' text format. With API keys they are at critic.metrics_port instead.",
     "content": {"text/plain": {"schema": {"type": "string"}, "example": "stepalign_critic_in_flight 3.0\n"}},
 }
 VERSION = answered(
@@ -191,16 +194,30 @@ VERSION = answered(
 )
 
 
+_API_KEY = "api_key"
+_SECURITY_SCHEMES = {_API_KEY: {"type": "http", "scheme": "bearer", "description": "A line of critic.api_keys_file."}}
+
+
 class DocumentedApp(FastAPI):
-    """An app whose document keeps the examples as they are: FastAPI drops every null, those of examples too."""
+    """An app whose document keeps the examples as they are: FastAPI drops every null, those of examples too.
+
+    What declares a 401 takes an API key, and with ``keys`` asks for one.
+    """
+
+    def __init__(self, *, keys: bool, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._keys = keys
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
+        document["components"]["securitySchemes"] = _SECURITY_SCHEMES
         for route in self.routes:
             if isinstance(route, APIRoute):
                 for method in route.methods or ():
                     operation = document["paths"][route.path][method.lower()]
                     _restore_examples(operation["responses"], route.responses)
+                    if "401" in operation["responses"]:
+                        operation["security"] = [{_API_KEY: []}] if self._keys else [{_API_KEY: []}, {}]
         return document
 
 

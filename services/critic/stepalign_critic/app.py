@@ -53,10 +53,14 @@ class AppSettings:
     limiter: RateLimiter | None = None
 
 
-def create_app(service: CriticService, settings: AppSettings | None = None) -> FastAPI:
-    """The app around ``service``. Its lifespan starts the backend in the background and stops it."""
+def create_app(service: CriticService, settings: AppSettings | None = None, metrics: Metrics | None = None) -> FastAPI:
+    """The app around ``service``. Its lifespan starts the backend in the background and stops it.
+
+    ``metrics`` is what it counts in. With API keys the app does not show them: they belong on a port that only the
+    inside reaches.
+    """
     settings = AppSettings() if settings is None else settings
-    metrics = Metrics()
+    metrics = Metrics(service.engine_registry()) if metrics is None else metrics
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -67,6 +71,7 @@ def create_app(service: CriticService, settings: AppSettings | None = None) -> F
             await settings.cache.close()
 
     app = DocumentedApp(
+        keys=settings.api_keys is not None,
         title="stepalign critic",
         version=version("stepalign"),
         lifespan=lifespan,
@@ -79,7 +84,9 @@ def create_app(service: CriticService, settings: AppSettings | None = None) -> F
     add_batch(app, critiques, settings.max_batch_items)
     if settings.cache is not None:
         metrics.store_errors.set_function(lambda cache=settings.cache: cache.store_errors)
-    _add_operations(app, service, metrics)
+    _add_operations(app, service)
+    if settings.api_keys is None:
+        _add_metrics(app, metrics)
     _add_error_handlers(app, settings)
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
@@ -89,11 +96,13 @@ def create_app(service: CriticService, settings: AppSettings | None = None) -> F
     return app
 
 
-def _add_operations(app: FastAPI, service: CriticService, metrics: Metrics) -> None:
-    always = errors(401, 500, never={"prompt_error"})
+_ALWAYS = errors(401, 500, never={"prompt_error"})
+
+
+def _add_operations(app: FastAPI, service: CriticService) -> None:
     not_ready = errors(503, never={"saturated"})
 
-    @app.get("/v1/models", response_model=ModelList, responses={200: api_docs.MODELS, **always, **not_ready})
+    @app.get("/v1/models", response_model=ModelList, responses={200: api_docs.MODELS, **_ALWAYS, **not_ready})
     async def models() -> ModelList:
         refusal = service.lifecycle.refusal()
         if refusal is not None:
@@ -115,15 +124,17 @@ def _add_operations(app: FastAPI, service: CriticService, metrics: Metrics) -> N
             raise refusal
         return {"status": "ready"}
 
-    @app.get("/metrics", response_class=Response, responses={200: api_docs.METRICS, **always})
-    async def metrics_text() -> Response:
-        return Response(metrics.render() + service.engine_metrics(), media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/version", responses={200: api_docs.VERSION, **always})
+    @app.get("/version", responses={200: api_docs.VERSION, **_ALWAYS})
     async def versions() -> dict[str, Any]:
         started = service.lifecycle.state in (State.READY, State.DRAINING, State.STOPPING)
         critic = service.identity().model_dump() if started else None
         return {"version": app.version, "schema_version": SCHEMA_VERSION, "critic": critic}
+
+
+def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/metrics", response_class=Response, responses={200: api_docs.METRICS, 500: _ALWAYS[500]})
+    async def metrics_text() -> Response:
+        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_error_handlers(app: FastAPI, settings: AppSettings) -> None:

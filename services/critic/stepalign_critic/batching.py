@@ -1,7 +1,9 @@
 """Dynamic micro-batching: requests that arrive close together are computed together, in one worker thread.
 
 The first waiting request opens a window of ``wait_seconds``; the batch starts when the window ends or ``max_batch``
-requests wait. While a batch runs, later requests wait, so the next batch starts at once when their window has passed.
+requests wait. Where more wait than fit, the oldest goes with those nearest to it in size, so that little is padded and
+none waits for ever. While a batch runs, later requests wait, so the next batch starts at once when their window has
+passed.
 Nothing here knows what is computed: the function takes a list of items and returns their results in the same order.
 """
 
@@ -38,7 +40,8 @@ class _Waiting(Generic[Item, Result]):
 class MicroBatcher(Generic[Item, Result]):
     """Gathers items into batches for ``run``, a blocking function that is called from one thread at a time.
 
-    ``max_batch`` and ``max_queue`` count requests, ``max_queue`` only those that wait; ``wait_seconds`` is the window.
+    ``max_batch`` and ``max_queue`` count requests, ``max_queue`` only those that wait; ``wait_seconds`` is the window,
+    ``size`` the length to which an item's batch is padded.
     ``clock`` gives monotonic seconds, for the duration of batches.
     """
 
@@ -49,12 +52,14 @@ class MicroBatcher(Generic[Item, Result]):
         max_batch: int,
         max_queue: int,
         wait_seconds: float,
+        size: Callable[[Item], int] = lambda _: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._wait_seconds = wait_seconds
+        self._size = size
         self._clock = clock
         self._batch_seconds: float | None = None
         self._computing = False
@@ -132,7 +137,14 @@ class MicroBatcher(Generic[Item, Result]):
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._waiting[0].arrived + self._wait_seconds):
                 await self._full.wait()
-        batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+        if not self._waiting:
+            return []
+        size = self._size(self._waiting[0].item)
+        # Sorting keeps the order of equals: the oldest first.
+        nearest = sorted(self._waiting, key=lambda waiting: abs(self._size(waiting.item) - size))
+        batch = nearest[: self._max_batch]
+        for waiting in batch:
+            self._waiting.remove(waiting)
         self._signal()
         return [waiting for waiting in batch if not waiting.result.done()]
 

@@ -1,8 +1,8 @@
 """The same request, the same critique: looked up by content, made once however many ask for it at the same time.
 
-A key is the SHA-256 of everything that shapes an answer: the request, what makes the critique (model, weights, prompts,
-backend), the decoding budget, this package's version, and the caller's API key, so that no caller can find out what
-another one has asked. Failures of the model are answers and are kept too; errors are not.
+A key is the SHA-256 of everything that shapes an answer: the request, what makes the critique (model, weights,
+prompts, backend), the configuration of its decoding, this package's version, and the caller's API key, so that no
+caller can find out what another one has asked. Failures of the model are answers and are kept too; errors are not.
 
 Answers are looked for in this process, then in the shared store, then made. Requests for an answer that is being made
 wait for it; it is cancelled when all of them have hung up.
@@ -20,11 +20,11 @@ from enum import StrEnum
 from importlib.metadata import version
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from stepalign.critique_store import CritiqueStore, StoreUnavailableError
 from stepalign.logging import get_logger
-from stepalign.types import CriticIdentity, CritiqueRequest, CritiqueResponse
+from stepalign.types import CritiqueRequest, CritiqueResponse
 from stepalign_critic.tenant import caller
 
 _log = get_logger(__name__)
@@ -45,6 +45,13 @@ class Source(StrEnum):
     """Another request was waiting for it already."""
 
 
+class _Entry(BaseModel):
+    """What stands in the shared store."""
+
+    key: str
+    response: CritiqueResponse
+
+
 @dataclass
 class _Flight:
     task: asyncio.Task[tuple[CritiqueResponse, Source]]
@@ -62,19 +69,22 @@ class CritiqueCache:
     ) -> None:
         self._entries = entries
         self._store = store
-        self._decoding = dict(decoding or {})
+        # Read here, once: finding out a distribution's version is reading and parsing a file.
+        self._of_all_keys = {"decoding": dict(decoding or {}), "version": version("stepalign")}
         self._kept: OrderedDict[str, CritiqueResponse] = OrderedDict()
         self._flights: dict[str, _Flight] = {}
         self.store_errors = 0
 
-    def key_of(self, request: CritiqueRequest, identity: CriticIdentity) -> str:
-        """The content address of an answer to the caller whose request this task answers."""
+    def key_of(self, request: CritiqueRequest, critic: Mapping[str, Any]) -> str:
+        """The content address of an answer to the caller whose request this task answers.
+
+        ``critic`` is what shapes the answers of the critic that makes them.
+        """
         content = {
             "request": request.model_dump(mode="json"),
-            "identity": identity.model_dump(mode="json"),
-            "decoding": self._decoding,
-            "version": version("stepalign"),
+            "critic": critic,
             "caller": caller(),
+            **self._of_all_keys,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode(errors="surrogatepass")).hexdigest()
 
@@ -103,6 +113,10 @@ class CritiqueCache:
                 # Nobody waits any more. A new request for it must not join what is being cancelled.
                 self._land(key, flight)
                 flight.task.cancel()
+                await asyncio.wait({flight.task})
+            if flight.task.done() and not flight.task.cancelled():
+                # Nobody may be left to raise a failure that comes while it is being cancelled.
+                flight.task.exception()
         return response, Source.JOINED if joined else source
 
     def _land(self, key: str, flight: _Flight) -> None:
@@ -118,9 +132,9 @@ class CritiqueCache:
         self._keep(key, made)
         if self._store is not None:
             try:
-                await self._store.set(key, made.model_dump_json())
+                await self._store.set(key, _Entry(key=key, response=made).model_dump_json())
             except StoreUnavailableError as error:
-                self._note(error)
+                self._note(str(error))
         return made, Source.MISS
 
     async def _look_up(self, key: str) -> CritiqueResponse | None:
@@ -128,17 +142,20 @@ class CritiqueCache:
             return None
         try:
             text = await self._store.get(key)
-            return None if text is None else CritiqueResponse.model_validate_json(text)
-        except StoreUnavailableError as error:
-            self._note(error)
-        except ValidationError as error:
+            if text is None:
+                return None
+            entry = _Entry.model_validate_json(text)
+            if entry.key == key:
+                return entry.response
+            self._note("the shared cache has another request's answer at this key")
+        except (StoreUnavailableError, ValidationError) as error:
             # Whatever stands there is no answer of ours: it is made anew and written over.
-            self._note(error)
+            self._note(str(error))
         return None
 
-    def _note(self, error: Exception) -> None:
+    def _note(self, error: str) -> None:
         self.store_errors += 1
-        _log.warning("the shared cache was of no use", error=str(error))
+        _log.warning("the shared cache was of no use", error=error)
 
     def _keep(self, key: str, response: CritiqueResponse) -> None:
         if self._entries:

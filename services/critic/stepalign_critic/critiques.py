@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Body, FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import Body, FastAPI, Request, Response
 
 from stepalign.logging import get_logger
 from stepalign.types import CritiqueRequest, CritiqueResponse
@@ -67,7 +66,7 @@ class Critiques:
         if self._cache is None:
             check_reachable(deadline, self.lifecycle)
             return await self._service.critique(request), Source.MISS
-        key = self._cache.key_of(request, self._service.identity())
+        key = self._cache.key_of(request, self._service.shaping())
         # What is kept or being made needs no place in the queue.
         if not self._cache.holds(key):
             check_reachable(deadline, self.lifecycle)
@@ -82,6 +81,6 @@ def add_critiques(app: FastAPI, critiques: Critiques) -> None:
         response_model=CritiqueResponse,
         responses={200: CRITIQUE, **errors(400, 401, 413, 422, 429, 500, 502, 503, 504)},
     )
-    async def critiques_endpoint(body: Asked, request: Request, deadline: Deadline) -> JSONResponse:
+    async def critiques_endpoint(body: Asked, request: Request, deadline: Deadline) -> Response:
         response, source = await until_hang_up(request.receive, critiques.answer(body, deadline))
-        return JSONResponse(response.model_dump(mode="json"), headers={CACHE_HEADER: source})
+        return Response(response.model_dump_json(), media_type="application/json", headers={CACHE_HEADER: source})

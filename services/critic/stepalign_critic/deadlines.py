@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from stepalign.types import MAX_REQUEST_TIMEOUT_MS
 from stepalign_critic.errors import DeadlineExceededError, DeadlineUnreachableError
@@ -18,13 +20,10 @@ from stepalign_critic.lifecycle import Lifecycle
 
 T = TypeVar("T")
 
+# A header may be missing, but none says null.
 TimeoutHeader = Annotated[
-    int | None,
-    Header(
-        ge=1,
-        le=MAX_REQUEST_TIMEOUT_MS,
-        description="How long the client waits for its answer, in milliseconds. Afterwards the answer is a 504.",
-    ),
+    Annotated[int, Field(ge=1, le=MAX_REQUEST_TIMEOUT_MS)] | SkipJsonSchema[None],
+    Header(description="How long the client waits for its answer, in milliseconds. Afterwards the answer is a 504."),
 ]
 
 

@@ -5,7 +5,10 @@ Units are in the names; ``outcome`` is a verdict or a failure reason, ``path`` a
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
 from stepalign.types import CritiqueResponse
 from stepalign_critic.cache import Source
@@ -15,8 +18,12 @@ _LATENCY_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30
 
 
 class Metrics:
-    def __init__(self) -> None:
+    """The service's metrics, and those of its engine where ``engine`` collects them."""
+
+    def __init__(self, engine: CollectorRegistry | None = None) -> None:
         self.registry = CollectorRegistry()
+        if engine is not None:
+            self.registry.register(engine)
         self.requests = Counter(
             f"{_PREFIX}requests", "HTTP requests by status; 499: hung up", ["path", "status"], registry=self.registry
         )
@@ -61,6 +68,18 @@ class Metrics:
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self.registry)
+
+
+@contextmanager
+def exposed(metrics: Metrics, host: str, port: int) -> Iterator[str]:
+    """Serve ``metrics`` at an address of their own, from a thread; gives it. Raises OSError when it is taken."""
+    server, thread = start_http_server(port, host, metrics.registry)
+    try:
+        yield f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/metrics"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def outcome_of(response: CritiqueResponse) -> str:

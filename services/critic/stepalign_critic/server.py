@@ -11,6 +11,8 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -21,12 +23,14 @@ from stepalign.config import Config, CriticSection
 from stepalign.critique_store import CritiqueStore
 from stepalign.errors import ConfigError
 from stepalign.logging import get_logger
+from stepalign.redis_address import with_password
 from stepalign_critic.access import ApiKeys, check_exposure
 from stepalign_critic.app import AppSettings, create_app
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.base import Backend
 from stepalign_critic.cache import CritiqueCache
 from stepalign_critic.lifecycle import Lifecycle, State
+from stepalign_critic.metrics import Metrics, exposed
 from stepalign_critic.rate_limit import RateLimiter
 from stepalign_critic.service import CriticService
 
@@ -58,21 +62,42 @@ def serve(config: Config, backend: Backend | None = None) -> None:
         cache=_cache(config.critic),
         limiter=None if limit is None else RateLimiter(limit),
     )
-    app = create_app(service, settings)
+    metrics = Metrics(service.engine_registry())
+    app = create_app(service, settings, metrics)
     server = _Server(app, service.lifecycle, config.critic.drain_grace_seconds, url_file, _url(listening))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_cleanly)
     try:
-        server.run(sockets=[listening])
+        with _exposed(metrics, config.critic):
+            server.run(sockets=[listening])
     finally:
         url_file.unlink(missing_ok=True)
     if service.lifecycle.failure is not None:
         raise service.lifecycle.failure
 
 
+@contextmanager
+def _exposed(metrics: Metrics, section: CriticSection) -> Iterator[None]:
+    """The metrics on the port that is theirs when there are API keys. Raises ConfigError when it is taken."""
+    if section.api_keys_file is None:
+        yield
+        return
+    host, port = section.metrics_host, section.metrics_port
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(exposed(metrics, host, port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on critic.metrics_host:metrics_port {host}:{port}: {error}") from error
+        _log.info("metrics, without a key", url=url)
+        yield
+
+
 def _cache(section: CriticSection) -> CritiqueCache | None:
-    """The configured cache. Raises ConfigError for an address that is none of a Redis server."""
+    """The configured cache. Raises ConfigError for an address or a password file that is none."""
     url = section.cache_redis_url or os.environ.get("REDIS_CACHE_URL") or None
+    if url is not None and section.cache_redis_password_file is not None:
+        names = "critic.cache_redis_url (or REDIS_CACHE_URL)", "critic.cache_redis_password_file"
+        url = with_password(url, *names, section.cache_redis_password_file)
     if not section.cache_entries and url is None:
         return None
     store = CritiqueStore(url, section.cache_ttl_seconds) if url is not None else None

@@ -7,11 +7,16 @@ The service knows prompts and alignment; it knows nothing of HTTP and nothing of
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
+from prometheus_client import CollectorRegistry
+
 from stepalign.alignment import validate_critique
-from stepalign.errors import PromptError, PromptTooLongError
+from stepalign.errors import PromptError
+from stepalign.logging import get_logger
 from stepalign.prompts import Message, Prompt, has_prompt, load_prompt
 from stepalign.repetition import omit_copied_steps, quote_wrong_step
 from stepalign.splitting import SplitAttempt, SplitRule
@@ -27,6 +32,7 @@ from stepalign.types import (
     Usage,
 )
 from stepalign_critic.backends.base import Backend, Generation, Measured, RenderedPrompt
+from stepalign_critic.errors import UnsupportedRequestError
 from stepalign_critic.lifecycle import Lifecycle
 
 NO_REFERENCE = "none"
@@ -34,6 +40,8 @@ _THINK, _END_THINK = "<think>", "</think>"
 _FIELDS = frozenset({"question", "reference_solution", "attempt", "nonce"})
 _RETRY_FIELDS = _FIELDS | {"refused", "reason"}
 _MOST_REFUSED_CHARACTERS = 8_000
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,15 @@ class CriticService:
         """What makes the critiques. Raises NotReadyError until the backend started."""
         return self._backend.identity(self._prompt.version)
 
-    def engine_metrics(self) -> bytes:
-        """The metrics of the backend's engine in Prometheus' text format; empty where it has none."""
-        return self._backend.metrics() if isinstance(self._backend, Measured) else b""
+    def shaping(self) -> dict[str, Any]:
+        """What answers depend on besides their request. Raises NotReadyError until the backend started."""
+        prompts = (self._prompt, self._retry_prompt)
+        texts = [None if prompt is None else prompt.messages for prompt in prompts]
+        return {"identity": self.identity().model_dump(mode="json"), "prompts": texts}
+
+    def engine_registry(self) -> CollectorRegistry | None:
+        """Where the metrics of the backend's engine are collected; None where it has none."""
+        return self._backend.registry if isinstance(self._backend, Measured) else None
 
     def messages(self, request: CritiqueRequest) -> list[Message]:
         """The prompt's messages. The same request gives the same messages, its nonce included."""
@@ -90,7 +104,7 @@ class CriticService:
             attempt=reading_of(split),
             critique=critique,
             failure=outcome if isinstance(outcome, CritiqueFailure) else None,
-            context=_context(outcome, split.tagged, request.mode) if isinstance(outcome, Critique) else None,
+            context=context_of(outcome, split.tagged, request.mode) if isinstance(outcome, Critique) else None,
             retried=refused.reason if isinstance(refused, CritiqueFailure) and len(answers) > 1 else None,
             critic=self.identity(),
             usage=Usage(
@@ -102,13 +116,19 @@ class CriticService:
     async def _ask_again(
         self, request: CritiqueRequest, split: SplitAttempt, values: dict[str, str], refused: CritiqueFailure
     ) -> list[_Answer]:
-        """The answer to the stricter prompt; none where there is no such prompt or no room for it."""
+        """The answer to the stricter prompt; none where there is no such prompt or the backend will never answer it.
+
+        Raises what may be different the next time: one request gets one answer, however busy the engine is.
+        """
         if self._retry_prompt is None:
             return []
-        told = {"refused": refused.text[:_MOST_REFUSED_CHARACTERS], "reason": refused.detail}
+        # Many servers take no empty turn.
+        said = refused.text[:_MOST_REFUSED_CHARACTERS].strip() or "(nothing)"
+        told = {"refused": said, "reason": refused.detail}
         try:
             return [await self._ask(request, split, _fill(self._retry_prompt, values | told))]
-        except PromptTooLongError:
+        except (PromptError, UnsupportedRequestError) as error:
+            _log.warning("the stricter prompt cannot be answered", error=str(error))
             return []
 
     async def _ask(self, request: CritiqueRequest, split: SplitAttempt, messages: list[Message]) -> _Answer:
@@ -132,12 +152,15 @@ def _load(version: str, name: str, fields: frozenset[str]) -> Prompt:
 
 
 def _values(request: CritiqueRequest, split: SplitAttempt) -> dict[str, str]:
-    return {
+    shown_values = {
         "question": request.question,
         "reference_solution": NO_REFERENCE if request.reference_solution is None else request.reference_solution,
         "attempt": split.tagged,
-        "nonce": hashlib.sha256(request.model_dump_json().encode()).hexdigest()[:8],
     }
+    # Of what the critic sees, so that the mode changes no prompt; long enough that no attempt can be made to hold its
+    # own.
+    shown = "\x1f".join(shown_values.values())
+    return {**shown_values, "nonce": hashlib.sha256(shown.encode()).hexdigest()[:16]}
 
 
 def _fill(prompt: Prompt, values: dict[str, str]) -> list[Message]:
@@ -164,8 +187,8 @@ def _in_sent_text(critique: Critique, split: SplitAttempt) -> Critique:
     return critique.model_copy(update={"alignment": alignment})
 
 
-def _context(critique: Critique, attempt: str, mode: CritiqueMode) -> str:
-    """``critique`` is the one of the tagged ``attempt``, its span not yet in the sent text."""
+def context_of(critique: Critique, attempt: str, mode: CritiqueMode) -> str:
+    """The context of a critique of the tagged ``attempt``, its span not yet in the sent text."""
     match mode:
         case CritiqueMode.STEP_ALIGNED:
             return critique.text
@@ -176,10 +199,32 @@ def _context(critique: Critique, attempt: str, mode: CritiqueMode) -> str:
 
 
 def read_answer(generation: Generation, attempt: str, known_answer: str | None) -> Critique | CritiqueFailure:
-    """A backend's text → the critique that follows its thinking, validated against the tagged attempt."""
-    _, ended, answer = generation.text.rpartition(_END_THINK)
-    if not ended and _THINK in generation.text:
+    """A backend's text → the critique that follows its thinking, validated against the tagged attempt.
+
+    Thinking ends at the last ``</think>``. Where the attempt itself holds that tag, a copy of it holds it too: then the
+    first of these that validates is taken: what follows the last one, the one before it and so on, and the whole text.
+    """
+    read: Critique | CritiqueFailure | None = None
+    for answer in _answers(generation.text, attempt):
+        read = validate_critique(
+            answer, attempt, known_answer=known_answer, critic_finish_reason=generation.finish_reason
+        )
+        if isinstance(read, Critique):
+            return read
+    if read is None:
         return CritiqueFailure(
             reason=FailureReason.TRUNCATED, detail="the critic's thinking never ended", text=generation.text
         )
-    return validate_critique(answer, attempt, known_answer=known_answer, critic_finish_reason=generation.finish_reason)
+    return read
+
+
+def _answers(text: str, attempt: str) -> Iterator[str]:
+    """What may be the answer of ``text``; nothing when all of it is thinking."""
+    before, ended, answer = text.rpartition(_END_THINK)
+    if ended:
+        yield answer
+        while _END_THINK in attempt and _END_THINK in before:
+            before = before.rpartition(_END_THINK)[0]
+            yield text[len(before) + len(_END_THINK) :]
+    if not text.lstrip().startswith(_THINK) and (not ended or _END_THINK in attempt):
+        yield text

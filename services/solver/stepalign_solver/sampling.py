@@ -56,6 +56,18 @@ def _shared_length(prompts: Sequence[list[int]]) -> int:
     return shared if shared >= MIN_SHARED_TOKENS and len(prompts) > 1 else 0
 
 
+def _attends_to_everything(config: Any) -> bool:
+    """Whether each token attends to all tokens before it, in every layer.
+
+    A sliding window counts places and not tokens: padding between two tokens pushes tokens out of it that belong there.
+    """
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None:
+        return all(kind == "full_attention" for kind in kinds)
+    return not getattr(text, "sliding_window", None)
+
+
 def _padded(prompt: list[int], shared: int, width: int, pad_id: int) -> tuple[list[int], list[int]]:
     """Token ids and attention mask ``[width]``; the padding stands after the first ``shared`` tokens."""
     gap = width - len(prompt)
@@ -125,7 +137,7 @@ class Sampler:
         uniforms = torch.stack([torch.rand(budget, generator=g, dtype=torch.float64) for g in generators])
         choice = SeededSampling(parameters[0], uniforms)
         width = max(map(len, prompts))
-        shared_length = _shared_length(prompts)
+        shared_length = _shared_length(prompts) if _attends_to_everything(self.model.config) else 0
         padded = [_padded(prompt, shared_length, width, self.pad_id) for prompt in prompts]
         output = self.model.generate(
             input_ids=torch.tensor([ids for ids, _ in padded], device=self.device),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from stepalign.config import Config, QueueSection
 from stepalign.embedded_redis import URL_FILE
@@ -14,7 +13,7 @@ from stepalign.queue.codec import decode, encode
 from stepalign.queue.connection import RedisConnection, run_key
 from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
 from stepalign.queue.redis_streams import RedisRolloutQueue
-from stepalign.secret_files import read_secret
+from stepalign.redis_address import with_password
 
 __all__ = [
     "Admission",
@@ -44,15 +43,8 @@ def redis_url(settings: QueueSection, environ: Mapping[str, str] | None = None) 
     url = settings.redis_url or (os.environ if environ is None else environ).get("REDIS_URL") or None
     if url is None or settings.redis_password_file is None:
         return url
-    password = read_secret("queue.redis_password_file", settings.redis_password_file)
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigError(f"queue.redis_url (or REDIS_URL) is no Redis address: {error}") from None
-    if parts.password and unquote(parts.password) != password:
-        raise ConfigError("the Redis address has another password than queue.redis_password_file; keep one of the two")
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{host}"))
+    names = "queue.redis_url (or REDIS_URL)", "queue.redis_password_file"
+    return with_password(url, *names, settings.redis_password_file)
 
 
 def require_redis_url(settings: QueueSection) -> str:

@@ -94,6 +94,22 @@ def test_requests_that_arrive_during_a_batch_form_the_next_one() -> None:
     assert compute.batches == [[0], [1, 2]]
 
 
+def test_the_oldest_goes_with_those_nearest_to_it_in_size() -> None:
+    compute = Doubler(gated=True)
+
+    async def test(batcher: MicroBatcher[int, int]) -> list[int]:
+        first = asyncio.create_task(batcher.submit(1))
+        await until(lambda: compute.batches == [[1]])
+        later = [asyncio.create_task(batcher.submit(size)) for size in (50, 9, 500, 45, 60, 10, 48)]
+        await asyncio.sleep(0.05)
+        compute.gate.set()
+        return list(await asyncio.gather(first, *later))
+
+    results = run_with(compute, test, size=lambda item: item)
+    assert compute.batches == [[1], [50, 48, 45, 60], [9, 10, 500]]
+    assert results == [2, 100, 18, 1000, 90, 120, 20, 96]
+
+
 def test_a_request_over_max_queue_is_refused_and_the_others_are_answered() -> None:
     compute = Doubler(gated=True)
 

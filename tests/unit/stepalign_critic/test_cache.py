@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
 
 from critic_answers import answer_of
+from critic_servers import GatedBackend
 from stepalign.critique_store import StoreUnavailableError
+from stepalign.prompts import Prompt, load_prompt
 from stepalign.types import CriticIdentity, CritiqueMode, CritiqueRequest, CritiqueResponse
 from stepalign_critic.cache import CritiqueCache, Source
+from stepalign_critic.service import CriticService
 from stepalign_critic.tenant import set_key
 
 T = TypeVar("T")
 REQUEST = CritiqueRequest(question="q", attempt="<step_1>a</step_1>", answer="1")
-IDENTITY = CriticIdentity(model="m", weights_revision="w", prompt_version="p", backend="b")
 ANSWER = answer_of(REQUEST, "no critique")
 
 
@@ -144,35 +147,64 @@ def test_replicas_share_a_store_and_do_without_it_when_it_is_down_or_holds_rubbi
         other = CritiqueCache(8, store)
         assert await other.get_or_make("k", make) == (ANSWER, Source.SHARED)
         assert (await other.get_or_make("k", make))[1] is Source.HIT and make.made == 1
-        store.texts["k"] = '{"id": 1}'
+        store.texts["another"] = store.texts["k"]
         third = CritiqueCache(8, store)
-        assert (await third.get_or_make("k", make))[1] is Source.MISS and third.store_errors == 1
+        assert (await third.get_or_make("another", make))[1] is Source.MISS and third.store_errors == 1
+        store.texts["k"] = '{"id": 1}'
+        assert (await third.get_or_make("k", make))[1] is Source.MISS and third.store_errors == 2
         store.down = True
-        assert (await third.get_or_make("other", make))[1] is Source.MISS and third.store_errors == 3
+        assert (await third.get_or_make("other", make))[1] is Source.MISS and third.store_errors == 4
 
     run(work)
 
 
+class Critic(GatedBackend):
+    """Serves with other weights, prompts or texts as the test wants."""
+
+    weights = "w"
+
+    def identity(self, prompt_version: str) -> CriticIdentity:
+        return super().identity(prompt_version).model_copy(update={"weights_revision": self.weights})
+
+
 def key_of(
-    request: CritiqueRequest = REQUEST, identity: CriticIdentity = IDENTITY, decoding: dict[str, Any] | None = None
+    request: CritiqueRequest = REQUEST,
+    weights: str = "w",
+    prompts: str = "chat-v1",
+    decoding: dict[str, Any] | None = None,
 ) -> str:
-    return CritiqueCache(1, decoding=decoding).key_of(request, identity)
+    backend = Critic()
+    backend.weights = weights
+    return CritiqueCache(1, decoding=decoding).key_of(request, CriticService(backend, prompts).shaping())
 
 
-CHANGES: dict[str, Callable[[], str]] = {
-    "question": lambda: key_of(REQUEST.model_copy(update={"question": "r"})),
-    "mode": lambda: key_of(REQUEST.model_copy(update={"mode": CritiqueMode.OMISSION})),
-    "no answer": lambda: key_of(REQUEST.model_copy(update={"answer": None})),
-    "weights": lambda: key_of(REQUEST, IDENTITY.model_copy(update={"weights_revision": "v"})),
-    "prompts": lambda: key_of(REQUEST, IDENTITY.model_copy(update={"prompt_version": "q"})),
-    "budget": lambda: key_of(REQUEST, IDENTITY, {"max_new_tokens": 5}),
+def key_with_another_wording(monkeypatch: pytest.MonkeyPatch, name: str) -> str:
+    def load(version: str, wanted: str) -> Prompt:
+        prompt = load_prompt(version, wanted)
+        role, body = prompt.messages[0]
+        return replace(prompt, messages=((role, f"{body} Please."), *prompt.messages[1:])) if wanted == name else prompt
+
+    monkeypatch.setattr("stepalign_critic.service.load_prompt", load)
+    return key_of()
+
+
+CHANGES: dict[str, Callable[[pytest.MonkeyPatch], str]] = {
+    "question": lambda _: key_of(REQUEST.model_copy(update={"question": "r"})),
+    "mode": lambda _: key_of(REQUEST.model_copy(update={"mode": CritiqueMode.OMISSION})),
+    "no answer": lambda _: key_of(REQUEST.model_copy(update={"answer": None})),
+    "weights": lambda _: key_of(weights="v"),
+    "prompt set": lambda _: key_of(prompts="lab-v1"),
+    "prompt": lambda patch: key_with_another_wording(patch, "critique"),
+    "stricter prompt": lambda patch: key_with_another_wording(patch, "critique_retry"),
+    "budget": lambda _: key_of(decoding={"max_new_tokens": 5}),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_whatever_shapes_an_answer_is_part_of_its_key(change: str) -> None:
-    assert key_of(REQUEST) == key_of(REQUEST.model_copy())
-    assert CHANGES[change]() != key_of(REQUEST)
+def test_whatever_shapes_an_answer_is_part_of_its_key(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = key_of()
+    assert key_of(REQUEST.model_copy()) == usual
+    assert CHANGES[change](monkeypatch) != usual
 
 
 def test_callers_with_other_api_keys_share_nothing() -> None:

@@ -143,6 +143,26 @@ def test_thinking_that_never_ends_is_truncated(finish: FinishReason) -> None:
     assert failure.text.startswith("<think>")
 
 
+THINKING = "<think>3 + 4 = 7\n7 * 7 = 9</think>\nThe answer is 9."
+
+
+@pytest.mark.parametrize("thought", ["", "<think> hm </think>", "hm </think> no </think>"])
+def test_an_attempt_that_thinks_can_be_copied(thought: str) -> None:
+    request = REQUEST.model_copy(update={"attempt": THINKING})
+    split = request.split()
+    copied = split.tagged.replace("</step_1>", "</step_1><copied/>").replace("</step_2>", "</step_2><copied/>")
+    answer = f"{thought}{copied}<verdict>correct</verdict>"
+    outcome = read_answer(Generation(answer, FinishReason.STOP, 0, 0), split.tagged, "9")
+    assert isinstance(outcome, Critique), outcome
+    assert outcome.verdict is Verdict.CORRECT
+
+
+def test_an_attempt_that_thinks_excuses_no_thinking_without_end() -> None:
+    attempt = REQUEST.model_copy(update={"attempt": THINKING}).split().tagged
+    outcome = read_answer(Generation("<think> hm", FinishReason.STOP, 0, 0), attempt, "9")
+    assert isinstance(outcome, CritiqueFailure) and outcome.reason is FailureReason.TRUNCATED
+
+
 def test_a_generation_over_its_budget_is_truncated_even_when_it_reads_well() -> None:
     assert failure_of(COPY, FinishReason.LENGTH).reason is FailureReason.TRUNCATED
 
@@ -169,10 +189,13 @@ def test_the_nonce_depends_on_the_request_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("stepalign_critic.service.load_prompt", lambda *_: prompt)
     service, again = (CriticService(FakeBackend(lambda _: COPY), "test-v1") for _ in range(2))
     nonce = service.messages(REQUEST)[0]["content"].split()[0]
-    assert len(nonce) == 8 and int(nonce, 16) >= 0
+    assert len(nonce) == 16 and int(nonce, 16) >= 0
     assert again.messages(REQUEST) == service.messages(REQUEST)
     other = service.messages(REQUEST.model_copy(update={"question": "3 + 4 * 8"}))
     assert other[0]["content"].split()[0] != nonce
+    # What the critic does not see changes no prompt.
+    unseen = REQUEST.model_copy(update={"mode": CritiqueMode.OMISSION, "answer": None})
+    assert service.messages(unseen) == service.messages(REQUEST)
 
 
 def test_a_prompt_with_a_field_that_no_request_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,16 +357,25 @@ def test_a_truncated_answer_is_not_asked_for_again() -> None:
     assert response.retried is None and len(backend.prompts) == 1
 
 
-def test_a_retry_that_is_over_the_prompt_budget_leaves_the_first_failure() -> None:
+@pytest.mark.parametrize("error", [PromptTooLongError("the critique prompt", 9, 8), UnsupportedRequestError("400")])
+def test_a_retry_that_will_never_be_answered_leaves_the_first_failure(error: Exception) -> None:
     class Tight(FakeBackend):
         async def generate(self, prompt: RenderedPrompt) -> Generation:
             if self.prompts:
-                raise PromptTooLongError("the critique prompt", 9, 8)
+                raise error
             return await super().generate(prompt)
 
     response = critique(Tight(lambda _: "all is well"), prompts="chat-v1")
     assert response.failure is not None and response.failure.reason is FailureReason.UNPARSEABLE
     assert response.retried is None and response.usage.prompt_tokens == 11
+
+
+def test_an_empty_answer_is_shown_as_such_when_it_is_asked_for_again() -> None:
+    """Many servers take no empty turn."""
+    backend = FakeBackend(lambda _: "")
+    critique(backend, prompts="chat-v1")
+    assert len(backend.prompts) == 2
+    assert all(message["content"].strip() for message in backend.prompts[1].messages)
 
 
 def test_a_retry_that_the_engine_fails_on_is_an_error_and_no_failure() -> None:

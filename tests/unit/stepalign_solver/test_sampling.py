@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
 
 from stepalign.config import ModelSection
 from stepalign.errors import NonFiniteError
@@ -96,6 +97,44 @@ def test_equal_prompts_and_one_that_begins_another_share_what_leaves_each_a_toke
     alone = [sampler.sample([prompt], [parameters(seed)])[0].token_ids for seed, prompt in enumerate(prompts)]
     together = sampler.sample(prompts, [parameters(seed) for seed in range(len(prompts))])
     assert [c.token_ids for c in together] == alone
+
+
+WINDOW = 24
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "sliding_window": WINDOW,
+}
+SLIDING = {
+    "every layer": lambda size: MistralForCausalLM(MistralConfig(vocab_size=size, **SMALL)),
+    "some layers": lambda size: Gemma3ForCausalLM(
+        Gemma3TextConfig(vocab_size=size, layer_types=["sliding_attention", "full_attention"], **SMALL)
+    ),
+}
+
+
+@pytest.mark.parametrize("layers", SLIDING)
+def test_a_sliding_window_sees_the_same_tokens_in_a_batch(layers: str, tokenizer: Any) -> None:
+    """Padding between a shared beginning and the rest would push tokens out of the window."""
+    torch.manual_seed(0)
+    model = SLIDING[layers](len(tokenizer)).eval()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:  # Random weights as they are hardly tell one context from another.
+                weight.mul_(6)
+    sampler = Sampler(model, tokenizer)
+    beginning = (LONG * 4)[: MIN_SHARED_TOKENS + 8]
+    prompts = [beginning + SHORT, beginning + LONG * 3]
+    alone = [sampler.sample([prompt], [parameters(seed)])[0] for seed, prompt in enumerate(prompts)]
+    together = sampler.sample(prompts, [parameters(seed) for seed in range(len(prompts))])
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
 def test_other_seeds_give_other_completions(sampler: Sampler) -> None:

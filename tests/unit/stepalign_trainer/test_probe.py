@@ -219,10 +219,11 @@ def measure(
     return make
 
 
-def test_every_context_is_measured_on_the_same_rollouts_with_one_critique_each(measure: Measure) -> None:
+def test_every_context_is_measured_on_the_same_rollouts_with_one_critique_of_each_form(measure: Measure) -> None:
     critic = Critic()
     report = measure("stepalign_scoped", "stepalign", "full_repetition", "omission", "refsol", "null", critic=critic)
-    assert critic.asked == len(BATCH)
+    # As it is meant, with the wrong step quoted, and without the copied steps.
+    assert critic.asked == 3 * len(BATCH)
     assert (report.rollouts, report.unlocated) == (5, 0)
     # "right" has no error, and "unfinished" was cut off before one.
     assert report.with_error == 3

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from prometheus_client import CollectorRegistry
+
 from stepalign.prompts import Message
 from stepalign.types import CriticIdentity, CritiqueRequest, FinishReason
 
@@ -32,8 +34,9 @@ class Generation:
 class Measured(Protocol):
     """A backend whose engine has metrics of its own."""
 
-    def metrics(self) -> bytes:
-        """They in Prometheus' text format."""
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Where they are collected."""
         ...
 
 

@@ -53,6 +53,7 @@ class TransformersBackend:
             max_batch=section.max_batch,
             max_queue=section.max_queue,
             wait_seconds=section.batch_wait_ms / 1000,
+            size=len,
         )
 
     @property

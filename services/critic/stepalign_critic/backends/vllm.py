@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from prometheus_client import REGISTRY, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from stepalign.config import CriticSection
 from stepalign.errors import ConfigError, PromptTooLongError
@@ -99,9 +99,10 @@ class VllmBackend:
     def expected_wait_seconds(self) -> float | None:
         return None
 
-    def metrics(self) -> bytes:
-        """vLLM's own metrics, among them hits of the prefix cache, in the text exposition format."""
-        return generate_latest(REGISTRY)
+    @property
+    def registry(self) -> CollectorRegistry:
+        """vLLM's own metrics, among them hits of the prefix cache."""
+        return REGISTRY
 
     def healthy(self) -> bool:
         return self._engine is not None and not self._engine.errored
