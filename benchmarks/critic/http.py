@@ -39,10 +39,9 @@ class Transports:
 
 def measure_http(overhead: OverheadSettings, load: LoadSettings) -> Http:
     """The service and a bare FastAPI route over the same engine, by turns."""
-    sent = endless_requests()
     seconds = ("--seconds", str(overhead.engine_seconds))
     with serving("critic", *seconds) as critic, serving("bare", *seconds) as bare:
-        of_service, of_bare = measure_overhead(service(critic), route(bare), sent, overhead)
+        of_service, of_bare = measure_overhead(service(critic), route(bare), overhead)
     through = measure_throughput(load)
     return Http(of_service, of_bare, through["service"], through["bare"])
 
@@ -50,7 +49,7 @@ def measure_http(overhead: OverheadSettings, load: LoadSettings) -> Http:
 def measure_throughput(load: LoadSettings) -> dict[str, Rounds]:
     """Requests a second of the ``service`` and of the ``bare`` route over an engine that answers at once."""
     with serving("critic") as critic, serving("bare") as bare:
-        return measure_by_turns({"service": service(critic), "bare": route(bare)}, endless_requests(), load)
+        return measure_by_turns({"service": service(critic), "bare": route(bare)}, load)
 
 
 def measure_transports(load: LoadSettings) -> Transports:
@@ -61,7 +60,7 @@ def measure_transports(load: LoadSettings) -> Transports:
         serving("critic-over", model.url, "aiohttp") as over_aiohttp,
     ):
         targets = {"httpx": service(over_httpx), "aiohttp": service(over_aiohttp)}
-        return Transports(**measure_by_turns(targets, endless_requests(), load))
+        return Transports(**measure_by_turns(targets, load))
 
 
 def endless_requests() -> Iterator[bytes]:
@@ -72,9 +71,9 @@ def endless_requests() -> Iterator[bytes]:
 
 def service(server: Server) -> Target:
     """The critic service, which has to make a critique for each request."""
-    return Target(server, (b"x-stepalign-cache: miss", b'"failure":null'))
+    return Target(server, (b"x-stepalign-cache: miss", b'"failure":null'), endless_requests())
 
 
 def route(server: Server) -> Target:
     """The bare route."""
-    return Target(server, ())
+    return Target(server, (), endless_requests())

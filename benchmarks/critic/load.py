@@ -28,10 +28,14 @@ class LoadSettings:
 
 @dataclass(frozen=True)
 class Target:
-    """A server, and what each of its answers must hold besides status 200 for its figures to mean something."""
+    """A server, and what each of its answers must hold besides status 200 for its figures to mean something.
+
+    ``requests`` are its own: where another target took some of them, it might be asked what it still has in its cache.
+    """
 
     server: Server
     expected: Sequence[bytes]
+    requests: Iterator[bytes]
 
 
 @dataclass(frozen=True)
@@ -68,27 +72,24 @@ class Rounds:
         return statistics.median(ours.per_second / theirs.per_second for ours, theirs in pairs)
 
 
-def measure_by_turns(
-    targets: Mapping[str, Target], requests: Iterator[bytes], settings: LoadSettings
-) -> dict[str, Rounds]:
+def measure_by_turns(targets: Mapping[str, Target], settings: LoadSettings) -> dict[str, Rounds]:
     """Load each target in every round, the first one last in the next."""
     names = list(targets)
     loads: dict[str, list[Load]] = {name: [] for name in names}
     for _ in range(settings.rounds):
         for name in names:
-            loads[name].append(asyncio.run(_measure(targets[name], requests, settings)))
+            loads[name].append(asyncio.run(_measure(targets[name], settings)))
         names.reverse()
     return {name: Rounds(of_name) for name, of_name in loads.items()}
 
 
-async def _measure(target: Target, requests: Iterator[bytes], settings: LoadSettings) -> Load:
+async def _measure(target: Target, settings: LoadSettings) -> Load:
     """Raises BenchError on an answer that is not what was expected."""
     running = asyncio.get_running_loop()
     stopped: asyncio.Future[None] = running.create_future()
     host, port = target.server.host, target.server.port
     opened = [
-        await running.create_connection(lambda: _Loop(requests, target.expected, stopped), host, port)
-        for _ in range(settings.connections)
+        await running.create_connection(lambda: _Loop(target, stopped), host, port) for _ in range(settings.connections)
     ]
     loops = [loop for _, loop in opened]
     try:
@@ -123,9 +124,9 @@ async def _unless_stopped(stopped: asyncio.Future[None], seconds: float) -> None
 class _Loop(asyncio.Protocol):
     """One connection. ``stopped`` gets the error that ends the measurement, or is cancelled at its end."""
 
-    def __init__(self, requests: Iterator[bytes], expected: Sequence[bytes], stopped: asyncio.Future[None]) -> None:
-        self._requests = requests
-        self._expected = expected
+    def __init__(self, target: Target, stopped: asyncio.Future[None]) -> None:
+        self._requests = target.requests
+        self._expected = target.expected
         self._stopped = stopped
         self._received = bytearray()
         self._length: int | None = None

@@ -1,7 +1,7 @@
 """What the service adds to the time of its engine, on one kept connection, beside what a bare FastAPI route adds.
 
 The overhead of a request is its latency at the client less the time that the engine itself took for it, which every
-answer tells (:mod:`benchmarks.critic.engine`). Service and route get the same request by turns.
+answer tells (:mod:`benchmarks.critic.engine`). Service and route get the same requests by turns.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.critic.load import Target
@@ -47,14 +46,12 @@ class _Sample:
         return self.latency_ms - self.engine_ms
 
 
-def measure_overhead(
-    service: Target, bare: Target, requests: Iterator[bytes], settings: OverheadSettings
-) -> tuple[Overhead, Overhead]:
+def measure_overhead(service: Target, bare: Target, settings: OverheadSettings) -> tuple[Overhead, Overhead]:
     """The overhead of the service and that of the bare route. Raises BenchError on an answer that is none."""
     with _connected(service) as to_service, _connected(bare) as to_bare:
         sides = ((service, to_service), (bare, to_bare))
-        _block(sides, requests, settings.warm_up_pairs)
-        blocks = [_block(sides, requests, settings.pairs_per_block) for _ in range(settings.blocks)]
+        _block(sides, settings.warm_up_pairs)
+        blocks = [_block(sides, settings.pairs_per_block) for _ in range(settings.blocks)]
     of_service, of_bare = zip(*blocks, strict=True)
     return _overhead(of_service), _overhead(of_bare)
 
@@ -64,18 +61,18 @@ def _connected(target: Target) -> Connection:
 
 
 def _block(
-    sides: tuple[tuple[Target, Connection], tuple[Target, Connection]], requests: Iterator[bytes], pairs: int
+    sides: tuple[tuple[Target, Connection], tuple[Target, Connection]], pairs: int
 ) -> tuple[list[_Sample], list[_Sample]]:
     samples: tuple[list[_Sample], list[_Sample]] = ([], [])
     for pair in range(pairs):
-        request = next(requests)
         # Who comes second may find the processor's caches warm.
         for side in (0, 1) if pair % 2 else (1, 0):
-            samples[side].append(_sample(*sides[side], request))
+            samples[side].append(_sample(*sides[side]))
     return samples
 
 
-def _sample(target: Target, connection: Connection, request: bytes) -> _Sample:
+def _sample(target: Target, connection: Connection) -> _Sample:
+    request = next(target.requests)
     begin = time.perf_counter_ns()
     answer = connection.exchange(request)
     latency_ms = (time.perf_counter_ns() - begin) / 1e6

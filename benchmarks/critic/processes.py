@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -61,7 +62,14 @@ def started(
     Raises BenchError when it is not ready within ``seconds``.
     """
     with (folder / LOG).open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **(environment or {})}, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         yield _wait_until_ready(process, folder, seconds)
     finally:
@@ -69,13 +77,15 @@ def started(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Tell a process to end, and see that it does."""
+    """Tell a process to end, and see that it does, with those that it has started: vLLM's engine is one of its own."""
     process.terminate()
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def end_of_log(folder: Path) -> str:

@@ -69,11 +69,11 @@ class VllmSettings:
     """``requests`` are those of a round. Of ``addends`` numbers is a sum; it makes the answers so long."""
 
     rounds: int = 5
-    requests: int = 64
+    requests: int = 16
     addends: int = 8
     max_batch: int = 16
     max_prompt_tokens: int = 1024
-    max_new_tokens: int = 160
+    max_new_tokens: int = 48
     prompts: str = "sums-v1"
 
 
@@ -187,6 +187,7 @@ def _offline(python: Path, config: Path) -> Iterator[OfflineEngine]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            start_new_session=True,
         )
     try:
         yield OfflineEngine(process, folder)

@@ -1,0 +1,195 @@
+"""The fault matrix. After each of them every rollout must be accounted for and none trained twice.
+
+Where nothing is skipped and no policy changed, the weights must be those of a run without a fault, bit for bit. Places
+are calls inside the product; ``repetition`` moves the moment, so that many repetitions are not one repeated.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.errors import BenchError
+from benchmarks.faults.flood import flood
+from benchmarks.faults.injection import Action, Fault
+from benchmarks.faults.processes import function
+from benchmarks.faults.run import BATCH, CAPACITY, STEPS, FaultyRun, Outcome, faulty_run
+from stepalign.queue.connection import run_key
+
+_LOOP, _LEARNER = "stepalign_trainer.loop", "stepalign_trainer.learner:Learner"
+_SETTLEMENT, _QUEUE = "stepalign_trainer.settlement:Settlement", "stepalign.queue.redis_streams:RedisRolloutQueue"
+_CRITIC = "stepalign_critic.backends.program:ProgramBackend.generate"
+# Longer than the idle limit, after which a silent consumer loses what it has claimed.
+_SLOW_SECONDS = 1.5
+
+Faults = Callable[[int], Mapping[str, Fault]]
+Disturb = Callable[[FaultyRun, random.Random], None]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """``faults`` by process for a repetition; ``disturb`` is done from outside once the processes have started.
+
+    ``same_weights`` says that the run's result may not show the fault, ``restarts`` who must have been started again.
+    """
+
+    name: str
+    faults: Faults = field(default=lambda _: {})
+    disturb: Disturb = field(default=lambda run, rng: None)
+    same_weights: bool = True
+    restarts: frozenset[str] = frozenset()
+
+    def play(self, folder: Path, repetition: int = 0) -> Outcome:
+        """One repetition in ``folder``. Raises BenchError when the run does not come to its end."""
+        began = time.monotonic()
+        with faulty_run(folder) as run:
+            run.start(faults=self.faults(repetition))
+            self.disturb(run, random.Random(f"{self.name} {repetition}"))
+            return run.finish(began)
+
+    def violations(self, outcome: Outcome, undisturbed: Outcome) -> list[str]:
+        """What must not be, in sentences."""
+        found = list(outcome.audit.problems)
+        if outcome.twice:
+            found.append(f"{outcome.twice} rollouts were trained twice")
+        if outcome.updates != STEPS:
+            found.append(f"{outcome.updates} updates instead of {STEPS}")
+        if self.same_weights and outcome.weights != undisturbed.weights:
+            found.append("the weights are not those of the run without a fault")
+        if outcome.audit.pending:
+            found.append(f"{outcome.audit.pending} rollouts are left in the queue")
+        missed = {name for name in self.restarts if not outcome.restarts[name]}
+        if missed:
+            found.append(f"{', '.join(sorted(missed))} did not die: the fault did not happen")
+        return found
+
+
+def _kill(process: str, place: str, action: Action, first: int, of: int) -> Scenario:
+    """A kill -9 at the ``first`` call of ``place``; repetitions go through the first ``of`` calls."""
+
+    def faults(repetition: int) -> Mapping[str, Fault]:
+        return {process: Fault(place, action, at=1 + (first - 1 + repetition) % of)}
+
+    call = place.rpartition(":")[2].rpartition(".")[2].strip("_")
+    name = f"{process} killed {action.value.partition(' ')[2]} {call}"
+    return Scenario(name, faults, restarts=frozenset({process}))
+
+
+def _signalled(name: str, process: str, number: int) -> Scenario:
+    """A signal from outside at a moment of the run that depends on the repetition."""
+
+    def disturb(run: FaultyRun, rng: random.Random) -> None:
+        _some_way(run, rng)
+        run.commands[process].signal(number)
+
+    return Scenario(name, disturb=disturb, restarts=frozenset({process}))
+
+
+def _some_way(run: FaultyRun, rng: random.Random) -> None:
+    updates = rng.randint(0, STEPS - 2)
+    run.wait(lambda: run.updates >= updates and run.published() > 0, f"update {updates}")
+    time.sleep(rng.uniform(0.0, 0.2))
+
+
+def _redis_ends(number: int) -> Disturb:
+    def disturb(run: FaultyRun, rng: random.Random) -> None:
+        _some_way(run, rng)
+        run.redis.end(number)
+        time.sleep(rng.uniform(0.0, 0.5))
+        run.redis.start()
+
+    return disturb
+
+
+def _poison(run: FaultyRun, rng: random.Random) -> None:
+    """An entry that is no rollout, counted as published like one that a producer of ours wrote."""
+    _some_way(run, rng)
+    with run.redis.client() as client:
+        client.xadd(run_key("faulty", "rollouts"), {"rollout": b'{"schema_version": 1, "rollout_id": '})
+        client.hincrby(run_key("faulty", "ledger"), "published", 1)
+
+
+def _outrun(run: FaultyRun, rng: random.Random) -> None:
+    """A second producer offers ten times what the queue holds, first while no trainer runs, then beside one."""
+    run.wait(lambda: run.published() > 0, "a first rollout")
+    run.commands["trainer"].signal(signal.SIGKILL)
+    trainer = run.commands.pop("trainer")
+    with run.redis.client() as client:
+        before = int(client.info("memory")["used_memory"])  # pyright: ignore
+    run.commands["producer"] = function(run.folder, "producer", flood, str(run.config), 10 * CAPACITY)
+    time.sleep(2.0 + rng.uniform(0.0, 0.5))
+    with run.redis.client() as client:
+        length, grown = client.xlen(run_key("faulty", "rollouts")), int(client.info("memory")["used_memory"]) - before  # pyright: ignore
+    if not CAPACITY - BATCH < length <= CAPACITY:
+        raise BenchError(f"{length} entries in a queue of {CAPACITY} whose trainer is away")
+    if grown > 2 * 2**20:
+        raise BenchError(f"Redis grew by {grown} bytes while its queue was full")
+    run.commands["trainer"] = trainer
+    trainer.start_again()
+    run.wait(lambda: run.commands["producer"].exit_code == 0 or run.ended, "the producer's end")
+
+
+def _full_disk(run: FaultyRun, rng: random.Random) -> None:
+    """The checkpoints' disk takes one checkpoint and not a second one, until there is room."""
+    trainer = run.commands["trainer"]
+    while trainer.exit_code is None:
+        time.sleep(0.02)
+    if trainer.exit_code != 1 or "make room, then --resume" not in trainer.last_words():
+        raise BenchError(f"the trainer did not say that the disk is full:\n{trainer.last_words()}")
+    subprocess.run(["mount", "-o", "remount,size=64m", run.run_dir / "checkpoints"], check=True)
+    trainer.start_again()
+
+
+class FullDisk(Scenario):
+    """Its checkpoints lie on a tmpfs of their own; that needs root on Linux."""
+
+    def play(self, folder: Path, repetition: int = 0) -> Outcome:
+        began = time.monotonic()
+        with faulty_run(folder) as run:
+            checkpoints = run.run_dir / "checkpoints"
+            checkpoints.mkdir(parents=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", checkpoints], check=True)
+            try:
+                run.start()
+                self.disturb(run, random.Random(repetition))
+                return run.finish(began)
+            finally:
+                run.stop()
+                subprocess.run(["umount", checkpoints], check=True)
+
+
+UNDISTURBED = Scenario("no fault")
+FULL_DISK = FullDisk("a full disk for the checkpoint", disturb=_full_disk, restarts=frozenset({"trainer"}))
+SCENARIOS = [
+    _kill("solver", f"{_QUEUE}.publish", Action.KILL_BEFORE, 3, 12),
+    _kill("solver", f"{_QUEUE}.publish", Action.KILL_AFTER, 3, 12),
+    _kill("solver", "stepalign.policy_store:RedisPolicyStore.announce_sampled", Action.KILL_BEFORE, 2, 4),
+    _kill("trainer", f"{_LEARNER}.update", Action.KILL_BEFORE, 2, 4),
+    _kill("trainer", f"{_LEARNER}._step", Action.KILL_AFTER, 2, 4),
+    _kill("trainer", "stepalign_trainer.checkpoint:_sync", Action.KILL_BEFORE, 9, 24),
+    _kill("trainer", f"{_SETTLEMENT}.checkpointed", Action.KILL_BEFORE, 2, 4),
+    _kill("trainer", f"{_SETTLEMENT}.checkpointed", Action.KILL_AFTER, 2, 4),
+    _kill("trainer", "stepalign.policy_store:RedisPolicyStore.publish", Action.KILL_BEFORE, 3, 5),
+    _kill("trainer", f"{_SETTLEMENT}.finish", Action.KILL_BEFORE, 1, 1),
+    *(
+        _signalled(f"{process} {word}", process, number)
+        for number, word in ((signal.SIGKILL, "killed from outside"), (signal.SIGTERM, "told to end"))
+        for process in ("solver", "trainer", "critic")
+    ),
+    Scenario("redis killed from outside", disturb=_redis_ends(signal.SIGKILL)),
+    Scenario("redis told to end", disturb=_redis_ends(signal.SIGTERM)),
+    Scenario("a slow critic", lambda _: {"critic": Fault(_CRITIC, Action.SLOW, seconds=_SLOW_SECONDS)}),
+    Scenario(
+        "a critic that answers garbage",
+        lambda _: {"critic": Fault(_CRITIC, Action.GARBAGE, text="<step_1> all is well")},
+        same_weights=False,
+    ),
+    Scenario("a poison entry", disturb=_poison),
+    Scenario("a producer that outruns the trainer", disturb=_outrun, same_weights=False),
+    FULL_DISK,
+]
