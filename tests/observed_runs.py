@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stepalign import plugins
 from stepalign.config import Config, CriticSection, load_config
-from stepalign.policy_store import PolicyVersion, file_sha256, open_policy_store
+from stepalign.policy_store import Canary, PolicyVersion, file_sha256, open_policy_store
 from stepalign.queue import MemoryBroker, RedisRolloutQueue, forget_run
 from stepalign.types import Rollout
 from stepalign_critic import server as critic_server
@@ -51,6 +51,7 @@ from stepalign_trainer.learner import Learner
 LOUD = "{{ '<bos>' }}{% if loud %}question {% endif %}"
 """A chat template with an option."""
 
+CANARY = Canary(prompt_token_ids=[1], completion_token_ids=[2], logprobs=[-1.0])
 CONFIG = """
 [run]
 name = "observed"
@@ -296,7 +297,7 @@ class Bench:
         async def end() -> None:
             policies = open_policy_store(config.queue, config.run.name)
             await policies.announce_sampled(config.trainer.steps)
-            await policies.publish(PolicyVersion(version=10**6, path="/nowhere", sha256="0" * 64))
+            await policies.publish(PolicyVersion(version=10**6, path="/nowhere", sha256="0" * 64, canary=CANARY))
             await policies.finish()
             await policies.close()
 

@@ -13,9 +13,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
+from stepalign.cli import OVERRIDES
 from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
+from stepalign_lab.audit_command import audit
 from stepalign_lab.campaign import Campaign, started
 from stepalign_lab.compare_command import show_comparison
 from stepalign_lab.progress import RunProgress, result_table, summary_table
@@ -38,7 +41,19 @@ DEMO_ARMS = ("grpo", "refsol", "stepalign", "stepalign_scoped")
 lab = typer.Typer(no_args_is_help=True, help="The lab's models: build them, or convert SmolLM2.")
 
 
-def run(
+class _RunUnlessNamed(TyperGroup):
+    """``run CONFIG …`` means ``run start CONFIG …``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args and args[0] in self.commands else ["start", *args])
+
+
+run = typer.Typer(cls=_RunUnlessNamed, help="Run the whole loop on this machine, as processes; `run audit` checks it.")
+run.command("audit")(audit)
+
+
+@run.command("start", context_settings=OVERRIDES)
+def start(
     ctx: typer.Context,
     config: ConfigPath,
     problems: Annotated[
@@ -47,7 +62,7 @@ def run(
     resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")] = False,
 ) -> None:
-    """Run the whole loop on this machine, as processes."""
+    """Run the whole loop on this machine, as processes. `stepalign run audit RUN` checks that no rollout was lost."""
     overrides = [*ctx.args, *(["--data.train", str(problems.resolve())] if problems is not None else [])]
     _run(Console(), LocalRun(config, overrides), resume=resume, overwrite=overwrite)
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from stepalign.config import Config
+from stepalign.selection import EVALUATION_ROWS
 from stepalign_lab.report import read_rows, sum_counts
 
 
@@ -49,7 +50,7 @@ class RunProgress:
     def watch(self) -> None:
         """Read what is new."""
         self.updates = read_rows(self.config.run_dir / "metrics.jsonl")
-        self.evaluations = read_rows(self.config.run_dir / "evaluation.jsonl")
+        self.evaluations = read_rows(self.config.run_dir / EVALUATION_ROWS)
         description = "training" if self.updates else "starting processes"
         if len(self.updates) == self.config.trainer.steps:
             description = "evaluating" if self.config.data.test is not None else "finishing"

@@ -172,7 +172,10 @@ def build_report(config: Config, status: QueueStatus, wall_seconds: float, threa
     return report
 
 
-NO_HYPERPARAMETERS = {"steps", "batch", "micro_batch", "logit_chunk", "keep_checkpoints", "token_view", "max_staleness"}
+NO_HYPERPARAMETERS = {
+    *("steps", "batch", "micro_batch", "logit_chunk", "token_view", "max_staleness"),
+    *("checkpoint_every", "keep_checkpoints"),
+}
 
 
 def run_terms(config: Config) -> dict[str, Any]:

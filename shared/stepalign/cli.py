@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from importlib.metadata import EntryPoint, entry_points, version
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from stepalign.errors import StepalignError
 
@@ -67,15 +69,28 @@ def _missing(entry: EntryPoint, error: ModuleNotFoundError) -> Any:
     return command
 
 
-def _rank(entry: EntryPoint) -> tuple[int, str]:
-    return (ORDER.index(entry.name) if entry.name in ORDER else len(ORDER), entry.name)
+def _rank(name: str) -> tuple[int, str]:
+    return (ORDER.index(name) if name in ORDER else len(ORDER), name)
+
+
+class _InOrder(TyperGroup):
+    """Typer lists groups of commands after the commands."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=_rank)
 
 
 def build_app() -> typer.Typer:
     """The application with every installed subcommand."""
-    app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        cls=_InOrder,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
     app.callback()(_main)
-    for entry in sorted(entry_points(group=GROUP), key=_rank):
+    for entry in entry_points(group=GROUP):
         try:
             target = entry.load()
         except ModuleNotFoundError as error:
@@ -91,25 +106,34 @@ def _end(signal_number: int, _frame: FrameType | None) -> None:
     os._exit(128 + signal_number)
 
 
+def _refusal(error: Exception) -> str | None:
+    """The one line that says what to change, None for an error that nobody expected."""
+    if isinstance(error, StepalignError):
+        return str(error)
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: user {os.getuid()} may not read or write this"
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
+        return f"the module {error.name!r} is missing: pip install 'stepalign[{EXTRA_OF[error.name]}]'"
+    return None
+
+
 def main() -> None:
-    """Entry point. An error of ours is one line on stderr and exit code 1; anything else is a traceback."""
+    """Entry point. An error of ours is one line on stderr and its own exit code; any other a traceback and 70.
+
+    A supervisor tells from the code whether to start the process again.
+    """
     if os.getpid() == 1:
         # The first process of a container has no default action: without a handler SIGTERM would be ignored.
         signal.signal(signal.SIGTERM, _end)
     try:
         build_app()()
-    except StepalignError as error:
-        print(f"stepalign: {error}", file=sys.stderr)
-        sys.exit(1)
-    except PermissionError as error:
-        print(f"stepalign: {error.filename}: user {os.getuid()} may not read or write this", file=sys.stderr)
-        sys.exit(1)
-    except ModuleNotFoundError as error:
-        if error.name not in EXTRA_OF:
-            raise
-        extra = EXTRA_OF[error.name]
-        print(f"stepalign: the module {error.name!r} is missing: pip install 'stepalign[{extra}]'", file=sys.stderr)
-        sys.exit(1)
+    except Exception as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            traceback.print_exc()
+            sys.exit(os.EX_SOFTWARE)
+        print(f"stepalign: {refusal}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, StepalignError) else 1)
 
 
 if __name__ == "__main__":

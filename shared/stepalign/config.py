@@ -338,8 +338,11 @@ class TrainerSection(Section):
     """A longer teacher prompt drops the rollout with the counted reason ``teacher_prompt_too_long``."""
     logit_chunk: Annotated[int, Field(ge=1)] = 512
     """Tokens whose full-vocabulary logits exist at once."""
-    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    """Newest checkpoints kept for resuming; there is one a step. Published adapters are all kept."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    """Updates between checkpoints: so many at most are made again after a crash. Above 1 this needs arithmetic that
+    gives the same bits again, as on a CPU: an adapter that was published must come out the same."""
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    """Newest checkpoints kept for resuming, besides the best by validation. Published adapters are all kept."""
     max_staleness: Literal[0] = 0
     """Newest policy version minus a rollout's. 0: synchronous and on-policy, as in the paper."""
     token_view: Annotated[int, Field(ge=0)] = 12
@@ -408,12 +411,13 @@ class Config(BaseSettings):
     alarms: AlarmsSection = AlarmsSection()
 
     @model_validator(mode="after")
-    def _queue_holds_two_batches(self) -> Config:
-        needed = 2 * self.trainer.batch
+    def _queue_holds_what_two_checkpoints_need(self) -> Config:
+        """Rollouts stay in the queue until a second checkpoint holds them."""
+        needed = 2 * self.trainer.batch * self.trainer.checkpoint_every
         if self.queue.capacity < needed:
             raise ValueError(
-                f"queue.capacity is {self.queue.capacity}; it must be at least 2 × trainer.batch = {needed}, "
-                "or the solver and the trainer wait for each other"
+                f"queue.capacity is {self.queue.capacity}; it must be at least 2 × trainer.batch × "
+                f"trainer.checkpoint_every = {needed}, or the solver and the trainer wait for each other"
             )
         return self
 

@@ -23,9 +23,15 @@
 
 from __future__ import annotations
 
+import os
+from typing import ClassVar
+
 
 class StepalignError(Exception):
     """Base of every error that stepalign raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+    """Of a process that ends with this error. 1: it would end so again; ``os.EX_TEMPFAIL``: the cause may pass."""
 
 
 class ConfigError(StepalignError):
@@ -65,6 +71,8 @@ class QueueError(StepalignError):
 class QueueUnavailableError(QueueError):
     """The Redis server cannot be reached."""
 
+    exit_code = os.EX_TEMPFAIL
+
 
 class UnsupportedServerError(QueueError):
     """The server is older than Redis 7.0 or its settings would lose work."""
@@ -80,6 +88,8 @@ class CriticError(StepalignError):
 
 class CriticUnavailableError(CriticError):
     """The critic is not reachable, loading, draining or saturated: ``retry_after`` in seconds, ``code`` its own."""
+
+    exit_code = os.EX_TEMPFAIL
 
     def __init__(self, message: str, retry_after: float | None = None, code: str | None = None) -> None:
         self.retry_after = retry_after

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -21,20 +22,36 @@ from stepalign.types import Wire
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
+class Canary(Wire):
+    """A fixed sequence and what the policy gives its completion: log-probabilities ``[T]`` at T = 1, in nats."""
+
+    prompt_token_ids: Annotated[list[int], Field(min_length=1)]
+    completion_token_ids: Annotated[list[int], Field(min_length=1)]
+    logprobs: list[float]
+
+    @model_validator(mode="after")
+    def _one_value_a_token(self) -> Canary:
+        if len(self.logprobs) != len(self.completion_token_ids):
+            raise ValueError("a canary has one log-probability for each token of its completion")
+        return self
+
+
 class PolicyVersion(Wire):
-    """A published adapter. Version 0 is the base model: no adapter, empty ``path`` and ``sha256``."""
+    """A published adapter. Version 0 is the base model: no adapter, empty ``path`` and ``sha256``, no canary."""
 
     version: Annotated[int, Field(ge=0)]
     path: str
     """Folder of the adapter."""
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     """Of the adapter's weights file, in hexadecimal."""
+    canary: Canary | None = None
+    """What a model with this adapter has to give."""
 
     @model_validator(mode="after")
     def _only_the_base_has_no_adapter(self) -> PolicyVersion:
-        given = {bool(self.path), bool(self.sha256)}
+        given = {bool(self.path), bool(self.sha256), self.canary is not None}
         if given != {self.version > 0}:
-            raise ValueError("path and sha256 are empty for version 0 and set for every later one")
+            raise ValueError("path, sha256 and canary are empty for version 0 and set for every later one")
         return self
 
 
@@ -195,6 +212,22 @@ def verify_adapter(policy: PolicyVersion) -> None:
         raise PolicyError(
             f"policy version {policy.version}: {path} has SHA-256 {found}, published was {policy.sha256}; "
             "the file was changed or copied in part"
+        )
+
+
+def verify_canary(policy: PolicyVersion, found: Sequence[float], tolerance: float) -> None:
+    """Raise PolicyError unless the loaded model's log-probabilities are the published ones, to ``tolerance`` nats."""
+    if policy.canary is None:
+        return
+    pairs = zip(found, policy.canary.logprobs, strict=True)
+    # A value that is no number is never near enough.
+    if not all(abs(ours - theirs) <= tolerance for ours, theirs in pairs):
+        worst = max(abs(ours - theirs) for ours, theirs in zip(found, policy.canary.logprobs, strict=True))
+        raise PolicyError(
+            f"policy version {policy.version}: the loaded model gives the canary log-probabilities that differ by "
+            f"{worst:.3g} nats from the trainer's (allowed: {tolerance:g}). It samples with another adapter or another "
+            "base model: compare model.path, model.dtype and solver.merge_adapter of both processes, and restart the "
+            "solver"
         )
 
 

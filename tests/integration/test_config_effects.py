@@ -59,6 +59,7 @@ NEGATIVE = f"--run.arm fixed_negative {HOT}"
 TWICE = f"{GRPO} --arm.grpo.num_iterations 2"
 WATCHED = f"--run.arm refsol --trainer.steps 2 --alarms.window 1 {HOT} --solver.max_new_tokens 24"
 MODEL_CRITIC = "--critic.backend transformers"
+FOUR_STEPS = "--trainer.steps 4 --evaluation.every 4"
 KEYED = "--critic.api_keys_file $folder/password"
 TOGETHER = f"{MODEL_CRITIC} --critic.batch_wait_ms 500 --critic.cache_entries 0"
 
@@ -190,7 +191,8 @@ EFFECTS: dict[str, Shows | Refused] = {
     "trainer.max_grad_norm": Shows("adapter", "--trainer.max_grad_norm 1e-6"),
     "trainer.max_teacher_prompt_tokens": Shows("outcomes", "--trainer.max_teacher_prompt_tokens 50"),
     "trainer.logit_chunk": Shows("head calls", "--trainer.logit_chunk 10"),
-    "trainer.keep_checkpoints": Shows("files", "--trainer.keep_checkpoints 1", "--trainer.steps 2"),
+    "trainer.checkpoint_every": Shows("files", "--trainer.checkpoint_every 2", FOUR_STEPS),
+    "trainer.keep_checkpoints": Shows("files", "--trainer.keep_checkpoints 3", FOUR_STEPS),
     "trainer.max_staleness": Refused("config", "--trainer.max_staleness 1", ConfigError, "trainer.max_staleness"),
     "trainer.token_view": Shows("shown rollouts", "--trainer.token_view 3"),
     "trainer.lora.rank": Shows("adapter shapes", "--trainer.lora.rank 2"),

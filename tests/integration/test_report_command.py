@@ -17,14 +17,15 @@ from typer.testing import CliRunner, Result
 from stepalign.cli import build_app
 from stepalign.config import QueueSection
 from stepalign.errors import ConfigError
-from stepalign.policy_store import PolicyVersion, RedisPolicyStore
+from stepalign.policy_store import Canary, PolicyVersion, RedisPolicyStore
 from stepalign.queue import RedisRolloutQueue
 from stepalign.types import Rollout
 
-pytestmark = pytest.mark.redis
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 STEPS = 2
 STARTED_AT = 1_700_000_000.0
+CANARY = Canary(prompt_token_ids=[1], completion_token_ids=[2], logprobs=[-1.0])
 CONFIG = """
 [run]
 name = "{name}"
@@ -110,7 +111,7 @@ class Run:
     def train(self, step: int) -> None:
         rows = [json.dumps(update(done)) + "\n" for done in range(1, step + 1)]
         self._write("metrics.jsonl", "".join(rows), at=10.0 * step)
-        self.in_store("publish", PolicyVersion(version=step, path="/adapter", sha256="0" * 64))
+        self.in_store("publish", PolicyVersion(version=step, path="/adapter", sha256="0" * 64, canary=CANARY))
 
     def evaluate(self, *steps: int) -> None:
         content = {

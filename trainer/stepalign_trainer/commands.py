@@ -28,7 +28,7 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
     from stepalign.policy_store import open_policy_store
     from stepalign.queue import open_queue
     from stepalign_trainer.contexts import Contexts, await_critic, open_critic
-    from stepalign_trainer.journal import MetricsJournal
+    from stepalign_trainer.journal import METRICS, StepJournal
     from stepalign_trainer.learner import Learner
     from stepalign_trainer.loop import Trainer
 
@@ -48,7 +48,7 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
                 await await_critic(critic)
             checker = load_checker(settings.data.checker) if settings.data.checker is not None else None
             contexts = Contexts(settings.arm.context, critic, settings.critic.concurrency, checker)
-            trainer = Trainer(settings, learner, queue, policies, contexts, MetricsJournal(settings.run_dir))
+            trainer = Trainer(settings, learner, queue, policies, contexts, StepJournal(settings.run_dir / METRICS))
             await trainer.train()
         finally:
             if critic is not None:

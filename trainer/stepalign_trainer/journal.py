@@ -1,4 +1,4 @@
-"""The run's metrics: one JSON object per update in ``metrics.jsonl``."""
+"""What a run writes row by row: ``metrics.jsonl``, one JSON object per update, and outcomes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from stepalign.errors import CheckpointError
 from stepalign.files import replace_text
 
-FILE = "metrics.jsonl"
+METRICS = "metrics.jsonl"
 
 
-class MetricsJournal:
-    """Appends rows. On resume, rows after the checkpoint's step are cut off: their updates will be made again."""
+class StepJournal:
+    """Appends rows with a ``step``. On resume, those after the checkpoint's are cut off: their updates come again."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / FILE
-        run_dir.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     def resume_at(self, step: int) -> None:
         kept = [row for row in self.rows() if row["step"] <= step]
@@ -32,7 +33,13 @@ class MetricsJournal:
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def append(self, row: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as rows:
-            rows.write(json.dumps(row) + "\n")
-            rows.flush()
-            os.fsync(rows.fileno())
+        """Write a row to the disk. Raises CheckpointError when there is no room."""
+        try:
+            with self.path.open("a", encoding="utf-8") as rows:
+                rows.write(json.dumps(row) + "\n")
+                rows.flush()
+                os.fsync(rows.fileno())
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written ({error.strerror}); make room, then --resume: nothing is lost"
+            ) from error

@@ -1,4 +1,4 @@
-"""The training loop: claim → contexts → update → checkpoint → publish → acknowledge."""
+"""The training loop: claim → contexts → update → checkpoint → acknowledge → publish."""
 
 from __future__ import annotations
 
@@ -8,45 +8,52 @@ import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from stepalign.config import Config
-from stepalign.errors import CheckpointError, NonFiniteError, PromptTooLongError, QueueUnavailableError
+from stepalign.errors import NonFiniteError, PromptTooLongError, QueueUnavailableError
 from stepalign.files import replace_text
+from stepalign.ledger import OUTCOMES
 from stepalign.logging import get_logger
 from stepalign.plugins import load_grader
 from stepalign.policy_store import PolicyStore, PolicyVersion, file_sha256, weights_sha256
 from stepalign.queue import Delivery, RolloutQueue
 from stepalign.types import Rollout
 from stepalign_trainer.alarms import Alarms
+from stepalign_trainer.canary import canary_sequence, measure_canary
 from stepalign_trainer.checkpoint import (
     ADAPTER,
     TrainerState,
+    check_checkpoint,
     check_run,
-    latest_checkpoint,
-    load_checkpoint,
+    checkpoints,
+    load_newest,
     publish_adapter,
     save_checkpoint,
 )
 from stepalign_trainer.contexts import ContextResult, Contexts
 from stepalign_trainer.examples import Example, build_example
-from stepalign_trainer.journal import MetricsJournal
+from stepalign_trainer.journal import StepJournal
 from stepalign_trainer.learner import Learner, UpdateMetrics
+from stepalign_trainer.retention import prune
 from stepalign_trainer.rewards import Rewards, reward_batch
+from stepalign_trainer.settlement import TRAINED, Settlement
 from stepalign_trainer.token_view import TokenJournal, token_row
 
 log = get_logger(__name__)
 
 CLAIM_BLOCK_SECONDS = 1.0
-TRAINED = "trained"
-STALE = "stale"
+# In capacities of the queue. Rollouts that a power cut brings back once they were acknowledged are known by it.
+SETTLED_WINDOW = 8
 FAILURE = "failure.json"
 
 
 def fingerprint(config: Config) -> str:
     """What must be the same for a run to be continued: all that shapes its weights, but its length and its hardware."""
-    shaping = config.trainer.model_dump(mode="json", exclude={"steps", "keep_checkpoints", "token_view"})
+    shaping = config.trainer.model_dump(
+        mode="json", exclude={"steps", "checkpoint_every", "keep_checkpoints", "token_view"}
+    )
     critic = config.critic if config.arm.needs_critic else None
     content = {
         "seed": config.run.seed,
@@ -74,7 +81,7 @@ class Trainer:
         queue: RolloutQueue,
         policies: PolicyStore,
         contexts: Contexts,
-        journal: MetricsJournal,
+        journal: StepJournal,
     ) -> None:
         self.config = config
         self.learner = learner
@@ -84,14 +91,18 @@ class Trainer:
         self.journal = journal
         self.step = 0
         self.fingerprint = fingerprint(config)
-        self.settled: dict[str, str] = {}
+        self.canary = canary_sequence(config, learner.tokenizer)
+        self.early: list[Delivery] = []
+        """Rollouts of policies that are still to come, as after a fall back to an older checkpoint."""
+        outcomes = StepJournal(config.run_dir / OUTCOMES)
+        self.settlement = Settlement(queue, outcomes, SETTLED_WINDOW * config.queue.capacity)
         self.alarms = Alarms(config.alarms, config.trainer.max_grad_norm)
         self.tokens = TokenJournal(config.run_dir)
         self.grader = load_grader(config.data.grader)
 
     async def train(self) -> None:
-        """Run to ``trainer.steps``, from the newest checkpoint if there is one."""
-        self._resume()
+        """Run to ``trainer.steps``, from the newest whole checkpoint if there is one."""
+        await self._resume()
         await self._publish()
         while self.step < self.config.trainer.steps:
             deliveries = await self._claim_batch()
@@ -102,18 +113,24 @@ class Trainer:
         log.info("training has finished", step=self.step)
 
     async def _settle_the_rest(self) -> None:
-        """Acknowledge what a kill left between the last checkpoint and its acknowledgement."""
+        """Acknowledge what no checkpoint will follow, and what a kill left behind."""
+        newest = checkpoints(self.config.run_dir)
+        if self.settlement.held:
+            check_checkpoint(newest[-1])
+        await self.settlement.finish()
+        await self.settlement.stale(self.early)
         while (await self.queue.status()).length:
             claimed = await self.queue.claim(self.config.trainer.batch, CLAIM_BLOCK_SECONDS)
-            await self._keep_fresh(claimed)
+            await self.settlement.stale(await self.settlement.without_known(claimed))
 
-    def _resume(self) -> None:
+    async def _resume(self) -> None:
         check_run(self.config.run_dir, self.fingerprint, self.config.run.seed, self.config.arm_name)
-        directory = latest_checkpoint(self.config.run_dir)
-        if directory is not None:
-            state = load_checkpoint(self.learner, directory, self.fingerprint)
-            self.step, self.settled = state.step, state.settled
-            log.info("resumed", step=self.step, checkpoint=directory.name)
+        state = load_newest(self.learner, self.config.run_dir, self.fingerprint)
+        if state is not None:
+            self.step = state.step
+            log.info("resumed", step=self.step)
+        settled, total = ({}, 0) if state is None else (state.settled, state.settled_total)
+        await self.settlement.resume(self.step, settled, total)
         self.journal.resume_at(self.step)
         for row in self.journal.rows():
             self.alarms.check(row)
@@ -124,12 +141,13 @@ class Trainer:
         """The batch of this step: as many rollouts as it has, fewer only when some went to the dead letters."""
         wanted = self.config.trainer.batch
         batch: list[Delivery] = []
+        await self._sort_in(self.early, batch)
         while len(batch) < wanted:
             claimed = await self.queue.claim(wanted - len(batch), CLAIM_BLOCK_SECONDS)
-            batch.extend(await self._keep_fresh(claimed))
-            if batch:
-                await self.queue.heartbeat([delivery.entry_id for delivery in batch])
-            if not claimed and await self._no_more_will_come(len(batch)):
+            await self._sort_in([*self.early, *claimed], batch)
+            held = self._held(batch)
+            await self.queue.heartbeat(held)
+            if not claimed and await self._no_more_will_come(len(held)):
                 log.warning("a short batch: rollouts of this step are dead letters", rollouts=len(batch))
                 break
         return sorted(batch, key=lambda delivery: delivery.rollout.rollout_id)
@@ -139,22 +157,23 @@ class Trainer:
         whole_batch_published = await self.policies.last_sampled() >= self.step
         return whole_batch_published and (await self.queue.status()).length == held
 
-    async def _keep_fresh(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Acknowledge what a checkpoint already holds, and what another policy sampled; return the rest."""
-        fresh: list[Delivery] = []
-        settled: dict[str, str] = {}
-        for delivery in deliveries:
-            rollout = delivery.rollout
-            if rollout.rollout_id in self.settled:
-                settled[delivery.entry_id] = self.settled[rollout.rollout_id]
-            elif self.step - rollout.policy_version > self.config.trainer.max_staleness:
+    async def _sort_in(self, deliveries: Sequence[Delivery], batch: list[Delivery]) -> None:
+        """Add what this step trains on to ``batch``, keep what is early, settle the rest."""
+        stale: list[Delivery] = []
+        self.early = []
+        for delivery in await self.settlement.without_known(deliveries):
+            age = self.step - delivery.rollout.policy_version
+            if age > self.config.trainer.max_staleness:
+                rollout = delivery.rollout
                 log.warning("stale rollout", rollout_id=rollout.rollout_id, policy_version=rollout.policy_version)
-                settled[delivery.entry_id] = STALE
+                stale.append(delivery)
             else:
-                fresh.append(delivery)
-        if settled:
-            await self.queue.acknowledge(settled)
-        return fresh
+                (self.early if age < 0 else batch).append(delivery)
+        await self.settlement.stale(stale)
+
+    def _held(self, batch: Sequence[Delivery]) -> list[str]:
+        """All entries that are ours and not acknowledged."""
+        return [delivery.entry_id for delivery in (*batch, *self.early)] + self.settlement.held
 
     async def _train_on(self, deliveries: Sequence[Delivery]) -> None:
         results = await self.contexts.fetch([delivery.rollout for delivery in deliveries])
@@ -165,12 +184,11 @@ class Trainer:
         except NonFiniteError as error:
             raise self._stopped_by(error) from None
         self.step += 1
-        self.settled = {d.rollout.rollout_id: outcome for d, outcome in zip(deliveries, outcomes, strict=True)}
+        self.settlement.settle(self.step, deliveries, outcomes)
         self._record(metrics, outcomes, results, rewards)
-        await self._checkpoint()
+        if self.step % self.config.trainer.checkpoint_every == 0 or self.step == self.config.trainer.steps:
+            await self._checkpoint()
         await self._publish()
-        # Only now: the checkpoint that contains these rollouts is durable.
-        await self.queue.acknowledge({d.entry_id: outcome for d, outcome in zip(deliveries, outcomes, strict=True)})
 
     async def _update(
         self, deliveries: Sequence[Delivery], results: Sequence[ContextResult], examples: Sequence[Example]
@@ -249,8 +267,7 @@ class Trainer:
 
     def _stopped_by(self, error: NonFiniteError) -> NonFiniteError:
         """Leave a report of the failure, and say how to go on. The batch stays in the queue, unacknowledged."""
-        checkpoint = latest_checkpoint(self.config.run_dir)
-        good = f"step {self.step}" + (f" ({checkpoint})" if checkpoint is not None else ", the base model")
+        good = f"step {self.step}" if self.step else "the base model"
         message = (
             f"update {self.step + 1} was not applied: {error}. The run has stopped at {good}, and none of its "
             "rollouts is lost. Look at the last rows of metrics.jsonl; then --resume repeats the update, and a lower "
@@ -261,32 +278,37 @@ class Trainer:
         return NonFiniteError(message)
 
     async def _checkpoint(self) -> None:
-        state = TrainerState(step=self.step, fingerprint=self.fingerprint, settled=self.settled)
-        keep = self.config.trainer.keep_checkpoints
-        await asyncio.to_thread(save_checkpoint, self.learner, self.config.run_dir, state, keep)
+        state = TrainerState(
+            step=self.step,
+            fingerprint=self.fingerprint,
+            problem_cursor=self.step * self.config.trainer.batch // self.config.arm.group_size,
+            settled=self.settlement.settled,
+            settled_total=self.settlement.total,
+        )
+        await asyncio.to_thread(save_checkpoint, self.learner, self.config.run_dir, state)
+        await self.settlement.checkpointed()
+        prune(self.config)
 
     async def _publish(self) -> None:
         if self.step == 0:
             policy = PolicyVersion(version=0, path="", sha256="")
         else:
             path = await asyncio.to_thread(publish_adapter, self.learner, self.config.run_dir, self.step)
-            policy = PolicyVersion(version=self.step, path=str(path.resolve()), sha256=file_sha256(path / ADAPTER))
+            canary = await asyncio.to_thread(measure_canary, self.learner, self.canary)
+            digest = file_sha256(path / ADAPTER)
+            policy = PolicyVersion(version=self.step, path=str(path.resolve()), sha256=digest, canary=canary)
         if not await self.policies.publish(policy):
-            raise CheckpointError(
-                f"step {self.step} lies behind the policy that was already published: its rollouts are gone, so the "
-                "run cannot go on from there; start again with --overwrite"
-            )
+            log.info("already published, and later versions too", version=self.step)
 
     @asynccontextmanager
     async def _alive(self, deliveries: Sequence[Delivery]) -> AsyncIterator[None]:
         """Tell the queue that the claimed rollouts are being worked on, however long it takes."""
-        held = [delivery.entry_id for delivery in deliveries]
+        over = asyncio.Event()
 
         async def beat() -> None:
-            while True:
-                await asyncio.sleep(self.config.queue.claim_idle_seconds / 3)
+            while not await _within(over, self.config.queue.claim_idle_seconds / 3):
                 try:
-                    await self.queue.heartbeat(held)
+                    await self.queue.heartbeat(self._held(deliveries))
                 except QueueUnavailableError as error:
                     log.warning("no heartbeat", error=str(error))
 
@@ -294,6 +316,15 @@ class Trainer:
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            # Not by cancelling it: a command that is cut off on its way may swallow that, and the beat would go on.
+            over.set()
+            await task
+
+
+async def _within(event: asyncio.Event, seconds: float) -> bool:
+    """Whether the event is set before so many seconds have passed."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False

@@ -22,14 +22,13 @@ from stepalign.plugins import load_checker, load_grader
 from stepalign.policy_store import file_sha256
 from stepalign.problems import load_problems
 from stepalign.scoring import GradedSample, Score, grade, score
+from stepalign.selection import EVALUATION_ROWS, evaluated_steps, select_step
 from stepalign.types import FinishReason, Problem
 from stepalign_solver.policy import load_policy, load_tokenizer
 from stepalign_solver.sampling import Sampler, stable_seed
 from stepalign_solver.worker import StudentPrompts
 
 log = get_logger(__name__)
-
-ROWS = "evaluation.jsonl"
 
 
 def evaluate(sampler: Sampler, prompts: StudentPrompts, problems: list[Problem], config: Config, split: str) -> Score:
@@ -58,17 +57,6 @@ def evaluate(sampler: Sampler, prompts: StudentPrompts, problems: list[Problem],
     return score([graded[problem.id] for problem in problems], truncated)
 
 
-def evaluated_steps(config: Config) -> list[int]:
-    """Steps whose checkpoints are evaluated: the base, every ``evaluation.every`` steps, and the last."""
-    every, last = config.evaluation.every, config.trainer.steps
-    return sorted({0, *range(every, last + 1, every), last})
-
-
-def select_step(validation: dict[int, dict[str, Any]], key: str) -> int:
-    """The checkpoint with the best validation figure, the earliest of equals. The base (step 0) is a candidate."""
-    return max(sorted(validation), key=lambda step: validation[step][key])
-
-
 class Evaluator:
     """Evaluates a run's published adapters; ``wait`` is called until the next one exists."""
 
@@ -88,7 +76,7 @@ class Evaluator:
             for split, problems in self.problems.items()
         }
         self.heartbeat = Heartbeat(config.run.heartbeat_file)
-        self.rows_path = config.run_dir / ROWS
+        self.rows_path = config.run_dir / EVALUATION_ROWS
         self.rows: dict[tuple[int, str], dict[str, Any]] = {}
 
     def run(self) -> dict[str, Any]:

@@ -151,6 +151,13 @@ class Sampler:
         logprobs: list[list[float]] = torch.stack(choice.logprobs, dim=-1).tolist()
         return [self._cut(row, values) for row, values in zip(rows, logprobs, strict=True)]
 
+    @torch.inference_mode()
+    def logprobs(self, prompt: list[int], completion: list[int]) -> list[float]:
+        """Log-probabilities ``[T]`` of a completion's tokens, in nats: T = 1, no filters."""
+        logits = self.model(input_ids=torch.tensor([prompt + completion], device=self.device)).logits
+        predicted = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        return predicted.gather(-1, torch.tensor(completion, device=self.device).unsqueeze(-1)).squeeze(-1).tolist()
+
     def _cache_of(self, shared: list[int], batch: int) -> dict[str, Any]:
         """Keys and values of the tokens that all prompts begin with, computed once."""
         if not shared:

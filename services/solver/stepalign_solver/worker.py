@@ -2,7 +2,8 @@
 
 Synchronous: the batch of update ``v`` is sampled by policy ``v``, then the worker waits for version ``v + 1``. Sampling
 seeds come from (run seed, problem, policy version, sample), so a worker that was killed and started again samples the
-same rollouts, and the queue refuses those that it already holds.
+same rollouts, and the queue refuses those that it already holds. What it offers to the queue and what became of it is
+written to ``published.jsonl``, by which an audit checks the queue.
 """
 
 from __future__ import annotations
@@ -12,23 +13,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from stepalign.config import Config
+from stepalign.config import Config, Dtype
 from stepalign.errors import ProblemFileError, PromptTooLongError
 from stepalign.logging import get_logger
-from stepalign.policy_store import PolicyStore, PolicyVersion, verify_adapter
+from stepalign.policy_store import PolicyStore, PolicyVersion, verify_adapter, verify_canary
 from stepalign.prompts import load_prompt, render_token_ids
 from stepalign.queue import Admission, RolloutQueue
 from stepalign.types import Problem, Rollout
+from stepalign_solver.journal import PublicationJournal
 from stepalign_solver.sampling import Completion, stable_seed
 from stepalign_solver.schedule import Draw, ProblemSchedule
 
 log = get_logger(__name__)
 
 FULL_WAIT_SECONDS = 0.2
+# Nats. A merged adapter differs by rounding, and 16 bits round logits of some tens to a few hundredths.
+CANARY_TOLERANCE = {Dtype.FLOAT32: 1e-3, Dtype.BFLOAT16: 0.25, Dtype.FLOAT16: 0.05}
 
 
 class CompletionSampler(Protocol):
     def sample(self, prompts: Any, parameters: Any) -> list[Completion]: ...
+
+    def logprobs(self, prompt: list[int], completion: list[int]) -> list[float]: ...
 
 
 class StudentPrompts:
@@ -62,6 +68,7 @@ class RolloutWorker:
         tokenizer: Any,
         load_sampler: Callable[[Path | None], CompletionSampler],
     ) -> None:
+        self.journal = PublicationJournal(config.run_dir)
         self.config = config
         self.queue = queue
         self.policies = policies
@@ -88,8 +95,7 @@ class RolloutWorker:
 
     async def serve(self, policy: PolicyVersion) -> None:
         """Sample and publish the batch of one policy version."""
-        verify_adapter(policy)
-        sampler = await asyncio.to_thread(self.load_sampler, Path(policy.path) if policy.path else None)
+        sampler = await asyncio.to_thread(self._load, policy)
         draws = self.schedule.draws(policy.version)
         size = self.config.solver.batch
         waiting: list[Rollout] = []
@@ -99,8 +105,18 @@ class RolloutWorker:
             for first in range(0, whole, self.config.arm.group_size):
                 await self._publish(waiting[first : first + self.config.arm.group_size])
             waiting = waiting[whole:]
+        self.journal.sync()
         await self.policies.announce_sampled(policy.version)
         log.info("published", policy_version=policy.version, rollouts=len(draws))
+
+    def _load(self, policy: PolicyVersion) -> CompletionSampler:
+        """The sampler of a policy. Raises PolicyError when it does not hold what was published."""
+        verify_adapter(policy)
+        sampler = self.load_sampler(Path(policy.path) if policy.path else None)
+        if policy.canary is not None:
+            found = sampler.logprobs(policy.canary.prompt_token_ids, policy.canary.completion_token_ids)
+            verify_canary(policy, found, CANARY_TOLERANCE[self.config.model.dtype])
+        return sampler
 
     def _sample(self, sampler: CompletionSampler, version: int, draws: list[Draw]) -> list[Rollout]:
         seed = self.config.run.seed
@@ -127,6 +143,7 @@ class RolloutWorker:
 
     async def _publish(self, group: list[Rollout]) -> None:
         waiting = False
+        self.journal.offer(group)
         while True:
             admission = await self.queue.publish(group)
             if admission is not Admission.FULL:
@@ -135,5 +152,6 @@ class RolloutWorker:
                 log.info("the queue is full; waiting", group_id=group[0].group_id)
                 waiting = True
             await asyncio.sleep(FULL_WAIT_SECONDS)
+        self.journal.settle(group, admission)
         if admission is Admission.DUPLICATE:
             log.info("already published", group_id=group[0].group_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from stepalign.embedded_redis import ServerDiedError
+from stepalign.errors import CriticUnavailableError, QueueUnavailableError, StepalignError
 
 
 def stepalign(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -93,13 +97,68 @@ def test_any_other_process_dies_of_sigterm_as_usual(waiting_command: tuple[list[
     assert exit_code_after(signal.SIGTERM, ["-m", "stepalign.cli"], *waiting_command) == -signal.SIGTERM
 
 
-def test_a_file_that_may_not_be_read_is_one_line_and_exit_code_1() -> None:
+def ended_by(error: str) -> subprocess.CompletedProcess[str]:
+    """A command that raises this error."""
     code = (
         "import stepalign.cli as cli\n"
-        "def refused(): raise PermissionError(13, 'Permission denied', '/models/model.safetensors')\n"
+        "from stepalign.errors import *\n"
+        f"def refused(): raise {error}\n"
         "cli.build_app = lambda: refused\n"
         "cli.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_a_file_that_may_not_be_read_is_one_line_and_exit_code_1() -> None:
+    done = ended_by("PermissionError(13, 'Permission denied', '/models/model.safetensors')")
     assert done.returncode == 1
     assert done.stderr.startswith("stepalign: /models/model.safetensors: user ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", ["ValueError('broken')", "ModuleNotFoundError('broken', name='stepalign.gone')"])
+def test_an_error_that_nobody_expected_is_a_traceback_and_exit_code_70(error: str) -> None:
+    done = ended_by(error)
+    assert done.returncode == os.EX_SOFTWARE
+    assert done.stderr.startswith("Traceback") and done.stderr.rstrip().endswith("Error: broken")
+
+
+def test_a_missing_extra_is_named_with_exit_code_1() -> None:
+    done = ended_by("ModuleNotFoundError('no torch', name='torch')")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "stepalign: the module 'torch' is missing: pip install 'stepalign[models]'\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        *((name, 1) for name in ("ConfigError", "CheckpointError", "NonFiniteError", "PolicyError")),
+        *((name, os.EX_TEMPFAIL) for name in ("QueueUnavailableError", "CriticUnavailableError")),
+    ],
+)
+def test_the_exit_code_tells_what_may_pass_from_what_will_not(error: str, code: int) -> None:
+    done = ended_by(f"{error}('do this')")
+    assert (done.returncode, done.stderr) == (code, "stepalign: do this\n")
+
+
+def test_only_what_is_away_for_a_while_may_pass() -> None:
+    def below(kind: type[StepalignError]) -> Iterator[type[StepalignError]]:
+        yield kind
+        for derived in kind.__subclasses__():
+            yield from below(derived)
+
+    codes = {kind: kind.exit_code for kind in below(StepalignError)}
+    passing = {QueueUnavailableError, CriticUnavailableError, ServerDiedError}
+    assert codes == {kind: os.EX_TEMPFAIL if kind in passing else 1 for kind in codes}
+
+
+def test_a_server_that_is_away_is_exit_code_75(tmp_path: Path) -> None:
+    toml = 'model.path = "m"\ndata.train = "t"\ncritic.backend = "program"\ncritic.checker = "lab"\n'
+    (tmp_path / "run.toml").write_text(toml)
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        url = f"redis://127.0.0.1:{reserved.getsockname()[1]}"
+    options = ["--queue.redis_url", url, "--queue.reconnect_seconds", "0.1"]
+    done = stepalign("queue", "status", "run.toml", *options, cwd=tmp_path)
+    assert done.returncode == os.EX_TEMPFAIL
+    assert "no Redis server answers" in done.stderr and "Traceback" not in done.stderr

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from redis.retry import Retry
 
 from stepalign import embedded_redis
 from stepalign.config import QueueSection
-from stepalign.embedded_redis import EmbeddedRedis, EmbeddedRedisError, find_server
+from stepalign.embedded_redis import EmbeddedRedis, EmbeddedRedisError, ServerDiedError, find_server
 from stepalign.queue import RedisRolloutQueue
 
 pytestmark = pytest.mark.redis
@@ -52,11 +53,9 @@ def server_pid(url: str) -> int:
 
 
 def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Whether a process runs; a zombie does not."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
 
 
 def wait_until(condition, seconds: float = 10.0) -> bool:
@@ -91,12 +90,29 @@ def test_the_password_is_in_private_files_only(tmp_path: Path) -> None:
         assert stat.S_IMODE(holders[0].stat().st_mode) == 0o600
 
 
-def test_work_survives_a_restart_and_the_password_does_not(tmp_path: Path, make_rollout) -> None:
+def test_work_and_address_survive_a_restart(tmp_path: Path, make_rollout) -> None:
     with EmbeddedRedis(tmp_path) as first:
         assert claim_one(first, [make_rollout(rollout_id="r0"), make_rollout(rollout_id="r1")]) == "r0"
     with EmbeddedRedis(tmp_path) as second:
         assert claim_one(second) == "r0"
-    assert urlsplit(first).password != urlsplit(second).password
+    assert second == first
+
+
+def test_another_directory_has_another_password(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path / "a") as first, EmbeddedRedis(tmp_path / "b") as second:
+        assert urlsplit(first).password != urlsplit(second).password
+
+
+def test_an_address_that_was_taken_meanwhile_is_replaced_by_a_new_one(tmp_path: Path) -> None:
+    with EmbeddedRedis(tmp_path) as first, redis.Redis.from_url(first) as client:
+        client.set("kept", 1)
+    with socket.create_server(("127.0.0.1", urlsplit(first).port)), EmbeddedRedis(tmp_path) as second:
+        assert urlsplit(second).port != urlsplit(first).port
+        assert urlsplit(second).password != urlsplit(first).password
+        with redis.Redis.from_url(second) as client:
+            assert client.get("kept") == b"1"
+    with EmbeddedRedis(tmp_path) as third:
+        assert third == second
 
 
 def test_stopping_ends_the_server(tmp_path: Path) -> None:
@@ -173,14 +189,6 @@ def test_without_any_server_the_message_says_what_to_do(tmp_path: Path, monkeypa
         find_server()
 
 
-def starts(directory: Path) -> bool:
-    try:
-        with EmbeddedRedis(directory):
-            return True
-    except EmbeddedRedisError:
-        return False
-
-
 @contextmanager
 def served(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, int]]:
     """The process form: the process, the server's address and the server's process id."""
@@ -219,21 +227,104 @@ def test_the_process_ends_by_signal_and_leaves_no_orphan(tmp_path: Path, number:
     assert not (tmp_path / "redis.url").exists()
 
 
-def test_the_process_fails_when_its_server_dies(tmp_path: Path) -> None:
-    with served(tmp_path) as (process, _, server):
+def test_the_process_says_that_its_server_died_and_the_next_one_serves_the_same_at_the_same_address(
+    tmp_path: Path, make_rollout
+) -> None:
+    with served(tmp_path) as (process, url, server):
+        assert claim_one(url, [make_rollout(rollout_id="r0")]) == "r0"
         os.kill(server, signal.SIGKILL)
-        assert process.wait(10) == 1
+        assert process.wait(10) == os.EX_TEMPFAIL
         assert process.stderr is not None
         assert b"error: the server ended with code -9" in process.stderr.read()
+    assert not (tmp_path / "redis.url").exists()
+    with served(tmp_path) as (_, again, _):
+        assert again == url
+        assert claim_one(url) == "r0"
 
 
-def test_a_server_whose_process_was_killed_still_guards_its_directory(tmp_path: Path) -> None:
-    with served(tmp_path) as (process, _, server):
+def test_a_server_that_is_killed_while_it_starts_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = program(tmp_path, "killed-server", "kill -9 $$")
+    monkeypatch.setattr(embedded_redis, "find_server", lambda: killed)
+    with pytest.raises(ServerDiedError, match="code -9"):
+        EmbeddedRedis(tmp_path).start()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends what its parent leaves behind on Linux only")
+def test_killing_the_process_ends_its_server(tmp_path: Path, make_rollout) -> None:
+    with served(tmp_path) as (process, url, server):
+        assert claim_one(url, [make_rollout(rollout_id="r0")]) == "r0"
         process.kill()
         process.wait()
+        assert wait_until(lambda: not alive(server)), "the server outlives its process"
+    with EmbeddedRedis(tmp_path) as again:
+        assert again == url
+        assert claim_one(again) == "r0"
+
+
+# The kernel's promise is about the thread that started the server, so this one outlives its process on Linux too.
+ORPHANING = """
+import sys, threading
+from pathlib import Path
+from stepalign.embedded_redis import EmbeddedRedis
+server = EmbeddedRedis(Path(sys.argv[1]))
+thread = threading.Thread(target=lambda: print(server.start(), flush=True))
+thread.start()
+thread.join()
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def orphan(tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """Address and process id of a server in ``tmp_path`` whose process was killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ORPHANING, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
-            with pytest.raises(EmbeddedRedisError, match="still runs"):
-                EmbeddedRedis(tmp_path).start()
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            server = server_pid(url)
         finally:
-            os.kill(server, signal.SIGTERM)
-    assert wait_until(lambda: starts(tmp_path)), "the lock outlives the server"
+            process.kill()
+    try:
+        yield url, server
+    finally:
+        if alive(server):
+            os.kill(server, signal.SIGKILL)
+
+
+def test_a_server_outlives_the_thread_that_started_it_but_not_the_next_owner_of_its_directory(
+    tmp_path: Path, orphan: tuple[str, int], make_rollout
+) -> None:
+    url, server = orphan
+    assert claim_one(url, [make_rollout(rollout_id="r0")]) == "r0"
+    with EmbeddedRedis(tmp_path) as again:
+        assert wait_until(lambda: not alive(server))
+        assert again == url
+        assert claim_one(again) == "r0"
+
+
+def test_an_orphan_that_does_not_react_is_killed(
+    tmp_path: Path, orphan: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_redis, "_STOP_SECONDS", 0.5)
+    url, server = orphan
+    os.kill(server, signal.SIGSTOP)
+    with EmbeddedRedis(tmp_path) as again:
+        assert again == url
+        assert wait_until(lambda: not alive(server))
+
+
+def test_a_process_that_got_the_number_of_an_earlier_server_is_left_alone(
+    tmp_path: Path, orphan: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_redis, "_STOP_SECONDS", 0.2)
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        try:
+            (tmp_path / "redis.pid").write_text(f"{stranger.pid}\n")
+            with pytest.raises(EmbeddedRedisError, match="a server still runs in"):
+                EmbeddedRedis(tmp_path).start()
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+    assert alive(orphan[1])

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from stepalign.errors import PolicyError
 from stepalign.policy_store import (
+    Canary,
     MemoryPolicyStore,
     PolicyStore,
     PolicyVersion,
@@ -18,14 +19,16 @@ from stepalign.policy_store import (
     TrainingFinishedError,
     file_sha256,
     verify_adapter,
+    verify_canary,
 )
 
 BASE = PolicyVersion(version=0, path="", sha256="")
+CANARY = Canary(prompt_token_ids=[1, 2], completion_token_ids=[3, 4], logprobs=[-0.5, -2.0])
 Run = Callable[[Callable[[PolicyStore], Awaitable[None]]], None]
 
 
 def adapter(version: int, name: str = "adapter") -> PolicyVersion:
-    return PolicyVersion(version=version, path=f"/runs/x/{name}-{version}", sha256=f"{version:064x}")
+    return PolicyVersion(version=version, path=f"/runs/x/{name}-{version}", sha256=f"{version:064x}", canary=CANARY)
 
 
 @pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
@@ -113,19 +116,40 @@ def test_a_finished_training_is_taken_up_again_by_publishing(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "path", "sha256"),
-    [(0, "/somewhere", "0" * 64), (0, "", "0" * 64), (1, "", ""), (1, "/a", ""), (1, "/a", "ABC"), (-1, "", "")],
+    ("version", "path", "sha256", "canary"),
+    [
+        (0, "/somewhere", "0" * 64, None),
+        (0, "", "0" * 64, None),
+        (0, "", "", CANARY),
+        (1, "", "", None),
+        (1, "/a", "", CANARY),
+        (1, "/a", "0" * 64, None),
+        (1, "/a", "ABC", CANARY),
+        (-1, "", "", None),
+    ],
 )
-def test_half_described_versions_are_refused(version: int, path: str, sha256: str) -> None:
+def test_half_described_versions_are_refused(version: int, path: str, sha256: str, canary: Canary | None) -> None:
     with pytest.raises(ValidationError):
-        PolicyVersion(version=version, path=path, sha256=sha256)
+        PolicyVersion(version=version, path=path, sha256=sha256, canary=canary)
+
+
+def test_a_canary_has_a_value_for_each_token() -> None:
+    with pytest.raises(ValidationError, match="one log-probability for each token"):
+        Canary(prompt_token_ids=[1], completion_token_ids=[3, 4], logprobs=[-0.5])
+
+
+@pytest.mark.parametrize("found", [[-0.5, -2.1], [-0.5, float("nan")], [-0.4, -2.0]])
+def test_a_model_with_another_adapter_is_found_by_its_canary(found: list[float]) -> None:
+    verify_canary(adapter(1), [-0.5004, -1.9996], tolerance=1e-3)
+    with pytest.raises(PolicyError, match="samples with another adapter"):
+        verify_canary(adapter(1), found, tolerance=1e-3)
 
 
 def test_an_adapter_is_verified_by_its_weights(tmp_path: Path) -> None:
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(b"weights")
     assert file_sha256(weights) == hashlib.sha256(b"weights").hexdigest()
-    policy = PolicyVersion(version=1, path=str(tmp_path), sha256=file_sha256(weights))
+    policy = PolicyVersion(version=1, path=str(tmp_path), sha256=file_sha256(weights), canary=CANARY)
     verify_adapter(policy)
     weights.write_bytes(b"weight")
     with pytest.raises(PolicyError, match="changed or copied in part"):

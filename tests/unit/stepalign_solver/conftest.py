@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from stepalign.config import Config, load_config
-from stepalign.policy_store import PolicyVersion, file_sha256
+from stepalign.policy_store import Canary, PolicyVersion, file_sha256
 from stepalign_lab.pretrain import small_llama
 from stepalign_lab.tokenizer import build_tokenizer
 
@@ -87,11 +87,23 @@ def save_adapter(model_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def policy_version(tmp_path: Path, save_adapter: Callable[..., Path]) -> Callable[[int], PolicyVersion]:
-    """A published version with an adapter of its own."""
+def policy_version(
+    tmp_path: Path, model_path: Path, save_adapter: Callable[..., Path]
+) -> Callable[[int], PolicyVersion]:
+    """A published version with an adapter of its own, and the canary that a trainer would measure: nothing merged."""
 
     def make(version: int) -> PolicyVersion:
         path = save_adapter(tmp_path / f"adapter-{version}", seed=version)
-        return PolicyVersion(version=version, path=str(path), sha256=file_sha256(path / "adapter_model.safetensors"))
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_path), path)
+        prompt, completion = [5, 9, 12], [7, 20, 31, 4]
+        with torch.no_grad():
+            logprobs = model(input_ids=torch.tensor([prompt + completion])).logits[0, 2:-1].log_softmax(-1)
+        values = logprobs.gather(-1, torch.tensor(completion).unsqueeze(-1)).squeeze(-1).tolist()
+        return PolicyVersion(
+            version=version,
+            path=str(path),
+            sha256=file_sha256(path / "adapter_model.safetensors"),
+            canary=Canary(prompt_token_ids=prompt, completion_token_ids=completion, logprobs=values),
+        )
 
     return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from stepalign.config import Config
 from stepalign.errors import PolicyError, ProblemFileError
-from stepalign.policy_store import MemoryPolicyStore, PolicyVersion
+from stepalign.ledger import read_records
+from stepalign.policy_store import Canary, MemoryPolicyStore, PolicyVersion
 from stepalign.problems import load_problems
 from stepalign.queue import Admission, QueueStatus
 from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
@@ -23,6 +25,7 @@ from stepalign_solver.sampling import Sampler, stable_seed
 from stepalign_solver.worker import RolloutWorker
 
 BASE = PolicyVersion(version=0, path="", sha256="")
+CANARY = Canary(prompt_token_ids=[1], completion_token_ids=[2], logprobs=[-1.0])
 
 
 class Bench:
@@ -143,7 +146,7 @@ def test_the_worker_waits_at_a_full_queue_and_goes_on_after_acknowledgements(
         await bench.take(7)
         await bench.until(lambda status: status.published == 10)
         assert {r.rollout_id for r in await bench.take(8)} <= expected_ids(bench, 0)
-        await bench.store.publish(PolicyVersion(version=2, path="/unused", sha256="0" * 64))
+        await bench.store.publish(PolicyVersion(version=2, path="/unused", sha256="0" * 64, canary=CANARY))
         await bench.store.finish()
 
     asyncio.run(with_worker(bench, work))
@@ -305,3 +308,34 @@ def test_a_group_that_does_not_fit_is_not_split(
         await task
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("loaded", ["another", "none"])
+def test_a_model_that_holds_another_adapter_than_the_published_samples_nothing(
+    make_bench: MakeBench, policy_version: Callable[[int], PolicyVersion], tokenizer: Any, loaded: str
+) -> None:
+    """The file is the right one; what the engine serves is not, as with a reused adapter name."""
+    bench = make_bench()
+    published, other = policy_version(2), policy_version(1)
+    wrong = Path(other.path) if loaded == "another" else None
+    bench.worker.load_sampler = lambda _: Sampler(load_policy(bench.config.model, wrong, merge=True), tokenizer)
+    with pytest.raises(PolicyError, match="version 2: the loaded model gives the canary log-probabilities that differ"):
+        asyncio.run(bench.worker.serve(published))
+    assert asyncio.run(bench.queue.status()).published == 0
+
+
+def test_what_was_offered_and_what_became_of_it_is_on_record(make_bench: MakeBench, tmp_path: Path) -> None:
+    bench = make_bench("--run.dir", str(tmp_path))
+    asyncio.run(bench.worker.serve(BASE))
+    # A kill while a row was being written.
+    with (tmp_path / bench.config.run.name / "published.jsonl").open("a") as journal:
+        journal.write('{"offered": ["v0')
+    restarted = make_bench("--run.dir", str(tmp_path))
+    asyncio.run(restarted.worker.serve(BASE))
+    lines = (bench.config.run_dir / "published.jsonl").read_text().splitlines()
+    torn = [line for line in lines if line == '{"offered": ["v0']
+    whole = [json.loads(line) for line in lines if line not in torn]
+    assert len(torn) == 1
+    assert [next(iter(row)) for row in whole] == ["offered", "admitted"] * 4 + ["offered", "duplicate"] * 4
+    records = read_records(bench.config.run_dir)
+    assert records.offered == records.answered == expected_ids(bench, 0)

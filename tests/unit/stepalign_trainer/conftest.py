@@ -35,7 +35,7 @@ from stepalign_lab.checker import exact_critique
 from stepalign_trainer import loop as loop_module
 from stepalign_trainer.contexts import Contexts
 from stepalign_trainer.examples import Example, build_example
-from stepalign_trainer.journal import MetricsJournal
+from stepalign_trainer.journal import METRICS, StepJournal
 from stepalign_trainer.learner import Learner
 from stepalign_trainer.loop import Trainer
 
@@ -258,7 +258,7 @@ class Run:
         prepare(queue)
         contexts = Contexts(config.arm.context, critic or ExactCritic(), config.critic.concurrency, checker)
         learner = Learner(config, self.tokenizer)
-        return Trainer(config, learner, queue, self.store, contexts, MetricsJournal(config.run_dir))
+        return Trainer(config, learner, queue, self.store, contexts, StepJournal(config.run_dir / METRICS))
 
     def train(self, *overrides: str, **others: Any) -> Trainer:
         return self.finish(self.trainer(*overrides, **others))

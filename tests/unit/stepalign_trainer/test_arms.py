@@ -12,6 +12,8 @@ from stepalign.config import Config, shipped_arms
 from stepalign_lab.checker import exact_critique
 from stepalign_trainer.learner import Learner
 
+pytestmark = pytest.mark.slow
+
 Run = Any  # that of conftest.py
 OPTIONS = ("--trainer.batch", "16", "--queue.capacity", "64", "--trainer.micro_batch", "16")
 NAMES = ["right", "wrong_step", "missing_step", "wrong_answer"] * 2 + ["other_right", "other_wrong"] * 4

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from stepalign.errors import CheckpointError
 from stepalign_trainer.checkpoint import (
+    BrokenCheckpointError,
     TrainerState,
     check_run,
-    latest_checkpoint,
+    checkpoints,
     load_checkpoint,
+    load_newest,
     publish_adapter,
     save_checkpoint,
     write_directory,
 )
 from stepalign_trainer.examples import Example
 from stepalign_trainer.learner import Learner
+from stepalign_trainer.settlement import Settled
+
+pytestmark = pytest.mark.slow
 
 MakeLearner = Callable[..., Learner]
 
 
 def state(step: int = 1, fingerprint: str = "f") -> TrainerState:
-    return TrainerState(step=step, fingerprint=fingerprint, settled={"r0": "trained", "r1": "skipped:critic_error"})
+    settled = {"r0": Settled("1-0", "trained"), "r1": Settled("2-0", "skipped:critic_error")}
+    return TrainerState(step=step, fingerprint=fingerprint, problem_cursor=2 * step, settled=settled, settled_total=7)
 
 
 def weights(learner: Learner) -> list[torch.Tensor]:
@@ -40,7 +48,7 @@ def saved(tmp_path: Path, make_learner: MakeLearner, examples: list[Example]) ->
     learner = make_learner()
     for _ in range(2):
         learner.update(examples)
-    return learner, save_checkpoint(learner, tmp_path, state(step=2), keep=2)
+    return learner, save_checkpoint(learner, tmp_path, state(step=2))
 
 
 def test_a_restored_learner_makes_the_same_next_update(
@@ -71,13 +79,13 @@ def test_without_the_optimizers_state_the_next_update_would_differ(
     assert not all(map(torch.equal, weights(restored), weights(learner)))
 
 
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "adapter_config.json"])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "random.pt", "adapter_config.json"])
 def test_a_flipped_byte_is_found(saved: tuple[Learner, Path], name: str) -> None:
     learner, directory = saved
     content = bytearray((directory / name).read_bytes())
     content[len(content) // 2] ^= 1
     (directory / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{name} does not match its checksum"):
+    with pytest.raises(BrokenCheckpointError, match=f"{name} does not match its checksum"):
         load_checkpoint(learner, directory, "f")
 
 
@@ -85,7 +93,7 @@ def test_a_flipped_byte_is_found(saved: tuple[Learner, Path], name: str) -> None
 def test_a_missing_file_is_found(saved: tuple[Learner, Path], name: str) -> None:
     learner, directory = saved
     (directory / name).unlink()
-    with pytest.raises(CheckpointError, match="torn or unreadable"):
+    with pytest.raises(BrokenCheckpointError, match="torn or unreadable"):
         load_checkpoint(learner, directory, "f")
 
 
@@ -93,7 +101,7 @@ def test_a_torn_state_is_found(saved: tuple[Learner, Path]) -> None:
     learner, directory = saved
     text = (directory / "state.json").read_text()
     (directory / "state.json").write_text(text[: len(text) // 2])
-    with pytest.raises(CheckpointError, match="torn or unreadable"):
+    with pytest.raises(BrokenCheckpointError, match="torn or unreadable"):
         load_checkpoint(learner, directory, "f")
 
 
@@ -111,19 +119,54 @@ def test_the_state_lists_every_file(saved: tuple[Learner, Path]) -> None:
     directory = saved[1]
     listed = set(json.loads((directory / "state.json").read_text())["files"])
     assert listed == {path.name for path in directory.iterdir()} - {"state.json"}
-    assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt"} <= listed
+    assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "random.pt"} <= listed
 
 
-def test_only_the_newest_are_kept(tmp_path: Path, make_learner: MakeLearner) -> None:
+def test_random_numbers_go_on_where_they_were(tmp_path: Path, make_learner: MakeLearner) -> None:
     learner = make_learner()
-    for step in (8, 9, 10, 11):  # 10 comes after 9 by number and by name
-        save_checkpoint(learner, tmp_path, state(step), keep=2)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000010", "step-000011"]
-    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-000011"
+    torch.rand(3)
+    random.random()
+    directory = save_checkpoint(learner, tmp_path, state())
+    following = torch.rand(3).tolist(), random.random()
+    load_checkpoint(learner, directory, "f")
+    assert (torch.rand(3).tolist(), random.random()) == following
 
 
-def test_no_checkpoint_yet(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path) is None
+def test_the_one_before_a_broken_checkpoint_is_used_with_a_warning(
+    tmp_path: Path, make_learner: MakeLearner, examples: list[Example]
+) -> None:
+    learner = make_learner()
+    learner.update(examples)
+    save_checkpoint(learner, tmp_path, state(9))
+    at_nine = weights(learner)
+    for step in (10, 11):
+        learner.update(examples)
+        save_checkpoint(learner, tmp_path, state(step))
+    nine, ten, eleven = checkpoints(tmp_path)
+    (eleven / "optimizer.pt").write_bytes(b"torn")
+    (ten / "state.json").unlink()
+    with capture_logs() as logs:
+        assert load_newest(learner, tmp_path, "f") == state(9)
+    assert [line["checkpoint"] for line in logs if line["log_level"] == "warning"] == ["step-000011", "step-000010"]
+    assert all(map(torch.equal, weights(learner), at_nine))
+    (nine / "adapter_model.safetensors").unlink()
+    assert load_newest(learner, tmp_path, "f") is None
+
+
+def test_no_checkpoint_yet(tmp_path: Path, make_learner: MakeLearner) -> None:
+    assert checkpoints(tmp_path) == [] and load_newest(make_learner(), tmp_path, "f") is None
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_takes_no_room(
+    saved: tuple[Learner, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``/dev/full`` stands for a disk without room; a run on a small one is in tests/integration/test_faults.py."""
+    learner, directory = saved
+    monkeypatch.setattr(learner, "save_adapter", lambda folder: (folder / "state.json").symlink_to("/dev/full"))
+    with pytest.raises(CheckpointError, match="make room, then --resume"):
+        save_checkpoint(learner, tmp_path, state(step=3))
+    assert checkpoints(tmp_path) == [directory]
+    assert [path.name for path in directory.parent.iterdir()] == [directory.name]
 
 
 def test_a_crash_while_writing_leaves_the_old_directory(tmp_path: Path) -> None:
@@ -137,8 +180,7 @@ def test_a_crash_while_writing_leaves_the_old_directory(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no space"):
         write_directory(target, crash)
     assert (target / "a").read_text() == "old"
-    assert latest_checkpoint(tmp_path) == target
-    # What the crash left is in nobody's way.
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
     write_directory(target, lambda directory: (directory / "b").write_text("new") and None)
     assert [path.name for path in target.iterdir()] == ["b"]
     assert [path.name for path in target.parent.iterdir()] == ["step-000001"]

@@ -19,6 +19,8 @@ from stepalign_trainer.examples import Example
 from stepalign_trainer.learner import Learner
 from stepalign_trainer.loop import Trainer
 
+pytestmark = pytest.mark.slow
+
 Run = Any  # that of conftest.py
 STEPS = ("--trainer.steps", "3")
 
@@ -80,7 +82,9 @@ def test_a_run_that_stops_on_nan_says_so_keeps_its_rollouts_and_goes_on(
     assert all(path.startswith(f"step-00000{update - 1}") or update == 3 for path in kept)
     assert (update == 1) == (kept == {})
     assert [policy.version for policy in run.store.published] == list(range(update))
-    assert (run.status.trained, run.status.length) == (4 * (update - 1), 12 - 4 * (update - 1))
+    # The newest checkpoint's rollouts are still in the queue, beside those of the update that was not applied.
+    trained = 4 * max(0, update - 2)
+    assert (run.status.trained, run.status.length) == (trained, 12 - trained)
     assert not asyncio.run(run.store.finished())
 
     run.train(*STEPS)

@@ -1,11 +1,14 @@
-"""The metrics journal."""
+"""Journals of rows by step."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from stepalign_trainer.journal import MetricsJournal
+import pytest
+
+from stepalign.errors import CheckpointError
+from stepalign_trainer.journal import METRICS, StepJournal
 
 
 def steps(path: Path) -> list[int]:
@@ -13,7 +16,7 @@ def steps(path: Path) -> list[int]:
 
 
 def test_rows_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
-    journal = MetricsJournal(tmp_path / "run")
+    journal = StepJournal(tmp_path / "run" / METRICS)
     for step in (1, 2, 3, 4):
         journal.append({"step": step, "loss": step / 2})
     journal.resume_at(2)
@@ -23,7 +26,7 @@ def test_rows_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
 
 
 def test_a_torn_line_is_cut_off_even_when_it_is_whole_json(tmp_path: Path) -> None:
-    journal = MetricsJournal(tmp_path)
+    journal = StepJournal(tmp_path / METRICS)
     for torn in ('{"step": 2, "lo', '{"step": 2}'):
         (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + torn)
         journal.resume_at(5)
@@ -31,9 +34,15 @@ def test_a_torn_line_is_cut_off_even_when_it_is_whole_json(tmp_path: Path) -> No
 
 
 def test_a_fresh_start_empties_an_old_journal(tmp_path: Path) -> None:
-    journal = MetricsJournal(tmp_path)
+    journal = StepJournal(tmp_path / METRICS)
     journal.resume_at(0)
     assert not (tmp_path / "metrics.jsonl").exists()
     journal.append({"step": 1})
     journal.resume_at(0)
     assert steps(tmp_path) == []
+
+
+def test_a_full_disk_is_a_typed_error_that_says_how_to_go_on() -> None:
+    journal = StepJournal(Path("/dev/full"))
+    with pytest.raises(CheckpointError, match=r"No space left on device.*--resume"):
+        journal.append({"step": 1})

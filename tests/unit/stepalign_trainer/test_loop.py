@@ -13,14 +13,17 @@ import pytest
 import torch
 
 from stepalign.config import Config
-from stepalign.errors import CheckpointError, ConfigError, QueueUnavailableError
+from stepalign.errors import CheckpointError, ConfigError, CriticRequestError, QueueUnavailableError
 from stepalign.policy_store import verify_adapter
+from stepalign.queue.codec import encode
 from stepalign.queue.memory import MemoryRolloutQueue
 from stepalign.types import CritiqueRequest, CritiqueResponse, Rollout
 from stepalign_trainer.contexts import Contexts
-from stepalign_trainer.journal import MetricsJournal
+from stepalign_trainer.journal import METRICS, StepJournal
 from stepalign_trainer.learner import Learner
 from stepalign_trainer.loop import Trainer, fingerprint
+
+pytestmark = pytest.mark.slow
 
 Run = Any  # that of conftest.py
 BATCH = ["right", "wrong_step", "missing_step", "wrong_answer"]
@@ -34,14 +37,19 @@ class CrashingQueue(MemoryRolloutQueue):
 
 
 class WatchingQueue(MemoryRolloutQueue):
-    """The real queue; it also notes what the newest checkpoint holds when entries are acknowledged."""
+    """The real queue; for each acknowledgement it notes which checkpoints hold all of its entries."""
 
     checkpoints: Path
-    seen: list[tuple[int, dict[str, str]]]
+    seen: list[tuple[int, list[int]]]
 
     async def acknowledge(self, outcomes: Mapping[str, str]) -> int:
-        state = json.loads((max(self.checkpoints.glob("step-*")) / "state.json").read_text())
-        self.seen.append((state["step"], state["settled"]))
+        holding: list[int] = []
+        for path in sorted(self.checkpoints.glob("step-*")):
+            state = json.loads((path / "state.json").read_text())
+            held = dict(state["settled"].values())
+            if outcomes.items() <= held.items():
+                holding.append(state["step"])
+        self.seen.append((len(outcomes), holding))
         return await super().acknowledge(outcomes)
 
 
@@ -83,24 +91,24 @@ def test_the_reference_arm_trains_without_a_critic_on_all_tokens(run: Run) -> No
     assert row["advantage_at_error"] is None
 
 
-def test_rollouts_are_acknowledged_only_once_a_checkpoint_holds_them(run: Run) -> None:
-    run.publish(0)
-    run.publish(1)
-    seen: list[tuple[int, dict[str, str]]] = []
+def test_rollouts_are_acknowledged_once_two_checkpoints_hold_them_or_the_runs_last(run: Run) -> None:
+    for version in range(3):
+        run.publish(version)
+    seen: list[tuple[int, list[int]]] = []
 
     def prepare(queue: WatchingQueue) -> None:
         queue.checkpoints, queue.seen = run.folder / "checkpoints", seen
 
-    run.train(queue_class=WatchingQueue, prepare=prepare)
-    expected = [{f"v00000{version}/p{i}/0": "trained" for i in range(4)} for version in (0, 1)]
-    assert seen == [(1, expected[0]), (2, expected[1])]
+    run.train("--trainer.steps", "3", queue_class=WatchingQueue, prepare=prepare)
+    assert seen == [(4, [1, 2]), (4, [2, 3]), (4, [3])]
+    assert run.status.trained == 12 and run.status.balanced
 
 
 def test_a_checkpoint_that_cannot_be_written_acknowledges_and_publishes_nothing(run: Run) -> None:
     run.publish(0)
     run.folder.mkdir(parents=True)
     (run.folder / "checkpoints").write_text("in the way")
-    with pytest.raises(OSError):
+    with pytest.raises(CheckpointError, match="make room, then --resume"):
         run.train()
     assert (run.status.trained, run.status.length) == (0, 4)
     assert [policy.version for policy in run.store.published] == [0]
@@ -110,17 +118,75 @@ def test_redelivered_rollouts_keep_their_outcome_and_are_not_trained_again(run: 
     """The process dies between checkpoint and acknowledgement."""
     critic = run.critic(refuse="7 * 7 = 8")
     run.publish(0)
+    run.publish(1)
     with pytest.raises(QueueUnavailableError):
         run.train(queue_class=CrashingQueue, critic=critic)
-    assert (run.status.length, run.status.trained) == (4, 0)
-    first_row = run.rows()
-    run.publish(1)
+    assert (run.status.length, run.status.trained) == (8, 0)
+    rows = run.rows()
     run.train()  # this time the critic would not refuse
-    assert run.status.trained == 3 + 4
-    assert run.status.skipped == {"critic_refused_prompt_too_long": 1}
+    assert run.status.trained == 2 * 3
+    assert run.status.skipped == {"critic_refused_prompt_too_long": 2}
     assert run.status.balanced and run.status.length == 0
-    assert run.rows()[:1] == first_row and [row["step"] for row in run.rows()] == [1, 2]
-    assert [policy.version for policy in run.store.published] == [0, 1, 1, 2]
+    assert run.rows() == rows and [row["step"] for row in rows] == [1, 2]
+    assert [policy.version for policy in run.store.published] == [0, 1, 2]
+
+
+def test_a_broken_checkpoint_costs_an_update_that_is_made_again_bit_for_bit(
+    run: Run, make_run: Callable[..., Run]
+) -> None:
+    """The one before it has no rollout to itself that the queue has forgotten."""
+    whole = make_run("--run.name", "whole")
+    for version in range(3):
+        for one in (whole, run):
+            one.publish(version, BATCH[version:] + BATCH[:version])
+    whole.train("--trainer.steps", "3")
+    with pytest.raises(QueueUnavailableError):
+        run.train("--trainer.steps", "3", queue_class=CrashingQueue)
+    (run.folder / "checkpoints" / "step-000002" / "optimizer.pt").write_bytes(b"torn")
+    run.train("--trainer.steps", "3")
+    assert run.rows() == whole.rows() and len(run.rows()) == 3
+    assert run.store.published[-1].sha256 == whole.store.published[-1].sha256
+    assert run.status == whole.status and run.status.trained == 12
+
+
+def test_between_sparse_checkpoints_published_updates_are_made_again_bit_for_bit(
+    run: Run, make_run: Callable[..., Run]
+) -> None:
+    sparse = ("--trainer.steps", "4", "--trainer.checkpoint_every", "2")
+    whole = make_run("--run.name", "whole")
+    for version in range(4):
+        for one in (whole, run):
+            one.publish(version, BATCH[version:] + BATCH[:version])
+    whole.train(*sparse)
+
+    class Absent(run.critic):
+        async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse:
+            if (request_id or "").startswith("v000003"):
+                raise CriticRequestError("no critic", status=404)
+            return await super().critique(request, request_id)
+
+    with pytest.raises(CriticRequestError):
+        run.train(*sparse, critic=Absent())
+    assert [policy.version for policy in run.store.published] == [0, 1, 2, 3]
+    assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == ["step-000002"]
+    assert (run.status.length, run.status.trained) == (16, 0)
+    run.train(*sparse)
+    assert [policy.version for policy in run.store.published] == [0, 1, 2, 3, 2, 3, 4]
+    assert run.rows() == whole.rows() and len(run.rows()) == 4
+    assert run.store.published[-1].sha256 == whole.store.published[-1].sha256
+    assert run.status == whole.status and run.status.trained == 16
+
+
+def test_a_checkpoint_holds_where_the_run_stands(run: Run) -> None:
+    run.publish(0)
+    run.publish(1)
+    run.train()
+    state = json.loads((run.folder / "checkpoints" / "step-000002" / "state.json").read_text())
+    assert (state["step"], state["policy_version"], state["problem_cursor"], state["settled_total"]) == (2, 2, 8, 8)
+    assert {outcome for _, outcome in state["settled"].values()} == {"trained"}
+    outcomes = [json.loads(line) for line in (run.folder / "outcomes.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in outcomes] == [1, 2]
+    assert {name for row in outcomes for name in row["outcomes"]} == state["settled"].keys()
 
 
 def test_dead_letters_make_a_short_batch_not_a_hang(run: Run) -> None:
@@ -151,7 +217,7 @@ def test_a_batch_that_is_still_being_sampled_is_waited_for(run: Run) -> None:
         queue = MemoryRolloutQueue(run.broker, "trainer", config.queue)
         contexts = Contexts(config.arm.context, run.critic(), 4)
         learner = Learner(config, run.tokenizer)
-        trainer = Trainer(config, learner, queue, run.store, contexts, MetricsJournal(config.run_dir))
+        trainer = Trainer(config, learner, queue, run.store, contexts, StepJournal(config.run_dir / METRICS))
         task = asyncio.create_task(trainer.train())
         await asyncio.sleep(0.3)
         assert not task.done()
@@ -194,11 +260,17 @@ def test_the_order_of_arrival_has_no_influence(
 
 
 def test_a_rollout_of_another_policy_is_stale(run: Run) -> None:
+    """One that is early waits for its policy; when the run ends before, it is stale too."""
     run.publish(7, BATCH[:1], whole=False)
     run.publish(0)
-    run.train("--trainer.steps", "1")
-    assert (run.status.stale, run.status.trained) == (1, 4)
-    assert run.rows()[0]["rollouts"] == 4
+    run.publish(1)
+    run.broker.inject(encode(run.rollout_of("right", rollout_id="late", policy_version=0)))
+    run.train()
+    assert (run.status.stale, run.status.trained) == (2, 8)
+    outcomes = [json.loads(line) for line in (run.folder / "outcomes.jsonl").read_text().splitlines()]
+    stale = [name for row in outcomes for name, outcome in row["outcomes"].items() if outcome == "stale"]
+    assert sorted(stale) == ["late", "v000007/p0/0"]
+    assert [row["rollouts"] for row in run.rows()] == [4, 4]
 
 
 def test_skipped_rollouts_are_counted_under_their_reasons(run: Run) -> None:
@@ -251,7 +323,12 @@ def test_what_shapes_the_weights_shapes_the_fingerprint(
 
 
 def test_length_and_place_of_a_run_leave_the_fingerprint(make_config: Callable[..., Config]) -> None:
-    others = [("--trainer.steps", "9"), ("--trainer.keep_checkpoints", "5"), ("--solver.batch", "1")]
+    others = [
+        ("--trainer.steps", "9"),
+        ("--trainer.keep_checkpoints", "5"),
+        ("--trainer.checkpoint_every", "2"),
+        ("--solver.batch", "1"),
+    ]
     assert {fingerprint(make_config(*change)) for change in others} == {fingerprint(make_config())}
 
 

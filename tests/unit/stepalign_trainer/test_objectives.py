@@ -18,6 +18,8 @@ from stepalign_trainer.learner import Learner
 from stepalign_trainer.objectives import FixedNegative, Grpo, group_advantages
 from stepalign_trainer.scope import TokenGroups
 
+pytestmark = pytest.mark.slow
+
 MakeLearner = Callable[..., Learner]
 GRPO = ("--run.arm", "grpo", "--trainer.batch", "8", "--arm.group_size", "4", "--trainer.max_grad_norm", "1e9")
 CLIPPING = ("--arm.grpo.num_iterations", "2", "--trainer.learning_rate", "3e-3")

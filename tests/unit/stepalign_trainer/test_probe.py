@@ -27,6 +27,8 @@ from stepalign_trainer.probe_command import read_plan
 from stepalign_trainer.probe_figures import ScoredRollout, contrast, differing, estimate, focus, scaled
 from stepalign_trainer.scope import TokenGroups, token_groups, token_spans
 
+pytestmark = pytest.mark.slow
+
 MakeConfig = Callable[..., Config]
 Measure = Callable[..., ProbeReport]
 

@@ -13,6 +13,8 @@ from stepalign_trainer import loop as loop_module
 from stepalign_trainer.checkpoint import load_checkpoint
 from stepalign_trainer.learner import Learner
 
+pytestmark = pytest.mark.slow
+
 Run = Any  # that of conftest.py
 TWO = ("--trainer.steps", "2")
 

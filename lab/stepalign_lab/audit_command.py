@@ -1,0 +1,93 @@
+"""``stepalign run audit``: whether every rollout of a run is accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stepalign.config import load_config
+from stepalign.embedded_redis import URL_FILE, EmbeddedRedis
+from stepalign.errors import ConfigError
+from stepalign.ledger import Audit, read_records
+from stepalign.ledger import audit as audit_records
+from stepalign.queue import resolve_url
+from stepalign.queue.snapshot import read_snapshot
+
+_RECONNECT_SECONDS = 3.0
+
+
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, as runs/demo/stepalign_scoped-0.")],
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="TOML file that names the Redis server, if not REDIS_URL.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check that published = trained + skipped + stale + dead + pending; exit with 1 when it is not so.
+
+    What the solver and the trainer wrote is compared with what the queue holds and has counted. A run of the local
+    stack needs no address: its own server is asked, and started for it when the run has ended.
+    """
+    found = examine(run, config)
+    if as_json:
+        print(json.dumps({**dataclasses.asdict(found), "accounted": found.accounted, "adds_up": not found.problems}))
+    else:
+        _show(Console(), run.name, found)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def examine(run: Path, config: Path | None = None) -> Audit:
+    """The audit of a run's folder. Raises ConfigError when it is none or when there is no server to ask."""
+    if not (run / "run.json").is_file():
+        raise ConfigError(f"{run} is no run's folder: there is no run.json")
+    records = read_records(run)
+    with _server(run, config) as url:
+        snapshot = asyncio.run(read_snapshot(url, run.name, _RECONNECT_SECONDS))
+    return audit_records(records, snapshot)
+
+
+@contextmanager
+def _server(run: Path, config: Path | None) -> Iterator[str]:
+    own = run / "redis"
+    if config is not None:
+        yield resolve_url(load_config(config, ["--run.dir", str(run.parent), "--run.name", run.name]))
+    elif (own / URL_FILE).is_file():
+        yield (own / URL_FILE).read_text(encoding="utf-8").strip()
+    elif own.is_dir():
+        with EmbeddedRedis(own) as url:
+            yield url
+    elif os.environ.get("REDIS_URL"):
+        yield os.environ["REDIS_URL"]
+    else:
+        raise ConfigError("no Redis server to ask: name the run's TOML file after its folder, or set REDIS_URL")
+
+
+def _show(console: Console, run: str, found: Audit) -> None:
+    table = Table("rollouts", title=f"audit of run {run}")
+    table.add_column("count", justify="right")
+    rows = {
+        "published": found.published,
+        "= trained": found.trained,
+        **{f"+ skipped: {reason}": count for reason, count in found.skipped.items()},
+        "+ stale": found.stale,
+        "+ dead": found.dead,
+        "+ pending": found.pending,
+    }
+    for name, count in rows.items():
+        table.add_row(name, str(count))
+    console.print(table)
+    if not found.problems:
+        console.print("it adds up: nothing is lost, and nothing was trained twice")
+    for problem in found.problems:
+        console.print(f"[bold red]it does not add up:[/] {problem}", highlight=False)

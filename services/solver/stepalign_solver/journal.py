@@ -1,0 +1,44 @@
+"""What the solver offered to the queue and what became of it: ``published.jsonl`` in the run's folder.
+
+Two rows a group. The first is written before the queue is asked, so that a kill between admission and the second one
+hides nothing: an audit asks the queue whether such a group was admitted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from stepalign.ledger import PUBLISHED
+from stepalign.queue import Admission
+from stepalign.types import Rollout
+
+
+class PublicationJournal:
+    """Appends to the file; what a kill cut short is ended first, so that it spoils no other row."""
+
+    def __init__(self, run_dir: Path) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._path = run_dir / PUBLISHED
+        text = self._path.read_bytes() if self._path.exists() else b""
+        if text and not text.endswith(b"\n"):
+            self._append("")
+
+    def offer(self, group: Sequence[Rollout]) -> None:
+        """The queue is about to be asked."""
+        self._append(json.dumps({"offered": [rollout.rollout_id for rollout in group]}))
+
+    def settle(self, group: Sequence[Rollout], admission: Admission) -> None:
+        """The queue has answered."""
+        self._append(json.dumps({admission.value: [rollout.rollout_id for rollout in group]}))
+
+    def sync(self) -> None:
+        """See that a power cut spares what was written."""
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def _append(self, line: str) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
