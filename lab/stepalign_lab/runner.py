@@ -7,24 +7,27 @@ import fcntl
 import os
 import shutil
 import signal
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
+
+import structlog
 
 from stepalign.config import Config, load_config
-from stepalign.errors import ConfigError, ProcessFailedError
+from stepalign.errors import ConfigError
 from stepalign.plugins import load_checker, load_grader
 from stepalign.problems import load_problems
 from stepalign.prompts import load_prompt
 from stepalign.queue import QueueStatus, forget_run, open_queue, redis_url
 from stepalign_lab.page import write_page
 from stepalign_lab.report import PAGE, REPORT, build_report, write_report
-from stepalign_lab.supervisor import Child, Supervisor
+from stepalign_lab.supervisor import POLL_SECONDS, Child, Supervisor
 
 START_TIMEOUT_SECONDS = 180.0
-POLL_SECONDS = 0.1
 Watch = Callable[[], None]
 
 
@@ -112,58 +115,74 @@ class LocalProcesses(ABC):
 
     @staticmethod
     def _require_model(key: str, path: Path) -> None:
+        """A file of weights that is cut off would be found by each worker for itself, once each time it is started."""
+        from safetensors import SafetensorError, safe_open
+
         if not (path / "config.json").is_file():
             hint = ": make smollm2 puts SmolLM2 there" if path.name == "smollm2" else ""
             raise ConfigError(f"{key}: there is no model in {path}{hint}")
+        for weights in sorted(path.glob("*.safetensors")):
+            try:
+                with safe_open(weights, framework="numpy"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise ConfigError(f"{key}: {weights} cannot be read: {error}; copy the model again") from None
 
     def work(self, watch: Watch) -> tuple[QueueStatus, float]:
         """Work to the end. Returns the queue's last state and the seconds. ``watch`` is called several times a second.
 
-        Raises KeyboardInterrupt on SIGINT and SIGTERM alike, and ProcessFailedError; no process is left in any case.
+        What crashes is started again, and a warning on stderr says so. Raises KeyboardInterrupt on SIGINT and SIGTERM
+        alike, and ProcessFailedError; no process is left in any case.
         """
         started = time.monotonic()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # What a command prints on stdout may be read by a program.
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
         with Supervisor(self.config.run_dir / "logs") as supervisor:
-            self._start_redis(supervisor)
+            redis = self._start_redis(supervisor)
             self._start_critic(supervisor)
             workers = self._start_workers(supervisor)
-            while any(child.process.poll() is None for child in workers):
+            while not all(child.done for child in workers):
                 supervisor.check()
                 watch()
                 time.sleep(POLL_SECONDS)
             supervisor.check()
             watch()
+            if redis is not None:
+                supervisor.await_address(redis, START_TIMEOUT_SECONDS)
             status = asyncio.run(self._queue_status(self.environment["STEPALIGN_QUEUE__REDIS_URL"]))
         return status, time.monotonic() - started
 
-    def _command(self, supervisor: Supervisor, name: str, *options: str, ends: bool = True) -> Child:
+    def _command(
+        self, supervisor: Supervisor, name: str, *options: str, ends: bool = True, address_file: Path | None = None
+    ) -> Child:
         environment = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false", **self.environment}
         arguments = [name, str(self.config_path), *options, *self.overrides]
-        return supervisor.start(name, "stepalign.supervised", arguments, environment, ends=ends)
+        return supervisor.start(
+            name, "stepalign.supervised", arguments, environment, ends=ends, address_file=address_file
+        )
 
-    def _start_redis(self, supervisor: Supervisor) -> None:
-        url = redis_url(self.config.queue)
+    def _start_redis(self, supervisor: Supervisor) -> Child | None:
+        """None when the configuration names a server."""
+        url, server = redis_url(self.config.queue), None
         if url is None:
             directory = self.config.run_dir / "redis"
-            supervisor.start("redis", "stepalign.embedded_redis", [str(directory)], {}, ends=False)
-            url = self._await_file(supervisor, directory / "redis.url")
+            file = directory / "redis.url"
+            arguments = [str(directory)]
+            server = supervisor.start("redis", "stepalign.embedded_redis", arguments, {}, ends=False, address_file=file)
+            url = supervisor.await_address(server, START_TIMEOUT_SECONDS)
         # In the environment, not on a command line, where every user of the machine could read the password.
         self.environment["STEPALIGN_QUEUE__REDIS_URL"] = url
+        return server
 
     def _start_critic(self, supervisor: Supervisor) -> None:
         if self.config.critic.url is not None or not self.needs_critic:
             return
-        self._command(supervisor, "critic", ends=False)
-        self.environment["STEPALIGN_CRITIC__URL"] = self._await_file(supervisor, self.config.run_dir / "critic.url")
-
-    def _await_file(self, supervisor: Supervisor, path: Path) -> str:
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while not path.exists():
-            supervisor.check()
-            if time.monotonic() > deadline:
-                raise ProcessFailedError(f"{path} did not appear within {START_TIMEOUT_SECONDS:.0f} s")
-            time.sleep(POLL_SECONDS)
-        return path.read_text(encoding="utf-8").strip()
+        critic = self._command(supervisor, "critic", ends=False, address_file=self.config.run_dir / "critic.url")
+        url = supervisor.await_address(critic, START_TIMEOUT_SECONDS)
+        # Last on its command line, where it outdoes the configuration, which may ask for any free port.
+        critic.arguments += ["--critic.port", str(urlsplit(url).port)]
+        self.environment["STEPALIGN_CRITIC__URL"] = url
 
     async def _queue_status(self, url: str) -> QueueStatus:
         settings = self.config.queue.model_copy(update={"redis_url": url})

@@ -1,7 +1,8 @@
 """A Redis or Valkey server for a laptop: private loopback port, password, work on disk.
 
 As a process, ``python -m stepalign.embedded_redis DIRECTORY`` writes the address to ``DIRECTORY/redis.url`` and runs
-until SIGTERM, SIGINT or the end of its standard input, which its supervisor holds open as a lifeline.
+until SIGTERM, SIGINT or the end of its standard input, which its supervisor holds open as a lifeline. It exits with 75
+(``os.EX_TEMPFAIL``) when the server ended on its own: started again, it serves the same data at the same address.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -31,13 +34,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from stepalign.errors import ProcessFailedError, StepalignError
+from stepalign.errors import StepalignError
+from stepalign.processes import command_line, ending_with_its_parent
 
 URL_FILE = "redis.url"
 """Name of the file with the address, which holds the password."""
 LOG_FILE = "redis.log"
 _CONFIG_FILE = "redis.conf"
+_PID_FILE = "redis.pid"
 _LOCK_FILE = "redis.lock"
+_OWNER_LOCK_FILE = "owner.lock"
 _OLDEST_MAJOR = 7
 _START_SECONDS = 60.0
 # Less than a supervisor's grace: what it kills first cannot end the server any more.
@@ -47,6 +53,12 @@ _PORT_ATTEMPTS = 3
 
 class EmbeddedRedisError(StepalignError):
     """No server program that will do, or a server that does not start."""
+
+
+class ServerDiedError(EmbeddedRedisError):
+    """The server was killed, or ended on its own after it had started."""
+
+    exit_code = os.EX_TEMPFAIL
 
 
 def find_server() -> Path:
@@ -89,15 +101,17 @@ def _server_version(path: Path) -> str:
 
 
 class EmbeddedRedis:
-    """A server whose data lie in ``directory``; started there again, it has its work back.
+    """A server whose data lie in ``directory``; started there again, it has its work back, and its address if it can.
 
     The directory is locked for as long as the server lives, even if this process is killed: two servers would destroy
-    each other's append-only file.
+    each other's append-only file. On Linux a server that the main thread started ends with this process. What a killed
+    process leaves behind elsewhere is ended by the next one that starts a server in the directory.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
         self._process: subprocess.Popen[bytes] | None = None
+        self._owner_lock: IO[str] | None = None
         self._lock: IO[str] | None = None
 
     def start(self) -> str:
@@ -107,11 +121,15 @@ class EmbeddedRedis:
         """
         server = find_server()
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = self._take_lock()
-        # A killed predecessor's address.
-        (self.directory / URL_FILE).unlink(missing_ok=True)
+        owner_lock = self._locked(_OWNER_LOCK_FILE)
+        if owner_lock is None:
+            raise EmbeddedRedisError(f"a server still runs in {self.directory}; stop it first")
+        self._owner_lock = owner_lock
         try:
-            return self._start_on_a_free_port(server)
+            self._lock = self._take_over()
+            # A killed predecessor's address.
+            (self.directory / URL_FILE).unlink(missing_ok=True)
+            return self._start_at_an_address(server)
         except BaseException:
             self.stop()
             raise
@@ -126,9 +144,10 @@ class EmbeddedRedis:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        for lock in (self._lock, self._owner_lock):
+            if lock is not None:
+                lock.close()
+        self._lock = self._owner_lock = None
 
     @property
     def exit_code(self) -> int | None:
@@ -146,27 +165,67 @@ class EmbeddedRedis:
         text = (self.directory / LOG_FILE).read_text(encoding="utf-8", errors="replace")
         return "\n".join(text.splitlines()[-lines:])
 
-    def _take_lock(self) -> IO[str]:
-        lock = (self.directory / _LOCK_FILE).open("a")
+    def _locked(self, name: str) -> IO[str] | None:
+        """The lock file of this name, locked until it is closed; None when another process has it."""
+        file = (self.directory / name).open("a")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.close()
-            raise EmbeddedRedisError(f"a server still runs in {self.directory}; stop it first") from None
+            file.close()
+            return None
+        return file
+
+    def _take_over(self) -> IO[str]:
+        """The lock that a server inherits. One that still has it has lost its owner, whose lock is ours, and is ended.
+
+        Raises EmbeddedRedisError when that does not help.
+        """
+        lock = self._locked(_LOCK_FILE)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if lock is None:
+                self._signal_orphan(number)
+                lock = self._await_lock(_STOP_SECONDS)
+        if lock is None:
+            raise EmbeddedRedisError(f"a server still runs in {self.directory}; stop it first")
         return lock
 
-    def _start_on_a_free_port(self, server: Path) -> str:
-        for attempt in range(_PORT_ATTEMPTS):
-            port = _free_port()
-            password = secrets.token_urlsafe(32)
+    def _await_lock(self, seconds: float) -> IO[str] | None:
+        deadline = time.monotonic() + seconds
+        while (lock := self._locked(_LOCK_FILE)) is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return lock
+
+    def _signal_orphan(self, number: signal.Signals) -> None:
+        """The id in the file may be another process's by now, which a command line without our file gives away."""
+        try:
+            pid = int((self.directory / _PID_FILE).read_text(encoding="ascii"))
+        except (FileNotFoundError, ValueError):
+            return
+        if command_line(pid).endswith(str(self.directory / _CONFIG_FILE)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _start_at_an_address(self, server: Path) -> str:
+        for port, password in self._addresses():
             self._spawn(server, port, password)
             url = f"redis://:{password}@127.0.0.1:{port}/0"
             if self._wait_until_it_answers(url):
                 return url
-            # Somebody may have taken the port since it was found free.
-            if "in use" not in self.last_words() or attempt == _PORT_ATTEMPTS - 1:
+            if "in use" not in self.last_words():
                 break
-        raise EmbeddedRedisError(f"{server} ended with code {self.exit_code}; its last words:\n{self.last_words()}")
+        kind = ServerDiedError if (self.exit_code or 0) < 0 else EmbeddedRedisError
+        raise kind(f"{server} ended with code {self.exit_code}; its last words:\n{self.last_words()}")
+
+    def _addresses(self) -> Iterator[tuple[int, str]]:
+        """Port and password: the earlier ones, which clients may still have, then free ports with new passwords."""
+        config = self.directory / _CONFIG_FILE
+        text = config.read_text(encoding="utf-8") if config.exists() else ""
+        port, password = (re.search(rf"^{key} (\S+)$", text, re.MULTILINE) for key in ("port", "requirepass"))
+        if port is not None and password is not None:
+            yield int(port[1]), password[1]
+        for _ in range(_PORT_ATTEMPTS):
+            # Somebody may take it before the server does.
+            yield _free_port(), secrets.token_urlsafe(32)
 
     def _spawn(self, server: Path, port: int, password: str) -> None:
         config = self.directory / _CONFIG_FILE
@@ -181,6 +240,7 @@ class EmbeddedRedis:
                 # The server inherits the lock, and no Ctrl-C: clients still acknowledge while they shut down.
                 pass_fds=(self._lock.fileno(),),
                 start_new_session=True,
+                preexec_fn=ending_with_its_parent(),
             )
 
     def _wait_until_it_answers(self, url: str) -> bool:
@@ -213,6 +273,8 @@ port {port}
 requirepass {password}
 daemonize no
 dir "{quoted}"
+pidfile "{quoted}/{_PID_FILE}"
+set-proc-title no
 appendonly yes
 appendfsync everysec
 save ""
@@ -237,7 +299,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def serve(directory: Path) -> None:
-    """Run a server until SIGTERM, SIGINT or the end of standard input. Raises ProcessFailedError if it ends before."""
+    """Run a server until SIGTERM, SIGINT or the end of standard input. Raises ServerDiedError if it ends before."""
 
     def stop(_number: int, _frame: object) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -252,7 +314,7 @@ def serve(directory: Path) -> None:
         write_private(url_file, f"{server.start()}\n")
         while not _input_ended(wait_seconds=0.2):
             if server.exit_code is not None:
-                raise ProcessFailedError(
+                raise ServerDiedError(
                     f"the server ended with code {server.exit_code}; its last words:\n{server.last_words()}"
                 )
     finally:
@@ -271,7 +333,11 @@ def main() -> None:
     try:
         serve(Path(sys.argv[1]))
     except StepalignError as error:
-        raise SystemExit(f"error: {error}") from None
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(os.EX_SOFTWARE)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import pytest
 import redis
 
 from stepalign.config import QueueSection
-from stepalign.queue import Admission, MemoryBroker, MemoryRolloutQueue, RedisRolloutQueue, RolloutQueue
+from stepalign.queue import Admission, MemoryBroker, MemoryRolloutQueue, RedisRolloutQueue, Replay, RolloutQueue
+from stepalign.queue.codec import decode
 from stepalign.queue.redis_streams import GROUP
 from stepalign.types import Rollout
 
@@ -525,3 +526,47 @@ def test_status_and_dead_letters_need_no_start(world: World) -> None:
         await queue.close()
 
     asyncio.run(look())
+
+
+def test_a_dead_letter_is_put_back_once_and_delivered_like_a_new_entry(world: World, group) -> None:
+    async def scenario(queue: RolloutQueue) -> None:
+        await queue.publish(group("a", 2))
+        first, _ = await queue.claim(2, 0)
+        await queue.dead_letter(first.entry_id, "for a test")
+        assert await queue.replay("1-1") is Replay.GONE
+        assert await queue.replay(first.entry_id) is Replay.REPLAYED
+        assert await queue.replay(first.entry_id) is Replay.GONE
+        status = await queue.status()
+        assert (status.published, status.dead, status.dead_letters, status.length) == (2, 0, 0, 2) and status.balanced
+        (again,) = await queue.claim(2, 0)
+        assert (again.rollout, again.deliveries) == (first.rollout, 1) and again.entry_id != first.entry_id
+        # It was admitted before: nobody can publish it a second time.
+        assert await queue.publish(group("a", 2)) is Admission.DUPLICATE
+
+    run(scenario, world.open("c"))
+
+
+def test_a_dead_letter_stays_while_the_queue_is_full(world: World, group) -> None:
+    async def scenario(queue: RolloutQueue) -> None:
+        await queue.publish(group("a", 1))
+        (first,) = await queue.claim(1, 0)
+        await queue.dead_letter(first.entry_id, "for a test")
+        await queue.publish(group("b", 8))
+        assert await queue.replay(first.entry_id) is Replay.FULL
+        assert [letter.entry_id for letter in await queue.dead_letters(10)] == [first.entry_id]
+        assert (await queue.status()).balanced
+
+    run(scenario, world.open("c"))
+
+
+def test_draining_skips_what_waits_and_what_is_claimed(world: World, group) -> None:
+    async def scenario(queue: RolloutQueue) -> None:
+        await queue.publish(group("a", 3))
+        (first, *_) = await queue.claim(2, 0)
+        assert sorted(decode(payload).rollout_id for payload in await queue.drain()) == ["a.0", "a.1", "a.2"]
+        status = await queue.status()
+        assert (status.length, status.claimed, status.skipped) == (0, 0, {"drained": 3}) and status.balanced
+        assert await queue.acknowledge({first.entry_id: "trained"}) == 0
+        assert await queue.drain() == []
+
+    run(scenario, world.open("c"))

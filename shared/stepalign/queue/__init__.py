@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from stepalign.config import Config, QueueSection
 from stepalign.embedded_redis import URL_FILE
 from stepalign.errors import ConfigError
-from stepalign.queue.base import Admission, DeadLetter, Delivery, QueueStatus, RolloutQueue
+from stepalign.queue.base import Admission, DeadLetter, Delivery, QueueStatus, Replay, RolloutQueue
 from stepalign.queue.codec import decode, encode
 from stepalign.queue.connection import RedisConnection, run_key
 from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
@@ -23,6 +23,7 @@ __all__ = [
     "MemoryRolloutQueue",
     "QueueStatus",
     "RedisRolloutQueue",
+    "Replay",
     "RolloutQueue",
     "decode",
     "encode",

@@ -17,6 +17,7 @@ from typing import Protocol
 from stepalign.types import Rollout
 
 SKIPPED = "skipped:"
+DRAINED = "skipped:drained"
 _OUTCOME = re.compile(rf"trained|stale|{SKIPPED}[\w.-]+")
 
 
@@ -28,6 +29,16 @@ class Admission(StrEnum):
     """The whole group does not fit now; nothing was added. Wait and publish it again."""
     DUPLICATE = "duplicate"
     """A rollout of the group was admitted before; nothing was added. A retry after a lost reply ends here."""
+
+
+class Replay(StrEnum):
+    """What became of a dead letter that was to be put back into the queue."""
+
+    REPLAYED = "replayed"
+    FULL = "full"
+    """The queue takes no more now; the letter stays."""
+    GONE = "gone"
+    """There is no such letter (any more)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,4 +164,15 @@ class RolloutQueue(Protocol):
 
     async def dead_letters(self, count: int) -> list[DeadLetter]:
         """The oldest ``count`` dead letters. Needs no :meth:`start`."""
+        ...
+
+    async def replay(self, entry_id: str) -> Replay:
+        """Put a dead letter back into the queue, under a new entry id and with no delivery counted. Needs no start."""
+        ...
+
+    async def drain(self) -> list[bytes]:
+        """Acknowledge everything, whoever claimed it, as ``skipped:drained``; gives the payloads. Needs no start.
+
+        For a run that will not go on: what was claimed is taken away from its consumer.
+        """
         ...

@@ -1,50 +1,151 @@
-"""``stepalign queue …``: look at a run's queue."""
+"""``stepalign queue …``: look at a run's queue, its dead letters, and empty it."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import json
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from stepalign.config import Config, QueueSection, load_config
-from stepalign.queue import open_queue, resolve_url
-from stepalign.queue.base import QueueStatus
+from stepalign.errors import CorruptEntryError
+from stepalign.ledger import OUTCOMES
+from stepalign.queue import DeadLetter, Replay, RolloutQueue, open_queue, resolve_url
+from stepalign.queue.base import DRAINED, QueueStatus
+from stepalign.queue.codec import decode
 
-queue = typer.Typer(no_args_is_help=True, help="Look at the rollout queue of a run.")
+T = TypeVar("T")
+ConfigPath = Annotated[Path, typer.Argument(help="The run's TOML file; options such as --run.name NAME override it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+queue = typer.Typer(no_args_is_help=True, help="The rollout queue of a run: its state, its dead letters, emptying it.")
+dlq = typer.Typer(no_args_is_help=True, help="Rollouts that were given up: undecodable, or delivered too often.")
+queue.add_typer(dlq, name="dlq")
 
 
-@queue.callback()
-def _group() -> None:  # pyright: ignore[reportUnusedFunction]
-    """Keeps ``status`` a sub-command while it is the only one."""
-
-
-@queue.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def status(
-    ctx: typer.Context,
-    config: Path = typer.Argument(help="The run's TOML file; options such as --run.name NAME override it."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
-) -> None:
+@queue.command(context_settings=_OVERRIDES)
+def status(ctx: typer.Context, config: ConfigPath, as_json: AsJson = False) -> None:
     """Show how many rollouts are in the queue and what became of the others."""
     settings = load_config(config, ctx.args)
-    report = asyncio.run(_read(settings))
+    report = _with_queue(settings, lambda opened: opened.status())
     if as_json:
         print(json.dumps(_figures(report) | {"skipped": report.skipped, "balanced": report.balanced}))
     else:
         Console().print(_table(settings.run.name, report))
 
 
-async def _read(config: Config) -> QueueStatus:
-    section: QueueSection = config.queue.model_copy(update={"redis_url": resolve_url(config)})
-    opened = open_queue(section, config.run.name, "status")
+@queue.command(context_settings=_OVERRIDES)
+def drain(
+    ctx: typer.Context,
+    config: ConfigPath,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Skip everything that is in the queue. For a run that will not go on: its trainer refuses to resume afterwards."""
+    settings = load_config(config, ctx.args)
+    waiting = _with_queue(settings, lambda opened: opened.status()).length
+    if not yes:
+        typer.confirm(f"skip the {waiting} rollouts in the queue of run {settings.run.name}?", abort=True)
+    payloads = _with_queue(settings, lambda opened: opened.drain())
+    _record_drained(settings, payloads)
+    print(f"{len(payloads)} rollouts skipped as drained")
+
+
+@dlq.command("list", context_settings=_OVERRIDES)
+def list_letters(
+    ctx: typer.Context,
+    config: ConfigPath,
+    count: Annotated[int, typer.Option(min=1, help="At most so many, the oldest first.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Show the dead letters: entry, rollout, size and reason."""
+    letters = _with_queue(load_config(config, ctx.args), lambda opened: opened.dead_letters(count))
+    if as_json:
+        rows = [
+            {
+                "entry_id": letter.entry_id,
+                "rollout_id": _rollout_id(letter.payload),
+                "bytes": len(letter.payload),
+                "reason": letter.reason,
+            }
+            for letter in letters
+        ]
+        print(json.dumps(rows))
+        return
+    table = Table("entry", "rollout", "bytes", "reason", title="dead letters")
+    for letter in letters:
+        name = _rollout_id(letter.payload) or "–"
+        table.add_row(letter.entry_id, name, str(len(letter.payload)), letter.reason)
+    Console().print(table)
+
+
+@dlq.command("replay", context_settings=_OVERRIDES)
+def replay(
+    ctx: typer.Context,
+    config: ConfigPath,
+    entry: Annotated[list[str] | None, typer.Option("--entry", metavar="ID", help="An entry id. Repeatable.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False,
+) -> None:
+    """Put dead letters back into the queue. Exits with 1 when one of them stays where it is."""
+    if bool(entry) == everything:
+        raise typer.BadParameter("name entries with --entry ID, or take --all")
+    settings = load_config(config, ctx.args)
+    stayed = 0
+    for name, said in _with_queue(settings, lambda opened: _replay(opened, entry)):
+        print(f"{name}: {said}")
+        stayed += said != Replay.REPLAYED
+    if stayed:
+        raise typer.Exit(1)
+
+
+async def _replay(opened: RolloutQueue, entries: Sequence[str] | None) -> list[tuple[str, str]]:
+    letters = {letter.entry_id: letter for letter in await opened.dead_letters((await opened.status()).dead_letters)}
+    return [(name, await _replay_one(opened, name, letters.get(name))) for name in entries or letters]
+
+
+async def _replay_one(opened: RolloutQueue, name: str, letter: DeadLetter | None) -> str:
+    if letter is None:
+        return "there is no such dead letter"
     try:
-        return await opened.status()
-    finally:
-        await opened.close()
+        decode(letter.payload)
+    except CorruptEntryError as error:
+        return f"stays, it would come back at once: {error}"
+    result = await opened.replay(name)
+    return "stays, the queue is full: try again later" if result is Replay.FULL else result.value
+
+
+def _record_drained(settings: Config, payloads: Sequence[bytes]) -> None:
+    """For an audit: no update used them."""
+    names = [name for name in map(_rollout_id, payloads) if name is not None]
+    if names and settings.run_dir.is_dir():
+        with (settings.run_dir / OUTCOMES).open("a", encoding="utf-8") as outcomes:
+            outcomes.write(json.dumps({"step": 0, "outcomes": dict.fromkeys(names, DRAINED)}) + "\n")
+
+
+def _rollout_id(payload: bytes) -> str | None:
+    try:
+        return decode(payload).rollout_id
+    except CorruptEntryError:
+        return None
+
+
+def _with_queue(config: Config, call: Callable[[RolloutQueue], Awaitable[T]]) -> T:
+    section: QueueSection = config.queue.model_copy(update={"redis_url": resolve_url(config)})
+
+    async def work() -> T:
+        opened = open_queue(section, config.run.name, "status")
+        try:
+            return await call(opened)
+        finally:
+            await opened.close()
+
+    return asyncio.run(work())
 
 
 def _figures(report: QueueStatus) -> dict[str, int]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stepalign.config import QueueSection
-from stepalign.queue.base import Admission, DeadLetter, QueueStatus, check_outcomes
+from stepalign.queue.base import DRAINED, Admission, DeadLetter, QueueStatus, Replay, check_outcomes
 from stepalign.queue.claiming import ClaimingQueue, RawEntry, report_vanished
 from stepalign.queue.codec import encode_group
 from stepalign.types import Rollout
@@ -99,6 +99,24 @@ class MemoryBroker:
             self.ledger[outcome] += 1
         return payload
 
+    def replay(self, entry_id: str, capacity: int) -> Replay:
+        letter = next((letter for letter in self.dead if letter.entry_id == entry_id), None)
+        if letter is None:
+            return Replay.GONE
+        if len(self.entries) >= capacity:
+            return Replay.FULL
+        self._add(letter.payload)
+        self.dead.remove(letter)
+        self.ledger["dead"] -= 1
+        return Replay.REPLAYED
+
+    def drain(self) -> list[bytes]:
+        payloads = list(self.entries.values())
+        self.entries.clear()
+        self.claims.clear()
+        self.ledger[DRAINED] += len(payloads)
+        return payloads
+
     def status(self) -> QueueStatus:
         return QueueStatus.from_ledger(
             self.ledger, length=len(self.entries), claimed=len(self.claims), dead_letters=len(self.dead)
@@ -167,6 +185,12 @@ class MemoryRolloutQueue(ClaimingQueue):
 
     async def dead_letters(self, count: int) -> list[DeadLetter]:
         return self._broker.dead[:count]
+
+    async def replay(self, entry_id: str) -> Replay:
+        return self._broker.replay(entry_id, self._settings.capacity)
+
+    async def drain(self) -> list[bytes]:
+        return self._broker.drain()
 
     async def _own_pending(self, count: int) -> list[RawEntry]:
         if self._own_cursor is None:

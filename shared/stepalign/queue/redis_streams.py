@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from stepalign.config import QueueSection
 from stepalign.errors import UnsupportedServerError
 from stepalign.queue import scripts
-from stepalign.queue.base import Admission, DeadLetter, QueueStatus, check_outcomes
+from stepalign.queue.base import DRAINED, Admission, DeadLetter, QueueStatus, Replay, check_outcomes
 from stepalign.queue.claiming import ClaimingQueue, RawEntry, report_vanished
 from stepalign.queue.codec import encode_group
 from stepalign.queue.connection import RedisConnection, ServerReplyError, run_key
@@ -55,10 +55,14 @@ class RedisRolloutQueue(ClaimingQueue):
 
     async def publish(self, group: Sequence[Rollout]) -> Admission:
         capacity = self._settings.capacity
-        payloads = encode_group(group, capacity, self._settings.max_entry_bytes)
+        return await self.admit(encode_group(group, capacity, self._settings.max_entry_bytes))
+
+    async def admit(self, payloads: Mapping[str, bytes]) -> Admission:
+        """Publish a group that is encoded already, by rollout id."""
         pairs = [part for pair in payloads.items() for part in pair]
         keys = (self._stream, self._ledger, self._seen)
-        return Admission((await self._redis.script(scripts.ADMIT, keys, (capacity, *pairs))).decode())
+        arguments = (self._settings.capacity, *pairs)
+        return Admission((await self._redis.script(scripts.ADMIT, keys, arguments)).decode())
 
     async def heartbeat(self, entry_ids: Sequence[str]) -> frozenset[str]:
         if not entry_ids:
@@ -94,6 +98,14 @@ class RedisRolloutQueue(ClaimingQueue):
             DeadLetter(fields[b"entry_id"].decode(), fields[b"reason"].decode(), fields[b"payload"])
             for _, fields in entries
         ]
+
+    async def replay(self, entry_id: str) -> Replay:
+        keys, arguments = (self._stream, self._ledger, self._dead), (self._settings.capacity, entry_id)
+        return Replay((await self._redis.script(scripts.REPLAY, keys, arguments)).decode())
+
+    async def drain(self) -> list[bytes]:
+        payloads: list[bytes] = await self._redis.script(scripts.DRAIN, (self._stream, self._ledger), (GROUP, DRAINED))
+        return payloads
 
     async def _own_pending(self, count: int) -> list[RawEntry]:
         if self._own_cursor is None:

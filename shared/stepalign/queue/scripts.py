@@ -106,6 +106,37 @@ return 1
 """
 )
 
+REPLAY = """
+-- KEYS: stream ledger dead; ARGV: capacity, entry id
+for _, letter in ipairs(redis.call('XRANGE', KEYS[3], '-', '+')) do
+  local fields = {}
+  for i = 1, #letter[2], 2 do fields[letter[2][i]] = letter[2][i + 1] end
+  if fields['entry_id'] == ARGV[2] then
+    if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return 'full' end
+    redis.call('XADD', KEYS[1], '*', 'rollout', fields['payload'])
+    redis.call('XDEL', KEYS[3], letter[1])
+    redis.call('HINCRBY', KEYS[2], 'dead', -1)
+    return 'replayed'
+  end
+end
+return 'gone'
+"""
+
+DRAIN = (
+    _HELPERS
+    + """
+-- KEYS: stream ledger; ARGV: group, outcome. Returns the payloads.
+local payloads = {}
+for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do
+  redis.pcall('XACK', KEYS[1], ARGV[1], entry[1])
+  redis.call('XDEL', KEYS[1], entry[1])
+  table.insert(payloads, payload(entry[2]))
+end
+if #payloads > 0 then redis.call('HINCRBY', KEYS[2], ARGV[2], #payloads) end
+return payloads
+"""
+)
+
 STATUS = """
 -- KEYS: stream ledger dead; ARGV: group. Before the first start() there is no group, and nothing is claimed.
 local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1])

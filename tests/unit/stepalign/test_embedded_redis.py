@@ -131,11 +131,10 @@ def test_a_folder_with_a_quote_and_a_blank_in_its_name_will_do(tmp_path: Path) -
 
 
 def test_one_directory_has_one_server(tmp_path: Path) -> None:
-    with (
-        EmbeddedRedis(tmp_path) as url,
-        pytest.raises(EmbeddedRedisError, match="a server still runs in"),
-    ):
-        EmbeddedRedis(tmp_path).start()
+    with EmbeddedRedis(tmp_path) as url, redis.Redis.from_url(url, retry=NO_RETRY) as client:
+        with pytest.raises(EmbeddedRedisError, match="a server still runs in"):
+            EmbeddedRedis(tmp_path).start()
+        assert client.ping()
     with pytest.raises(redis.ConnectionError):
         redis.Redis.from_url(url, retry=NO_RETRY).ping()
 
@@ -202,7 +201,9 @@ def served(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, int]
             url = url_file.read_text(encoding="utf-8").strip()
             yield process, url, server_pid(url)
         finally:
-            process.kill()
+            # A kill would leave the server running where the kernel does not end it.
+            process.terminate()
+            process.wait(20)
 
 
 def test_the_process_ends_with_its_lifeline_and_leaves_no_orphan(tmp_path: Path) -> None:
@@ -255,7 +256,11 @@ def test_killing_the_process_ends_its_server(tmp_path: Path, make_rollout) -> No
         assert claim_one(url, [make_rollout(rollout_id="r0")]) == "r0"
         process.kill()
         process.wait()
-        assert wait_until(lambda: not alive(server)), "the server outlives its process"
+        try:
+            assert wait_until(lambda: not alive(server)), "the server outlives its process"
+        finally:
+            if alive(server):
+                os.kill(server, signal.SIGKILL)
     with EmbeddedRedis(tmp_path) as again:
         assert again == url
         assert claim_one(again) == "r0"

@@ -25,7 +25,7 @@ from stepalign.errors import ConfigError, QueueUnavailableError, UnsupportedServ
 from stepalign.policy_store import PolicyVersion, open_policy_store
 from stepalign.queue import RedisRolloutQueue, open_queue, redis_url
 from stepalign.queue.commands import queue as queue_app
-from stepalign.queue.connection import RedisConnection
+from stepalign.queue.connection import RedisConnection, run_key
 
 CONFIG = """
 [run]
@@ -419,3 +419,49 @@ def test_the_status_command_takes_overrides(redis_server: str, config: Path) -> 
 def test_the_status_command_without_a_server_says_what_to_do(config: Path) -> None:
     with pytest.raises(ConfigError, match="not in progress"):
         CliRunner().invoke(queue_app, ["status", str(config)], catch_exceptions=False)
+
+
+@pytest.mark.redis
+def test_dead_letters_are_listed_put_back_and_what_is_left_is_drained(
+    redis_server: str, config: Path, tmp_path: Path, make_rollout
+) -> None:
+    options = ["--queue.redis_url", redis_server, "--run.name", "letters", "--run.dir", str(tmp_path)]
+
+    def command(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(queue_app, [*arguments, *options])
+        return result.exit_code, result.stdout
+
+    async def fill() -> list[str]:
+        queue = open_queue(QueueSection(redis_url=redis_server), "letters", "c")
+        await queue.start()
+        await queue.publish([make_rollout(rollout_id=f"r{i}") for i in range(3)])
+        with redis.Redis.from_url(redis_server) as stranger:
+            stranger.xadd(run_key("letters", "rollouts"), {"rollout": "{"})
+            stranger.hincrby(run_key("letters", "ledger"), "published", 1)
+        first, _, _ = await queue.claim(4, 0.0)
+        await queue.dead_letter(first.entry_id, "no critique in five tries")
+        entries = [letter.entry_id for letter in await queue.dead_letters(10)]
+        await queue.close()
+        return entries
+
+    (tmp_path / "letters").mkdir()
+    poison, given_up = asyncio.run(fill())
+    code, shown = command("dlq", "list", str(config), "--json")
+    rows = json.loads(shown)
+    assert code == 0 and [(row["entry_id"], row["rollout_id"]) for row in rows] == [(poison, None), (given_up, "r0")]
+    assert rows[0]["bytes"] == 1 and rows[1]["reason"] == "no critique in five tries"
+    assert "no critique in five tries" in command("dlq", "list", str(config))[1]
+
+    assert command("dlq", "replay", str(config))[0] == 2
+    code, shown = command("dlq", "replay", str(config), "--all")
+    assert code == 1
+    assert f"{given_up}: replayed" in shown and f"{poison}: stays, it would come back at once: not JSON" in shown
+    code, shown = command("dlq", "replay", str(config), "--entry", given_up)
+    assert (code, shown) == (1, f"{given_up}: there is no such dead letter\n")
+
+    assert command("drain", str(config))[0] == 1  # nobody says yes
+    assert command("drain", str(config), "--yes") == (0, "3 rollouts skipped as drained\n")
+    report = json.loads(command("status", str(config), "--json")[1])
+    assert (report["length"], report["dead"], report["skipped"], report["balanced"]) == (0, 1, {"drained": 3}, True)
+    (row,) = [json.loads(line) for line in (tmp_path / "letters" / "outcomes.jsonl").read_text().splitlines()]
+    assert row == {"step": 0, "outcomes": dict.fromkeys(["r1", "r2", "r0"], "skipped:drained")}

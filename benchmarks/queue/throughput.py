@@ -1,0 +1,156 @@
+"""Entries published and consumed a second, on bytes that are encoded already, beside bare redis-py pipelines.
+
+The same server, the same bytes, the same asyncio client, as many entries in a round trip: a group of the queue is what
+a pipeline of the peer sends at once, and a claim what it reads at once. The peer does nothing else: XADD, XREADGROUP,
+XACK and XDEL. The queue also refuses what does not fit or was there before, looks for entries of silent consumers, and
+counts. Both take turns in every round, each with a stream of its own.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from redis.asyncio import Redis
+
+from stepalign.config import QueueSection
+from stepalign.queue import RedisRolloutQueue
+from stepalign.queue.base import Delivery
+from stepalign.queue.claiming import RawEntry
+from stepalign.queue.connection import run_key
+
+
+@dataclass(frozen=True)
+class ThroughputSettings:
+    rounds: int = 9
+    entries: int = 2048
+    group: int = 8
+    batch: int = 32
+
+
+@dataclass(frozen=True)
+class Side:
+    """Entries a second."""
+
+    publish: float
+    consume: float
+
+
+@dataclass(frozen=True)
+class Throughput:
+    ours: list[Side]
+    bare: list[Side]
+    payload_bytes: float
+    memory_factor: float
+    """Growth of the server's memory with a full queue ÷ (its capacity × the payload)."""
+
+    @property
+    def publish_ratio(self) -> float:
+        return statistics.median(our.publish / bare.publish for our, bare in zip(self.ours, self.bare, strict=True))
+
+    @property
+    def consume_ratio(self) -> float:
+        return statistics.median(our.consume / bare.consume for our, bare in zip(self.ours, self.bare, strict=True))
+
+    @property
+    def seconds_per_entry(self) -> float:
+        """What the queue takes to publish and consume one."""
+        return statistics.median(1 / our.publish + 1 / our.consume for our in self.ours)
+
+
+class EncodedQueue(RedisRolloutQueue):
+    """The queue, but for its codec: what it is given is admitted as it is, and nothing is decoded."""
+
+    async def _accept(self, entries: Sequence[RawEntry], found: dict[str, Delivery]) -> int:
+        found.update({entry.entry_id: entry for entry in entries})  # type: ignore[misc]
+        return 0
+
+
+async def measure_throughput(url: str, payloads: Sequence[bytes], settings: ThroughputSettings) -> Throughput:
+    """``payloads`` are the bytes of ``settings.entries`` rollouts."""
+    ours: list[Side] = []
+    bare: list[Side] = []
+    await _ours(url, payloads, settings)
+    for number in range(settings.rounds):
+        if number % 2:
+            bare.append(await _bare(url, payloads, settings))
+            ours.append(await _ours(url, payloads, settings))
+        else:
+            ours.append(await _ours(url, payloads, settings))
+            bare.append(await _bare(url, payloads, settings))
+    size = statistics.fmean(map(len, payloads))
+    return Throughput(ours, bare, size, await _memory_factor(url, payloads, settings))
+
+
+def _named(payloads: Sequence[bytes], size: int) -> list[dict[str, bytes]]:
+    """Groups by new rollout ids: the queue refuses those that it knows."""
+    run = uuid4().hex
+    pairs = [(f"{run}/{number}", payload) for number, payload in enumerate(payloads)]
+    return [dict(pairs[start : start + size]) for start in range(0, len(pairs), size)]
+
+
+async def _ours(url: str, payloads: Sequence[bytes], settings: ThroughputSettings) -> Side:
+    run = f"bench-{uuid4().hex}"
+    queue = EncodedQueue(url, run, "trainer", QueueSection(redis_url=url, capacity=len(payloads)))
+    await queue.start()
+    groups = _named(payloads, settings.group)
+    begin = time.perf_counter()
+    for group in groups:
+        await queue.admit(group)
+    published = time.perf_counter()
+    consumed = 0
+    while consumed < len(payloads):
+        claimed = await queue.claim(settings.batch, 0.0)
+        consumed += await queue.acknowledge({entry.entry_id: "trained" for entry in claimed})
+    end = time.perf_counter()
+    await queue.close()
+    await _forget(url, run)
+    return Side(len(payloads) / (published - begin), len(payloads) / (end - published))
+
+
+async def _bare(url: str, payloads: Sequence[bytes], settings: ThroughputSettings) -> Side:
+    stream = f"bare-{uuid4().hex}"
+    async with Redis.from_url(url, protocol=2) as redis:
+        await redis.xgroup_create(stream, "g", "0", mkstream=True)
+        groups = _named(payloads, settings.group)
+        begin = time.perf_counter()
+        for group in groups:
+            pipeline = redis.pipeline(transaction=False)
+            for payload in group.values():
+                pipeline.xadd(stream, {"rollout": payload})
+            await pipeline.execute()
+        published = time.perf_counter()
+        consumed = 0
+        while consumed < len(payloads):
+            reply: Any = await redis.xreadgroup("g", "c", {stream: ">"}, count=settings.batch)
+            names = [name for name, _ in reply[0][1]]
+            pipeline = redis.pipeline(transaction=False)
+            pipeline.xack(stream, "g", *names)
+            pipeline.xdel(stream, *names)
+            consumed += (await pipeline.execute())[1]
+        end = time.perf_counter()
+        await redis.delete(stream)
+    return Side(len(payloads) / (published - begin), len(payloads) / (end - published))
+
+
+async def _memory_factor(url: str, payloads: Sequence[bytes], settings: ThroughputSettings) -> float:
+    """With the trainer away and the queue full to its capacity, a refused group after it."""
+    run = f"bench-{uuid4().hex}"
+    queue = EncodedQueue(url, run, "trainer", QueueSection(redis_url=url, capacity=len(payloads)))
+    async with Redis.from_url(url, protocol=2) as redis:
+        before = (await redis.info("memory"))["used_memory"]
+        for group in [*_named(payloads, settings.group), *_named(payloads[: settings.group], settings.group)]:
+            await queue.admit(group)
+        grown = (await redis.info("memory"))["used_memory"] - before
+    await queue.close()
+    await _forget(url, run)
+    return grown / sum(map(len, payloads))
+
+
+async def _forget(url: str, run: str) -> None:
+    async with Redis.from_url(url) as redis:
+        await redis.delete(*(run_key(run, name) for name in ("rollouts", "ledger", "seen", "dead")))
