@@ -62,7 +62,7 @@ demo-smollm2: smollm2
 	$(BIN)/stepalign run configs/smollm2.toml --problems examples/word_problems.jsonl --overwrite $(ARGS)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)

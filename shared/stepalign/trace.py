@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict
 
@@ -185,6 +186,8 @@ class _Parser:
         return Trace(steps=tuple(self.steps), answer=self.answer, issues=tuple(dict.fromkeys(self.issues)))
 
 
+# Splitting, validation and the context each read the same attempt and the same answer.
+@lru_cache(maxsize=64)
 def parse_trace(text: str) -> Trace:
     """Parse a step-tagged text. Never raises; what breaks the grammar is listed in ``Trace.issues``."""
     return _Parser(text).parse()

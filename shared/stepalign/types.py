@@ -5,6 +5,7 @@ Validated at the boundary, trusted inside. Unknown fields are refused.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -183,11 +184,14 @@ class CritiqueMode(StrEnum):
     """Without the steps that are copied before the first change."""
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _well_formed(text: str) -> str:
     """Raises ValueError for half of a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
-    lone = next((place for place, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+    lone = _SURROGATE.search(text)
     if lone is not None:
-        raise ValueError(f"there is half of a surrogate pair at code point {lone}; send whole characters")
+        raise ValueError(f"there is half of a surrogate pair at code point {lone.start()}; send whole characters")
     return text
 
 

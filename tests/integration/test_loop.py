@@ -165,10 +165,28 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
+SIX_STEPS = ["--trainer.steps", "6", "--evaluation.samples", "2", "--evaluation.every", "3", *EXACT_CRITIC]
+
+
+def losses_of(run_dir: Path) -> list[float]:
+    return [json.loads(row)["loss"] for row in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_losses(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run_dir = folder / f"loop-{os.getpid()}-whole-run"
+    done = subprocess.run(command(run_dir, *SIX_STEPS), capture_output=True, text=True, timeout=200, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return losses_of(run_dir)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_process_outlives_its_run_and_resume_finishes_it(tmp_path: Path, how: signal.Signals) -> None:
+def test_no_process_outlives_its_run_and_resume_finishes_it(
+    tmp_path: Path, how: signal.Signals, uninterrupted_losses: list[float]
+) -> None:
     run_dir = tmp_path / f"loop-{os.getpid()}-{how.name}"
-    options = ["--trainer.steps", "6", "--evaluation.samples", "2", "--evaluation.every", "3", *EXACT_CRITIC]
+    options = SIX_STEPS
     run = subprocess.Popen(command(run_dir, *options), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     metrics = run_dir / "metrics.jsonl"
     wait_for((run_dir / "redis" / "redis.url").exists, 60)
@@ -191,29 +209,7 @@ def test_no_process_outlives_its_run_and_resume_finishes_it(tmp_path: Path, how:
     rollouts = report["rollouts"]
     assert report["steps"] == 6
     assert (rollouts["published"], rollouts["trained"], rollouts["pending"]) == (192, 192, 0)
-
-    whole = tmp_path / f"loop-{os.getpid()}-{how.name}-whole"
-    uninterrupted = subprocess.run(command(whole, *options), capture_output=True, text=True, timeout=200, cwd=tmp_path)
-    assert uninterrupted.returncode == 0, uninterrupted.stderr
-    losses = [
-        [json.loads(row)["loss"] for row in (d / "metrics.jsonl").read_text().splitlines()] for d in (run_dir, whole)
-    ]
-    assert losses[0] == losses[1]
-
-
-def test_a_process_that_fails_ends_the_run_with_its_last_lines(tmp_path: Path) -> None:
-    model = tmp_path / "torn-model"
-    shutil.copytree(REPO / "lab" / "stepalign_lab" / "assets" / "solver", model)
-    weights = model / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    run_dir = tmp_path / f"loop-{os.getpid()}-fails"
-    done = subprocess.run(
-        command(run_dir, "--model.path", str(model)), capture_output=True, text=True, timeout=120, cwd=tmp_path
-    )
-    assert done.returncode == 1
-    assert "process ended with code 1; its last lines" in done.stderr
-    assert "SafetensorError" in done.stderr
-    assert processes_of(run_dir) == []
+    assert losses_of(run_dir) == uninterrupted_losses
 
 
 def test_the_demo_compares_its_arms_starts_clean_a_second_time_and_resumes(tmp_path: Path) -> None:
@@ -270,9 +266,10 @@ def test_overwrite_replaces_a_run_on_a_shared_server(redis_server: str, loop: Ru
     assert report["rollouts"]["published"] == 32
 
 
+@pytest.mark.timeout(1500)
 def test_every_arm_trains_for_twenty_updates_and_is_compared(tmp_path: Path) -> None:
     """What ``make bench-lab`` does, at a small budget: real processes, two runs at a time."""
-    budget = ["--trainer.steps", "20", "--trainer.batch", "16"]
+    budget = ["--trainer.steps", "20", "--trainer.batch", "8"]
     options = [*budget, "--evaluation.samples", "2", "--evaluation.every", "20"]
     campaign = Campaign(REPO / "configs" / "lab.toml", shipped_arms(), [0], tmp_path, [*options, *EXACT_CRITIC])
     assert run_all(campaign, jobs=2) == []
@@ -281,7 +278,7 @@ def test_every_arm_trains_for_twenty_updates_and_is_compared(tmp_path: Path) -> 
     reports = {member.arm: report_of(campaign.config(member).run_dir) for member in campaign.members}
     for arm, report in reports.items():
         rollouts = report["rollouts"]
-        assert rollouts["published"] == 320 == rollouts["trained"] + sum(rollouts["skipped"].values()), arm
+        assert rollouts["published"] == 160 == rollouts["trained"] + sum(rollouts["skipped"].values()), arm
         assert report["terms"].items() >= reports["null"]["terms"].items(), arm
     trace = {arm: report["arms"][arm]["test"]["trace_at_2"] for arm, report in reports.items()}
     assert trace["stepalign_scoped"] > 10 > trace["null"]

@@ -70,23 +70,22 @@ class CritiqueCache:
         self._entries = entries
         self._store = store
         # Read here, once: finding out a distribution's version is reading and parsing a file.
-        self._of_all_keys = {"decoding": dict(decoding or {}), "version": version("stepalign")}
-        self._kept: OrderedDict[str, CritiqueResponse] = OrderedDict()
+        self._of_all_keys = json.dumps(
+            {"decoding": dict(decoding or {}), "version": version("stepalign")}, sort_keys=True
+        )
+        # As JSON: an answer is a hundred objects, which the garbage collector would go through again and again.
+        self._kept: OrderedDict[str, str] = OrderedDict()
         self._flights: dict[str, _Flight] = {}
         self.store_errors = 0
 
-    def key_of(self, request: CritiqueRequest, critic: Mapping[str, Any]) -> str:
+    def key_of(self, request: CritiqueRequest, critic: str) -> str:
         """The content address of an answer to the caller whose request this task answers.
 
-        ``critic`` is what shapes the answers of the critic that makes them.
+        ``critic`` is the digest of what shapes the answers of the critic that makes them.
         """
-        content = {
-            "request": request.model_dump(mode="json"),
-            "critic": critic,
-            "caller": caller(),
-            **self._of_all_keys,
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode(errors="surrogatepass")).hexdigest()
+        # None of them holds a line break as it is.
+        parts = (self._of_all_keys, critic, caller() or "", request.model_dump_json())
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def holds(self, key: str) -> bool:
         """Whether the answer is kept in this process or being made."""
@@ -97,7 +96,7 @@ class CritiqueCache:
         kept = self._kept.get(key)
         if kept is not None:
             self._kept.move_to_end(key)
-            return kept, Source.HIT
+            return CritiqueResponse.model_validate_json(kept), Source.HIT
         flight = self._flights.get(key)
         joined = flight is not None
         if flight is None:
@@ -159,7 +158,7 @@ class CritiqueCache:
 
     def _keep(self, key: str, response: CritiqueResponse) -> None:
         if self._entries:
-            self._kept[key] = response
+            self._kept[key] = response.model_dump_json()
             while len(self._kept) > self._entries:
                 self._kept.popitem(last=False)
 

@@ -14,7 +14,7 @@ from stepalign.logging import get_logger
 from stepalign.types import CritiqueRequest, CritiqueResponse
 from stepalign_critic.api_docs import CACHE_HEADER, CRITIQUE, REQUEST_EXAMPLE, errors
 from stepalign_critic.cache import CritiqueCache, Source
-from stepalign_critic.deadlines import Deadline, check_reachable, within
+from stepalign_critic.deadlines import TimeoutHeader, check_reachable, deadline_after, within
 from stepalign_critic.hang_up import until_hang_up
 from stepalign_critic.lifecycle import Lifecycle
 from stepalign_critic.metrics import Metrics, outcome_of
@@ -81,6 +81,6 @@ def add_critiques(app: FastAPI, critiques: Critiques) -> None:
         response_model=CritiqueResponse,
         responses={200: CRITIQUE, **errors(400, 401, 413, 422, 429, 500, 502, 503, 504)},
     )
-    async def critiques_endpoint(body: Asked, request: Request, deadline: Deadline) -> Response:
-        response, source = await until_hang_up(request.receive, critiques.answer(body, deadline))
+    async def critiques_endpoint(body: Asked, request: Request, timeout_ms: TimeoutHeader = None) -> Response:
+        response, source = await until_hang_up(request.receive, critiques.answer(body, deadline_after(timeout_ms)))
         return Response(response.model_dump_json(), media_type="application/json", headers={CACHE_HEADER: source})

@@ -10,11 +10,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
-from fastapi import Depends, Header
-from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
+from fastapi import Header
+from pydantic import Field, WithJsonSchema
 
-from stepalign.types import MAX_REQUEST_TIMEOUT_MS
+from stepalign.types import MAX_REQUEST_TIMEOUT_MS, REQUEST_TIMEOUT_HEADER
 from stepalign_critic.errors import DeadlineExceededError, DeadlineUnreachableError
 from stepalign_critic.lifecycle import Lifecycle
 
@@ -22,17 +21,18 @@ T = TypeVar("T")
 
 # A header may be missing, but none says null.
 TimeoutHeader = Annotated[
-    Annotated[int, Field(ge=1, le=MAX_REQUEST_TIMEOUT_MS)] | SkipJsonSchema[None],
-    Header(description="How long the client waits for its answer, in milliseconds. Afterwards the answer is a 504."),
+    Annotated[int, Field(ge=1, le=MAX_REQUEST_TIMEOUT_MS)] | None,
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_REQUEST_TIMEOUT_MS}),
+    Header(
+        alias=REQUEST_TIMEOUT_HEADER,
+        description="How long the client waits for its answer, in milliseconds. Afterwards the answer is a 504.",
+    ),
 ]
 
 
-async def _read_deadline(x_request_timeout_ms: TimeoutHeader = None) -> float | None:
-    return None if x_request_timeout_ms is None else asyncio.get_running_loop().time() + x_request_timeout_ms / 1000
-
-
-Deadline = Annotated[float | None, Depends(_read_deadline)]
-"""A handler's parameter: seconds on the event loop's clock, or None when the client set no deadline."""
+def deadline_after(timeout_ms: int | None) -> float | None:
+    """Seconds on the event loop's clock, or None when the client set no deadline."""
+    return None if timeout_ms is None else asyncio.get_running_loop().time() + timeout_ms / 1000
 
 
 def check_reachable(deadline: float | None, lifecycle: Lifecycle) -> None:

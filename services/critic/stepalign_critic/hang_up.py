@@ -18,18 +18,25 @@ async def until_hang_up(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     Raises ClientDisconnect once the cancelled work has ended.
     """
 
-    async def hung_up() -> None:
+    working = asyncio.current_task()
+    assert working is not None
+    cancellations = working.cancelling()
+    hung_up = False
+
+    async def watch() -> None:
+        nonlocal hung_up
         while (await receive())["type"] != "http.disconnect":
             pass
+        hung_up = True
+        working.cancel()
 
-    working = asyncio.create_task(work)
-    tasks = (working, asyncio.create_task(hung_up()))
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return await working
+        return await work
+    except asyncio.CancelledError:
+        # Else somebody else has cancelled this task too.
+        if hung_up and working.uncancel() <= cancellations:
+            raise ClientDisconnect from None
+        raise
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        watching.cancel()

@@ -28,8 +28,8 @@ class State(StrEnum):
 class Lifecycle:
     """Starts the backend in the background, so that liveness answers while a model loads, and stops it.
 
-    ``on_failure`` is called once when the backend cannot start; ``failure`` then holds the error. ``ready_since`` is
-    when the backend had started, in seconds since 1970.
+    ``on_start`` is called once when the backend has started, ``on_failure`` when it cannot; ``failure`` then holds the
+    error. ``ready_since`` is when it had started, in seconds since 1970.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -38,6 +38,7 @@ class Lifecycle:
         self.state = State.LOADING
         self.failure: Exception | None = None
         self.ready_since: float | None = None
+        self.on_start: Callable[[], None] = lambda: None
         self.on_failure: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
@@ -51,6 +52,7 @@ class Lifecycle:
             self.state, self.failure = State.FAILED, error
             self.on_failure()
             return
+        self.on_start()
         self.ready_since = time.time()
         if self.state is State.LOADING:
             self.state = State.READY

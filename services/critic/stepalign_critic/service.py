@@ -7,9 +7,9 @@ The service knows prompts and alignment; it knows nothing of HTTP and nothing of
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
@@ -66,17 +66,21 @@ class CriticService:
         self._prompt = _load(prompts_version, "critique", _FIELDS)
         again = has_prompt(prompts_version, "critique_retry")
         self._retry_prompt = _load(prompts_version, "critique_retry", _RETRY_FIELDS) if again else None
+        self._shaping: str | None = None
         self.lifecycle = Lifecycle(backend)
 
     def identity(self) -> CriticIdentity:
         """What makes the critiques. Raises NotReadyError until the backend started."""
         return self._backend.identity(self._prompt.version)
 
-    def shaping(self) -> dict[str, Any]:
-        """What answers depend on besides their request. Raises NotReadyError until the backend started."""
-        prompts = (self._prompt, self._retry_prompt)
-        texts = [None if prompt is None else prompt.messages for prompt in prompts]
-        return {"identity": self.identity().model_dump(mode="json"), "prompts": texts}
+    def shaping(self) -> str:
+        """Digest of what answers depend on besides their request. Raises NotReadyError until the backend started."""
+        if self._shaping is None:
+            prompts = (self._prompt, self._retry_prompt)
+            texts = [None if prompt is None else prompt.messages for prompt in prompts]
+            content = json.dumps({"identity": self.identity().model_dump(mode="json"), "prompts": texts})
+            self._shaping = hashlib.sha256(content.encode()).hexdigest()
+        return self._shaping
 
     def engine_registry(self) -> CollectorRegistry | None:
         """Where the metrics of the backend's engine are collected; None where it has none."""
