@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,14 @@ from stepalign.ledger import Audit, read_records
 from stepalign.ledger import audit as audit_records
 from stepalign.queue import resolve_url
 from stepalign.queue.snapshot import read_snapshot
+from stepalign_lab.runner import lock_folder
 
 _RECONNECT_SECONDS = 3.0
+# Of a run in progress the records and the queue are not read at one moment: what is between them is no problem, and
+# gone when it is looked at again.
+_LOOKS = 4
+_BETWEEN_LOOKS_SECONDS = 0.5
+_ADDRESS_SECONDS = 30.0
 
 
 def audit(
@@ -51,10 +58,19 @@ def examine(run: Path, config: Path | None = None) -> Audit:
     """The audit of a run's folder. Raises ConfigError when it is none or when there is no server to ask."""
     if not (run / "run.json").is_file():
         raise ConfigError(f"{run} is no run's folder: there is no run.json")
-    records = read_records(run)
     with _server(run, config) as url:
-        snapshot = asyncio.run(read_snapshot(url, run.name, _RECONNECT_SECONDS))
-    return audit_records(records, snapshot)
+        found = _examined(run, url)
+        for _ in range(_LOOKS - 1):
+            if not found.problems:
+                break
+            time.sleep(_BETWEEN_LOOKS_SECONDS)
+            found = _examined(run, url)
+    return found
+
+
+def _examined(run: Path, url: str) -> Audit:
+    records = read_records(run)
+    return audit_records(records, asyncio.run(read_snapshot(url, run.name, _RECONNECT_SECONDS)))
 
 
 @contextmanager
@@ -62,15 +78,29 @@ def _server(run: Path, config: Path | None) -> Iterator[str]:
     own = run / "redis"
     if config is not None:
         yield resolve_url(load_config(config, ["--run.dir", str(run.parent), "--run.name", run.name]))
-    elif (own / URL_FILE).is_file():
-        yield (own / URL_FILE).read_text(encoding="utf-8").strip()
     elif own.is_dir():
-        with EmbeddedRedis(own) as url:
+        try:
+            lock = lock_folder(run)
+        except ConfigError:
+            yield _address_of_a_run_in_progress(own / URL_FILE)
+            return
+        # An address that is there all the same is that of a server that a power cut or a kill has ended.
+        with lock, EmbeddedRedis(own) as url:
             yield url
     elif os.environ.get("REDIS_URL"):
         yield os.environ["REDIS_URL"]
     else:
         raise ConfigError("no Redis server to ask: name the run's TOML file after its folder, or set REDIS_URL")
+
+
+def _address_of_a_run_in_progress(path: Path) -> str:
+    """Its server may be on its way up, or up again. Raises ConfigError when it does not come."""
+    deadline = time.monotonic() + _ADDRESS_SECONDS
+    while not path.is_file():
+        if time.monotonic() > deadline:
+            raise ConfigError(f"the run is in progress and its Redis server does not start; see {path.parent}")
+        time.sleep(0.1)
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _show(console: Console, run: str, found: Audit) -> None:

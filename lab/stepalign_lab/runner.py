@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ import structlog
 
 from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
+from stepalign.files import lock_file
 from stepalign.plugins import load_checker, load_grader
 from stepalign.problems import load_problems
 from stepalign.prompts import load_prompt
@@ -51,13 +51,7 @@ def lock_folder(folder: Path) -> IO[str]:
 
     Raises ConfigError when another one holds it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = (folder.parent / f".{folder.name}.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(f"{folder} is in use by another `stepalign` command") from None
-    return lock
+    return lock_file(folder.parent / f".{folder.name}.lock", f"{folder} is in use by another `stepalign` command")
 
 
 class LocalProcesses(ABC):

@@ -122,5 +122,9 @@ class CheckpointError(StepalignError):
     """A checkpoint that is torn, corrupt or belongs to another run."""
 
 
+class JournalError(StepalignError):
+    """The record of what was published cannot be written."""
+
+
 class ProcessFailedError(StepalignError):
     """A supervised process ended with an error."""

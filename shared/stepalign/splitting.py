@@ -212,6 +212,8 @@ def _find_answer(text: str) -> tuple[Span | None, AnswerRule | None]:
 
 def _boxed(text: str) -> list[Span]:
     """What stands inside each balanced ``\\boxed{…}``."""
+    if "\\boxed" not in text:
+        return []
     spans: list[Span] = []
     opened: list[re.Match[str]] = []
     for match in _BRACE.finditer(text):

@@ -80,6 +80,11 @@ def test_the_loop_trains_the_solver_on_the_critic_models_critiques(loop: Run) ->
     assert abs(arm["first_update"]["advantage_correct"]) < 0.2
     assert arm["first_update"]["advantage_at_error"] < -5
     assert processes_of(run_dir) == []
+    # As a power cut leaves it: the address of a server that is gone.
+    (run_dir / "redis" / "redis.url").write_text("redis://127.0.0.1:1/0")
+    audit = [sys.executable, "-m", "stepalign.cli", "run", "audit", str(run_dir)]
+    done = subprocess.run(audit, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "it adds up" in " ".join(done.stdout.split()), done.stdout + done.stderr
 
 
 def test_the_same_seed_gives_the_same_report_twice_and_another_seed_another(loop: Run) -> None:

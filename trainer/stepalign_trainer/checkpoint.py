@@ -5,19 +5,22 @@ Layout of a run's folder::
     adapters/v000012/        adapter_model.safetensors, adapter_config.json: policy version 12, PEFT's format
     checkpoints/step-000012/ the same adapter, optimizer.pt, random.pt, state.json (written last)
 
-A directory is written beside its place, synced, and renamed into it; ``state.json`` lists the SHA-256 of every file.
+A directory is written beside its place, synced, and renamed into it; ``state.json`` lists the SHA-256 of every file
+and has one of its own.
 The learning rate is constant, so the optimizer's state is the schedule's too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,14 +122,28 @@ def publish_adapter(learner: Learner, run_dir: Path, version: int) -> Path:
     Raises CheckpointError when it is not: a name is never used for two adapters.
     """
     target = run_dir / "adapters" / f"v{version:06d}"
-    if not target.is_dir():
-        write_directory(target, learner.save_adapter)
-        return target
-    with tempfile.TemporaryDirectory(dir=run_dir) as scratch:
-        learner.save_adapter(Path(scratch))
-        if file_sha256(Path(scratch) / ADAPTER) != file_sha256(target / ADAPTER):
-            raise CheckpointError(f"{target} holds another adapter than this step's; start again with --overwrite")
+    with _room_for(target):
+        if not target.is_dir():
+            write_directory(target, learner.save_adapter)
+            return target
+        with tempfile.TemporaryDirectory(dir=run_dir) as scratch:
+            learner.save_adapter(Path(scratch))
+            if file_sha256(Path(scratch) / ADAPTER) != file_sha256(target / ADAPTER):
+                raise CheckpointError(f"{target} holds another adapter than this step's; start again with --overwrite")
     return target
+
+
+@contextmanager
+def _room_for(target: Path) -> Iterator[None]:
+    """Raises CheckpointError when the disk does not take ``target``."""
+    try:
+        yield
+    # torch's writer and safetensors report a full disk by errors of their own.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{target} cannot be written ({error}). The rollouts of this update are still in the queue and the "
+            "checkpoint before it is whole: make room, then --resume"
+        ) from error
 
 
 def save_checkpoint(learner: Learner, run_dir: Path, state: TrainerState) -> Path:
@@ -138,18 +155,19 @@ def save_checkpoint(learner: Learner, run_dir: Path, state: TrainerState) -> Pat
         torch.save(_random_states(), directory / RANDOM)
         files = {path.name: file_sha256(path) for path in sorted(directory.iterdir()) if path.is_file()}
         content = {**asdict(state), "policy_version": state.step, "files": files}
+        content["sha256"] = _digest(content)
         (directory / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     target = run_dir / CHECKPOINTS / f"step-{state.step:06d}"
-    try:
+    with _room_for(target):
         write_directory(target, fill)
-    # torch's writer and safetensors report a full disk by errors of their own.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{target} cannot be written ({error}). The rollouts of this update are still in the queue and the "
-            "checkpoint before it is whole: make room, then --resume"
-        ) from error
     return target
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what ``state.json`` says, its own checksum left out."""
+    said = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
@@ -198,9 +216,12 @@ def check_checkpoint(directory: Path) -> TrainerState:
             settled_total=content["settled_total"],
         )
         checksums = {name: file_sha256(directory / name) for name in content["files"]}
+        own = content["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BrokenCheckpointError(f"{directory}: torn or unreadable ({error})") from None
     broken = [name for name, digest in content["files"].items() if checksums[name] != digest]
+    if own != _digest(content) or directory.name != f"step-{state.step:06d}":
+        broken.append(STATE)
     if broken:
         raise BrokenCheckpointError(f"{directory}: {', '.join(broken)} does not match its checksum")
     return state

@@ -9,7 +9,8 @@ from typing import Annotated
 import structlog
 import typer
 
-from stepalign.config import load_config
+from stepalign.config import Config, load_config
+from stepalign.files import lock_file
 from stepalign.heartbeat import Heartbeat
 from stepalign.logging import configure_logging
 
@@ -21,6 +22,13 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
     settings = load_config(config, ctx.args)
     configure_logging("trainer")
     structlog.contextvars.bind_contextvars(run_id=settings.run.name)
+    # Two trainers would be one consumer to the queue, and train on the same rollouts.
+    in_use = f"another trainer works on {settings.run_dir}; a run has one: end it, or give this one another run.name"
+    with lock_file(settings.run_dir / ".trainer.lock", in_use):
+        _train(settings)
+
+
+def _train(settings: Config) -> None:
 
     from transformers import AutoTokenizer
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ class StepJournal:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def resume_at(self, step: int) -> None:
+        """Cut off. Raises CheckpointError when there is no room for it."""
         kept = [row for row in self.rows() if row["step"] <= step]
         if self.path.exists():
-            replace_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            with self._room():
+                replace_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def rows(self) -> list[dict[str, Any]]:
         """The whole rows that are there."""
@@ -34,11 +38,15 @@ class StepJournal:
 
     def append(self, row: dict[str, Any]) -> None:
         """Write a row to the disk. Raises CheckpointError when there is no room."""
+        with self._room(), self.path.open("a", encoding="utf-8") as rows:
+            rows.write(json.dumps(row) + "\n")
+            rows.flush()
+            os.fsync(rows.fileno())
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
         try:
-            with self.path.open("a", encoding="utf-8") as rows:
-                rows.write(json.dumps(row) + "\n")
-                rows.flush()
-                os.fsync(rows.fileno())
+            yield
         except OSError as error:
             raise CheckpointError(
                 f"{self.path} cannot be written ({error.strerror}); make room, then --resume: nothing is lost"

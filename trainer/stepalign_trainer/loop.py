@@ -147,6 +147,8 @@ class Trainer:
             await self._sort_in([*self.early, *claimed], batch)
             held = self._held(batch)
             await self.queue.heartbeat(held)
+            if not claimed:
+                await self._see_that_the_policy_is_known()
             if not claimed and await self._no_more_will_come(len(held)):
                 log.warning("a short batch: rollouts of this step are dead letters", rollouts=len(batch))
                 break
@@ -156,6 +158,13 @@ class Trainer:
         # Asked in this order: what is published between the two questions must be seen in the queue.
         whole_batch_published = await self.policies.last_sampled() >= self.step
         return whole_batch_published and (await self.queue.status()).length == held
+
+    async def _see_that_the_policy_is_known(self) -> None:
+        """Publish it again when the server has lost it: one that was killed may lack its last seconds."""
+        known = await self.policies.latest()
+        if known is None or known.version < self.step:
+            log.warning("Redis has lost the newest policy; publishing it again", version=self.step)
+            await self._publish()
 
     async def _sort_in(self, deliveries: Sequence[Delivery], batch: list[Delivery]) -> None:
         """Add what this step trains on to ``batch``, keep what is early, settle the rest."""

@@ -23,10 +23,12 @@ def prune(config: Config) -> None:
     found = {int(path.name.removeprefix(_PREFIX)): path for path in checkpoints(config.run_dir)}
     kept = set(sorted(found)[-config.trainer.keep_checkpoints :])
     if config.data.validation is not None:
-        scores = _validation(config.run_dir / EVALUATION_ROWS)
+        key = f"avg_at_{config.evaluation.samples}"
+        # A resumed run may ask for another number of samples than what has been scored so far.
+        scores = {step: row for step, row in _validation(config.run_dir / EVALUATION_ROWS).items() if key in row}
         kept |= set(evaluated_steps(config)) - scores.keys()
         if scores:
-            kept.add(select_step(scores, f"avg_at_{config.evaluation.samples}"))
+            kept.add(select_step(scores, key))
     for step in found.keys() - kept:
         shutil.rmtree(found[step])
 

@@ -51,8 +51,8 @@ class Settlement:
         if gone > 0:
             raise CheckpointError(
                 f"the newest whole checkpoint is that of step {step}, but {gone} rollouts of later updates have left "
-                "the queue: they were in a checkpoint that is missing or broken. Put that back, or start again with "
-                "--overwrite"
+                "the queue: they were in a checkpoint that is missing or broken, or the queue was drained. Put the "
+                "checkpoint back, or start again with --overwrite"
             )
         self.settled, self.total = dict(settled), total
         self._journal.resume_at(step)

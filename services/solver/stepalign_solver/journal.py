@@ -11,13 +11,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from stepalign.errors import JournalError
 from stepalign.ledger import PUBLISHED
 from stepalign.queue import Admission
 from stepalign.types import Rollout
 
 
 class PublicationJournal:
-    """Appends to the file; what a kill cut short is ended first, so that it spoils no other row."""
+    """Appends to the file; what a kill cut short is ended first, so that it spoils no other row.
+
+    Raises JournalError where the disk has no room.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -40,5 +44,10 @@ class PublicationJournal:
             os.fsync(file.fileno())
 
     def _append(self, line: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise JournalError(
+                f"{self._path} cannot be written ({error.strerror}); make room, then --resume: nothing is lost"
+            ) from error

@@ -86,12 +86,22 @@ class RolloutWorker:
             policy = await self.policies.latest()
             if ended and policy is not None and policy.version >= steps:
                 break
-            if policy is None or policy.version <= served or policy.version >= steps:
+            if policy is None or policy.version >= steps:
+                await asyncio.sleep(poll_seconds)
+                continue
+            if policy.version <= served and await self._still_knows(served):
                 await asyncio.sleep(poll_seconds)
                 continue
             await self.serve(policy)
             served = policy.version
         log.info("training has finished", served_version=served)
+
+    async def _still_knows(self, served: int) -> bool:
+        """Whether the server has what was announced. One that was killed may have lost its last seconds."""
+        known = await self.policies.last_sampled() >= served
+        if not known:
+            log.warning("Redis has lost what was published last; publishing it again", policy_version=served)
+        return known
 
     async def serve(self, policy: PolicyVersion) -> None:
         """Sample and publish the batch of one policy version."""

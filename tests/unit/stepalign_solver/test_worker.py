@@ -228,6 +228,27 @@ def test_a_worker_that_starts_before_the_trainer_of_a_prolonged_run_waits_for_it
     assert asyncio.run(bench.queue.status()).published == 4
 
 
+def test_what_the_server_has_lost_is_published_again(
+    make_bench: MakeBench, policy_version: Callable[[int], PolicyVersion]
+) -> None:
+    """A killed server may come back without its last seconds: here without the batch, and that it was sampled."""
+    bench = make_bench()
+
+    async def work() -> None:
+        await bench.store.publish(BASE)
+        await bench.until(lambda status: status.length == 4)
+        await asyncio.sleep(0.05)
+        bench.queue = MemoryRolloutQueue(MemoryBroker(), "trainer", bench.config.queue)
+        bench.worker.queue = bench.queue
+        await bench.store.announce_sampled(-1)
+        await bench.until(lambda status: status.length == 4)
+        assert {rollout.rollout_id for rollout in await bench.take(8)} == expected_ids(bench, 0)
+        await bench.store.publish(policy_version(2))
+        await bench.store.finish()
+
+    asyncio.run(with_worker(bench, work))
+
+
 GROUPS = ("--arm.group_size", "4", "--trainer.batch", "8", "--queue.capacity", "16")
 
 

@@ -219,6 +219,10 @@ class RecordingStore(MemoryPolicyStore):
         self.published.append(policy)
         return await super().publish(policy)
 
+    def lose(self) -> None:
+        """As a server that was killed and comes back without its last seconds."""
+        self._latest = None
+
 
 class Run:
     """A run's queue, store and folder, and trainers that are started on them one after the other."""

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,31 @@ def test_a_flipped_byte_is_found(saved: tuple[Learner, Path], name: str) -> None
     (directory / name).write_bytes(content)
     with pytest.raises(BrokenCheckpointError, match=f"{name} does not match its checksum"):
         load_checkpoint(learner, directory, "f")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.update(settled_total=state["settled_total"] + 1),
+        lambda state: state["settled"].update(another=["1-1", "trained"]),
+        lambda state: state["files"].pop("random.pt"),
+    ],
+    ids=["total", "settled", "files"],
+)
+def test_a_state_that_was_changed_is_found(saved: tuple[Learner, Path], change: Callable[[Any], Any]) -> None:
+    learner, directory = saved
+    state = json.loads((directory / "state.json").read_text())
+    change(state)
+    (directory / "state.json").write_text(json.dumps(state))
+    with pytest.raises(BrokenCheckpointError, match=r"state\.json does not match its checksum"):
+        load_checkpoint(learner, directory, "f")
+
+
+def test_a_checkpoint_under_another_name_is_found(saved: tuple[Learner, Path]) -> None:
+    learner, directory = saved
+    other = directory.rename(directory.with_name("step-000099"))
+    with pytest.raises(BrokenCheckpointError, match=r"state\.json does not match"):
+        load_checkpoint(learner, other, "f")
 
 
 @pytest.mark.parametrize("name", ["state.json", "optimizer.pt"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -207,6 +208,30 @@ def test_a_batch_of_dead_letters_alone_is_an_empty_update(run: Run) -> None:
     (row,) = run.rows()
     assert (row["rollouts"], row["loss"], row["trained_rollouts"]) == (0, 0.0, 0)
     assert run.status.dead == 4 and [policy.version for policy in run.store.published] == [0, 1]
+
+
+def test_a_policy_that_the_server_has_lost_is_published_again(run: Run) -> None:
+    """A killed server may come back without its last seconds; the solver then waits for that policy."""
+    run.publish(0, BATCH)
+
+    async def work() -> None:
+        config = run.make_config("--trainer.steps", "2")
+        queue = MemoryRolloutQueue(run.broker, "trainer", config.queue)
+        contexts = Contexts(config.arm.context, run.critic(), 4)
+        learner = Learner(config, run.tokenizer)
+        trainer = Trainer(config, learner, queue, run.store, contexts, StepJournal(config.run_dir / METRICS))
+        task = asyncio.create_task(trainer.train())
+        async with asyncio.timeout(60):
+            first = await run.store.wait_for(1, 0.01)
+            run.store.lose()
+            assert await run.store.latest() is None
+            again = await run.store.wait_for(1, 0.01)
+        assert (again.version, again.sha256, again.canary) == (1, first.sha256, first.canary)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(work())
 
 
 def test_a_batch_that_is_still_being_sampled_is_waited_for(run: Run) -> None:

@@ -61,3 +61,13 @@ def test_of_the_scored_the_best_by_validation_is_kept(config: Config) -> None:
     assert left(config) == [6, 10, 11]
     prune(config)
     assert left(config) == [6, 10, 11]
+
+
+def test_scores_of_another_number_of_samples_decide_nothing(config: Config) -> None:
+    """As after a resume with another ``evaluation.samples``."""
+    fill(config, range(1, 12))
+    rows = [{"step": step, "split": "validation", "figures": {"avg_at_8": 90.0}} for step in (3, 6)]
+    rows.append({"step": 9, "split": "validation", "figures": {"avg_at_2": 50.0}})
+    (config.run_dir / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prune(config)
+    assert left(config) == [3, 6, 9, 10, 11]

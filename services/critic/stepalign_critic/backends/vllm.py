@@ -68,6 +68,7 @@ class VllmBackend:
         """Greedy completion. Cancelling aborts it in the engine."""
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
         from vllm.inputs import TokensPrompt  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
         token_ids, budget = prompt.token_ids, self._section.max_prompt_tokens
         assert token_ids is not None, "the service renders prompts with this backend's tokenizer"
@@ -77,7 +78,13 @@ class VllmBackend:
         salt = caller()
         if salt is not None:
             tokens["cache_salt"] = salt
-        parameters = SamplingParams(temperature=0.0, max_tokens=self._section.max_new_tokens, skip_special_tokens=False)
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=self._section.max_new_tokens,
+            skip_special_tokens=False,
+            # By default the engine would hand over the whole text again with each of its tokens.
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
         last: Any = None
         async with self._admission.place():
             try:
