@@ -28,7 +28,7 @@ from rich.markup import escape
 
 from benchmarks import report
 from benchmarks.errors import BenchError
-from benchmarks.faults.run import ROOT, Outcome
+from benchmarks.faults.run import ROOT, Outcome, UnfinishedError
 from benchmarks.faults.scenarios import FULL_DISK, SCENARIOS, UNDISTURBED, Scenario
 
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
@@ -60,7 +60,7 @@ def main(
                 rows.append(_row(scenario, repetition, undisturbed))
                 _write(output, revision, machine, known)
     figures = _write(output, revision, machine, known)
-    _console.print({name: figures[name] for name in ("runs", "lost", "trained_twice", "violations")})
+    _console.print({name: figures[name] for name in ("runs", "without_an_end", "lost", "trained_twice", "violations")})
     if figures["violations"]:
         raise typer.Exit(1)
 
@@ -83,7 +83,9 @@ def _row(scenario: Scenario, repetition: int, undisturbed: Outcome) -> dict[str,
         outcome = _play(scenario, repetition)
     except BenchError as error:
         _console.print(f"[red]{escape(scenario.name)}[/red], {repetition}: {escape(str(error))}")
-        return {"violations": [str(error)]}
+        left = error.audit if isinstance(error, UnfinishedError) else None
+        lost = None if left is None else left.published - left.accounted
+        return {"violations": [str(error), *(left.problems if left else ())], "lost": lost, "trained_twice": None}
     violations = scenario.violations(outcome, undisturbed)
     audit = outcome.audit
     said = "; ".join(violations) or "nothing lost, nothing trained twice"
@@ -114,8 +116,9 @@ def _write(output: Path, revision: str, machine: dict[str, Any], known: dict[str
         "revision": revision,
         "runs": len(rows),
         "repetitions": {name: len(of_scenario) for name, of_scenario in known.items()},
-        "lost": sum(row.get("lost", 0) for row in rows),
-        "trained_twice": sum(row.get("trained_twice", 0) for row in rows),
+        "without_an_end": sum(row["trained_twice"] is None for row in rows),
+        "lost": sum(row["lost"] or 0 for row in rows),
+        "trained_twice": sum(row["trained_twice"] or 0 for row in rows),
         "violations": sum(bool(row["violations"]) for row in rows),
         "machine": machine,
         "scenarios": known,

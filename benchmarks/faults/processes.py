@@ -141,6 +141,23 @@ class RedisServer:
     def client(self) -> Redis:
         return Redis.from_url(self.url, socket_timeout=5.0, retry=Retry(NoBackoff(), 0))  # pyright: ignore[reportUnknownMemberType]
 
+    def used_memory(self) -> int:
+        """Bytes."""
+        with self.client() as client:
+            found: Any = client.info("memory")  # pyright: ignore[reportUnknownMemberType]
+        return int(found["used_memory"])
+
+    def written(self) -> int:
+        """Bytes in the newest part of the append-only file."""
+        return self._newest_part().stat().st_size
+
+    def cut(self, size: int) -> None:
+        """Leave the first ``size`` bytes of that part, while the server is down: what a power cut may do."""
+        os.truncate(self._newest_part(), size)
+
+    def _newest_part(self) -> Path:
+        return max((self._folder / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
+
     def end(self, number: int = signal.SIGTERM) -> None:
         if self._process is not None:
             self._process.send_signal(number)

@@ -1,7 +1,8 @@
 """One small run of the lab under a fault: processes that have died are started again until it has ended, then audited.
 
 Four updates of four rollouts each, the lab's solver, its exact checker as critic behind HTTP, a Redis server with an
-append-only file, no evaluation. Everything but the sizes is the shipped product.
+append-only file, no evaluation. The processes are the shipped commands; what starts them again is this module and not
+``stepalign run``: at once, and a critic that was told to end too, as whatever runs replicas would.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import httpx
 from benchmarks.errors import BenchError
 from benchmarks.faults.injection import Fault
 from benchmarks.faults.processes import Command, RedisServer, command
+from stepalign.errors import StepalignError
 from stepalign.ledger import Audit
 from stepalign.policy_store import file_sha256
 from stepalign.queue.connection import run_key
@@ -29,7 +31,6 @@ ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "lab" / "stepalign_lab" / "assets"
 RUN = "faulty"
 STEPS, BATCH = 4, 4
-CAPACITY = 2 * BATCH
 _CONFIG = """\
 run = {{ name = "{run}", dir = "{folder}/runs" }}
 model = {{ path = "{assets}/solver", prompts = "lab-v1", device = "cpu" }}
@@ -59,6 +60,14 @@ _REFUSED = 1
 WORKERS = ("trainer", "solver")
 
 
+class UnfinishedError(BenchError):
+    """A run did not come to its end. ``audit`` is that of what it has left, None when there is no telling."""
+
+    def __init__(self, reason: str, audit: Audit | None) -> None:
+        super().__init__(reason)
+        self.audit = audit
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What is left of a run."""
@@ -74,9 +83,9 @@ class Outcome:
 
 
 class FaultyRun:
-    """The processes of a run in ``folder``, which must be empty."""
+    """The processes of a run in ``folder``, which must be empty, with a queue of ``capacity`` entries."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, capacity: int = 2 * BATCH) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.run_dir = folder / "runs" / RUN
@@ -91,7 +100,7 @@ class FaultyRun:
                 assets=ASSETS,
                 redis=self.redis.url,
                 port=port,
-                capacity=CAPACITY,
+                capacity=capacity,
                 steps=STEPS,
                 batch=BATCH,
             ),
@@ -146,9 +155,22 @@ class FaultyRun:
             counted: Any = client.hget(run_key(RUN, "ledger"), "published")
         return int(counted or 0)
 
+    def waiting(self) -> int:
+        """Entries in the queue."""
+        return len(self.payload_sizes())
+
+    def payload_sizes(self) -> list[int]:
+        """Bytes of each entry's payload in the queue."""
+        with self.redis.client() as client:
+            rows: Any = client.xrange(run_key(RUN, "rollouts"))
+        return [len(fields[b"rollout"]) for _, fields in rows]
+
     def finish(self, began: float) -> Outcome:
-        """Wait for the end and audit. The processes are ended by :meth:`stop`."""
-        self.wait(lambda: self.ended, "the run's end")
+        """Wait for the end and audit; :meth:`stop` ends the processes. Raises UnfinishedError when there is no end."""
+        try:
+            self.wait(lambda: self.ended, "the run's end")
+        except BenchError as error:
+            raise UnfinishedError(str(error), self._audit_of_a_wreck()) from error
         outcomes = [json.loads(line) for line in (self.run_dir / "outcomes.jsonl").read_text().splitlines()]
         used = [rollout_id for row in outcomes if row["step"] for rollout_id in row["outcomes"]]
         return Outcome(
@@ -160,6 +182,14 @@ class FaultyRun:
             seconds=time.monotonic() - began,
         )
 
+    def _audit_of_a_wreck(self) -> Audit | None:
+        for process in self.commands.values():
+            process.signal(9)
+        try:
+            return examine(self.run_dir, self.config)
+        except StepalignError:
+            return None
+
     def last_words(self) -> str:
         return "\n".join(f"--- {name}:\n{process.last_words()}" for name, process in self.commands.items())
 
@@ -170,9 +200,9 @@ class FaultyRun:
 
 
 @contextmanager
-def faulty_run(folder: Path) -> Iterator[FaultyRun]:
+def faulty_run(folder: Path, capacity: int = 2 * BATCH) -> Iterator[FaultyRun]:
     """A run whose Redis server has started; nothing of it lives on."""
-    run = FaultyRun(folder)
+    run = FaultyRun(folder, capacity)
     run.redis.start()
     try:
         yield run

@@ -18,7 +18,7 @@ from benchmarks.errors import BenchError
 from benchmarks.faults.flood import flood
 from benchmarks.faults.injection import Action, Fault
 from benchmarks.faults.processes import function
-from benchmarks.faults.run import BATCH, CAPACITY, STEPS, FaultyRun, Outcome, faulty_run
+from benchmarks.faults.run import BATCH, STEPS, FaultyRun, Outcome, faulty_run
 from stepalign.queue.connection import run_key
 
 _LOOP, _LEARNER = "stepalign_trainer.loop", "stepalign_trainer.learner:Learner"
@@ -26,6 +26,10 @@ _SETTLEMENT, _QUEUE = "stepalign_trainer.settlement:Settlement", "stepalign.queu
 _CRITIC = "stepalign_critic.backends.program:ProgramBackend.generate"
 # Longer than the idle limit, after which a silent consumer loses what it has claimed.
 _SLOW_SECONDS = 1.5
+# What Redis may hold with the trainer away: capacity × 1.5 × payload.
+_MOST_MEMORY_FACTOR = 1.5
+_FLOODED_CAPACITY = 1000
+_FSYNC_SECONDS = 1.0
 
 Faults = Callable[[int], Mapping[str, Fault]]
 Disturb = Callable[[FaultyRun, random.Random], None]
@@ -35,7 +39,8 @@ Disturb = Callable[[FaultyRun, random.Random], None]
 class Scenario:
     """``faults`` by process for a repetition; ``disturb`` is done from outside once the processes have started.
 
-    ``same_weights`` says that the run's result may not show the fault, ``restarts`` who must have been started again.
+    ``same_weights`` says that the run's result may not show the fault. That it has happened at all is seen by who must
+    have been started again, ``restarts``, and by what the outcome ``shows``.
     """
 
     name: str
@@ -43,11 +48,13 @@ class Scenario:
     disturb: Disturb = field(default=lambda run, rng: None)
     same_weights: bool = True
     restarts: frozenset[str] = frozenset()
+    shows: Callable[[Outcome], bool] = lambda outcome: True
+    capacity: int = 2 * BATCH
 
     def play(self, folder: Path, repetition: int = 0) -> Outcome:
-        """One repetition in ``folder``. Raises BenchError when the run does not come to its end."""
+        """One repetition in ``folder``. Raises UnfinishedError when the run does not come to its end."""
         began = time.monotonic()
-        with faulty_run(folder) as run:
+        with faulty_run(folder, self.capacity) as run:
             run.start(faults=self.faults(repetition))
             self.disturb(run, random.Random(f"{self.name} {repetition}"))
             return run.finish(began)
@@ -66,6 +73,8 @@ class Scenario:
         missed = {name for name in self.restarts if not outcome.restarts[name]}
         if missed:
             found.append(f"{', '.join(sorted(missed))} did not die: the fault did not happen")
+        if not self.shows(outcome):
+            found.append("the outcome does not show the fault: it did not happen")
         return found
 
 
@@ -96,39 +105,58 @@ def _some_way(run: FaultyRun, rng: random.Random) -> None:
     time.sleep(rng.uniform(0.0, 0.2))
 
 
+def _in_progress(run: FaultyRun) -> None:
+    """Raises BenchError when the run has ended: what is done to it now is no fault any more."""
+    if run.ended:
+        raise BenchError("the run had ended before the fault")
+
+
 def _redis_ends(number: int) -> Disturb:
     def disturb(run: FaultyRun, rng: random.Random) -> None:
         _some_way(run, rng)
         run.redis.end(number)
+        _in_progress(run)
         time.sleep(rng.uniform(0.0, 0.5))
         run.redis.start()
 
     return disturb
 
 
+def _power_cut(run: FaultyRun, rng: random.Random) -> None:
+    """Redis is killed, and of what it wrote since its last sync a part is gone, a command cut in its middle or not."""
+    _some_way(run, rng)
+    synced = run.redis.written()
+    time.sleep(rng.uniform(0.2, _FSYNC_SECONDS))
+    run.redis.end(signal.SIGKILL)
+    _in_progress(run)
+    run.redis.cut(rng.randint(synced, run.redis.written()))
+    run.redis.start()
+
+
 def _poison(run: FaultyRun, rng: random.Random) -> None:
     """An entry that is no rollout, counted as published like one that a producer of ours wrote."""
     _some_way(run, rng)
+    _in_progress(run)
     with run.redis.client() as client:
         client.xadd(run_key("faulty", "rollouts"), {"rollout": b'{"schema_version": 1, "rollout_id": '})
         client.hincrby(run_key("faulty", "ledger"), "published", 1)
 
 
 def _outrun(run: FaultyRun, rng: random.Random) -> None:
-    """A second producer offers ten times what the queue holds, first while no trainer runs, then beside one."""
+    """A second producer offers twice what the queue holds, first while no trainer runs, then beside one."""
     run.wait(lambda: run.published() > 0, "a first rollout")
     run.commands["trainer"].signal(signal.SIGKILL)
     trainer = run.commands.pop("trainer")
-    with run.redis.client() as client:
-        before = int(client.info("memory")["used_memory"])  # pyright: ignore
-    run.commands["producer"] = function(run.folder, "producer", flood, str(run.config), 10 * CAPACITY)
-    time.sleep(2.0 + rng.uniform(0.0, 0.5))
-    with run.redis.client() as client:
-        length, grown = client.xlen(run_key("faulty", "rollouts")), int(client.info("memory")["used_memory"]) - before  # pyright: ignore
-    if not CAPACITY - BATCH < length <= CAPACITY:
-        raise BenchError(f"{length} entries in a queue of {CAPACITY} whose trainer is away")
-    if grown > 2 * 2**20:
-        raise BenchError(f"Redis grew by {grown} bytes while its queue was full")
+    before = run.redis.used_memory()
+    run.commands["producer"] = function(run.folder, "producer", flood, str(run.config), 2 * _FLOODED_CAPACITY)
+    run.wait(lambda: run.waiting() > _FLOODED_CAPACITY - BATCH, "a full queue")
+    time.sleep(0.5 + rng.uniform(0.0, 0.5))
+    sizes = run.payload_sizes()
+    if len(sizes) > _FLOODED_CAPACITY:
+        raise BenchError(f"{len(sizes)} entries in a queue of {_FLOODED_CAPACITY} whose trainer is away")
+    factor = (run.redis.used_memory() - before) / sum(sizes)
+    if factor > _MOST_MEMORY_FACTOR:
+        raise BenchError(f"Redis holds {factor:.2f} times the payload of its full queue")
     run.commands["trainer"] = trainer
     trainer.start_again()
     run.wait(lambda: run.commands["producer"].exit_code == 0 or run.ended, "the producer's end")
@@ -183,13 +211,25 @@ SCENARIOS = [
     ),
     Scenario("redis killed from outside", disturb=_redis_ends(signal.SIGKILL)),
     Scenario("redis told to end", disturb=_redis_ends(signal.SIGTERM)),
-    Scenario("a slow critic", lambda _: {"critic": Fault(_CRITIC, Action.SLOW, seconds=_SLOW_SECONDS)}),
+    Scenario("a power cut of redis", disturb=_power_cut),
+    Scenario(
+        "a slow critic",
+        lambda _: {"critic": Fault(_CRITIC, Action.SLOW, seconds=_SLOW_SECONDS)},
+        shows=lambda outcome: outcome.seconds > STEPS * _SLOW_SECONDS,
+    ),
     Scenario(
         "a critic that answers garbage",
         lambda _: {"critic": Fault(_CRITIC, Action.GARBAGE, text="<step_1> all is well")},
         same_weights=False,
+        shows=lambda outcome: sum(outcome.audit.skipped.values()) == outcome.audit.published,
     ),
-    Scenario("a poison entry", disturb=_poison),
-    Scenario("a producer that outruns the trainer", disturb=_outrun, same_weights=False),
+    Scenario("a poison entry", disturb=_poison, shows=lambda outcome: outcome.audit.dead == 1),
+    Scenario(
+        "a producer that outruns the trainer",
+        disturb=_outrun,
+        same_weights=False,
+        shows=lambda outcome: outcome.audit.published > 2 * _FLOODED_CAPACITY,
+        capacity=_FLOODED_CAPACITY,
+    ),
     FULL_DISK,
 ]

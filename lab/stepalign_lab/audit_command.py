@@ -117,6 +117,11 @@ def _show(console: Console, run: str, found: Audit) -> None:
     for name, count in rows.items():
         table.add_row(name, str(count))
     console.print(table)
+    if found.forgotten:
+        console.print(
+            f"the queue's server does not know {found.forgotten} of these, which solver and trainer have on record: "
+            "a power cut has cost it its last writes"
+        )
     if not found.problems:
         console.print("it adds up: nothing is lost, and nothing was trained twice")
     for problem in found.problems:

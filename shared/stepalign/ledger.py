@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stepalign.queue.base import SKIPPED
+from stepalign.queue.base import SKIPPED, QueueStatus
 from stepalign.queue.snapshot import QueueSnapshot
 
 PUBLISHED = "published.jsonl"
@@ -38,7 +38,11 @@ class Records:
 
 @dataclass(frozen=True)
 class Audit:
-    """Numbers of rollouts. ``problems`` says in sentences what does not add up."""
+    """Numbers of rollouts. ``problems`` says in sentences what does not add up.
+
+    ``forgotten`` of them have an outcome and are unknown to the queue's server, whose counters lack them: a power cut
+    has cost it its last writes. Solver and trainer agree on them, so they are not lost.
+    """
 
     published: int
     trained: int
@@ -46,6 +50,7 @@ class Audit:
     stale: int
     dead: int
     pending: int
+    forgotten: int = 0
     problems: list[str] = field(default_factory=list[str])
 
     @property
@@ -80,6 +85,7 @@ def audit(records: Records, queue: QueueSnapshot) -> Audit:
         if rollout_id in published and rollout_id not in pending
     }
     counts = Counter(settled[rollout_id] for rollout_id in settled if rollout_id not in dead)
+    forgotten = Counter(settled[rollout_id] for rollout_id in settled.keys() - queue.admitted)
     foreign = queue.undecodable_pending + queue.undecodable_dead
     found = Audit(
         published=len(published) + foreign,
@@ -88,6 +94,7 @@ def audit(records: Records, queue: QueueSnapshot) -> Audit:
         stale=counts["stale"],
         dead=len(dead) + queue.undecodable_dead,
         pending=len(pending) + queue.undecodable_pending,
+        forgotten=forgotten.total(),
     )
     lost = published - pending - dead - settled.keys()
     problems = [
@@ -95,21 +102,21 @@ def audit(records: Records, queue: QueueSnapshot) -> Audit:
         *_named("stand in two updates: they were trained twice", (i for i, n in records.used.items() if n > 1)),
         *_named("were trained and are dead letters too", dead & settled.keys()),
         *_named("were admitted, and the solver has no record of them", queue.admitted - published),
-        *_named("were never admitted and have an outcome", records.outcomes.keys() - queue.admitted),
-        *_disagreements(found, queue),
+        *_named("were never admitted and have an outcome", records.outcomes.keys() - queue.admitted - published),
+        *_disagreements(found, queue.status, forgotten),
     ]
     found.problems.extend(problems)
     return found
 
 
-def _disagreements(found: Audit, queue: QueueSnapshot) -> list[str]:
-    """Where the server's counters tell another story than the records."""
-    status = queue.status
+def _disagreements(found: Audit, status: QueueStatus, forgotten: Counter[str]) -> list[str]:
+    """Where the server's counters tell another story than the records, which differ by what it has forgotten."""
+    skips = sum(count for name, count in forgotten.items() if name.startswith(SKIPPED))
     counted = {
-        "published": (found.published, status.published),
-        "trained": (found.trained, status.trained),
-        "skipped": (sum(found.skipped.values()), sum(status.skipped.values())),
-        "stale": (found.stale, status.stale),
+        "published": (found.published - forgotten.total(), status.published),
+        "trained": (found.trained - forgotten["trained"], status.trained),
+        "skipped": (sum(found.skipped.values()) - skips, sum(status.skipped.values())),
+        "stale": (found.stale - forgotten["stale"], status.stale),
         "dead": (found.dead, status.dead),
         "pending": (found.pending, status.length),
     }

@@ -134,7 +134,7 @@ class RedisPolicyStore:
         return await _wait_for(self, version, poll_seconds)
 
     async def finish(self) -> None:
-        await self._redis.command("SET", self._finished, "1")
+        await self._redis.command_synced("SET", self._finished, "1")
 
     async def finished(self) -> bool:
         return await self._redis.command("EXISTS", self._finished) == 1

@@ -559,14 +559,16 @@ def test_a_dead_letter_stays_while_the_queue_is_full(world: World, group) -> Non
     run(scenario, world.open("c"))
 
 
-def test_draining_skips_what_waits_and_what_is_claimed(world: World, group) -> None:
+def test_what_is_in_the_queue_can_be_listed_and_acknowledged_whoever_has_claimed_it(world: World, group) -> None:
     async def scenario(queue: RolloutQueue) -> None:
         await queue.publish(group("a", 3))
         (first, *_) = await queue.claim(2, 0)
-        assert sorted(decode(payload).rollout_id for payload in await queue.drain()) == ["a.0", "a.1", "a.2"]
+        entries = await queue.entries()
+        assert [decode(payload).rollout_id for payload in entries.values()] == ["a.0", "a.1", "a.2"]
+        assert await queue.acknowledge(dict.fromkeys(entries, "skipped:drained")) == 3
         status = await queue.status()
         assert (status.length, status.claimed, status.skipped) == (0, 0, {"drained": 3}) and status.balanced
         assert await queue.acknowledge({first.entry_id: "trained"}) == 0
-        assert await queue.drain() == []
+        assert await queue.entries() == {}
 
     run(scenario, world.open("c"))

@@ -10,7 +10,7 @@ import structlog
 import typer
 
 from stepalign.config import Config, load_config
-from stepalign.files import lock_file
+from stepalign.files import TRAINER_LOCK, lock_file
 from stepalign.heartbeat import Heartbeat
 from stepalign.logging import configure_logging
 
@@ -24,7 +24,7 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
     structlog.contextvars.bind_contextvars(run_id=settings.run.name)
     # Two trainers would be one consumer to the queue, and train on the same rollouts.
     in_use = f"another trainer works on {settings.run_dir}; a run has one: end it, or give this one another run.name"
-    with lock_file(settings.run_dir / ".trainer.lock", in_use):
+    with lock_file(settings.run_dir / TRAINER_LOCK, in_use):
         _train(settings)
 
 

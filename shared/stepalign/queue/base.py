@@ -170,9 +170,6 @@ class RolloutQueue(Protocol):
         """Put a dead letter back into the queue, under a new entry id and with no delivery counted. Needs no start."""
         ...
 
-    async def drain(self) -> list[bytes]:
-        """Acknowledge everything, whoever claimed it, as ``skipped:drained``; gives the payloads. Needs no start.
-
-        For a run that will not go on: what was claimed is taken away from its consumer.
-        """
+    async def entries(self) -> dict[str, bytes]:
+        """Everything in the queue, claimed or waiting, by entry id and oldest first. Needs no :meth:`start`."""
         ...

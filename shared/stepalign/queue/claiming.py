@@ -28,7 +28,7 @@ class RawEntry:
 
 
 class ClaimingQueue(ABC):
-    """The claim loop over three sources. A subclass supplies the sources."""
+    """The claim loop over its sources. A subclass supplies the sources."""
 
     def __init__(self, settings: QueueSection) -> None:
         self._settings = settings
@@ -40,12 +40,12 @@ class ClaimingQueue(ABC):
         """Entries this consumer claimed before this object was made, each once."""
 
     @abstractmethod
-    async def _reclaim(self, count: int) -> list[RawEntry]:
-        """Entries whose consumers have been silent for ``claim_idle_seconds``."""
+    async def _available(self, count: int) -> list[RawEntry]:
+        """Entries whose consumers have been silent for ``claim_idle_seconds``, then those nobody was handed yet."""
 
     @abstractmethod
-    async def _read_new(self, count: int, wait_seconds: float) -> list[RawEntry]:
-        """Entries that nobody was handed yet; returns as soon as there is one."""
+    async def _wait_for_new(self, count: int, wait_seconds: float) -> list[RawEntry]:
+        """Entries that nobody was handed yet; returns as soon as there is one. The wait is over 0."""
 
     @abstractmethod
     async def heartbeat(self, entry_ids: Sequence[str]) -> frozenset[str]: ...
@@ -74,14 +74,14 @@ class ClaimingQueue(ABC):
 
         Ends with the first source that gave a dead letter, which may have more to give.
         """
-        for source in (self._own_pending, self._reclaim):
+        for source in (self._own_pending, self._available):
             buried = await self._accept(await source(count - len(found)), found)
             if buried or len(found) >= count:
                 return buried
         # In short slices, so that entries which become idle meanwhile are noticed.
         longest = min(_LONGEST_WAIT_SECONDS, self._settings.claim_idle_seconds / 3)
-        wait = min(max(deadline - time.monotonic(), 0.0), longest)
-        return await self._accept(await self._read_new(count - len(found), wait), found)
+        wait = min(deadline - time.monotonic(), longest)
+        return await self._accept(await self._wait_for_new(count - len(found), wait), found) if wait > 0 else 0
 
     async def _accept(self, entries: Sequence[RawEntry], found: dict[str, Delivery]) -> int:
         buried = 0

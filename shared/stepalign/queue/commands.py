@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from stepalign.config import Config, QueueSection, load_config
 from stepalign.errors import CorruptEntryError
+from stepalign.files import TRAINER_LOCK, lock_file
 from stepalign.ledger import OUTCOMES
 from stepalign.queue import DeadLetter, Replay, RolloutQueue, open_queue, resolve_url
 from stepalign.queue.base import DRAINED, QueueStatus
@@ -52,9 +54,10 @@ def drain(
     waiting = _with_queue(settings, lambda opened: opened.status()).length
     if not yes:
         typer.confirm(f"skip the {waiting} rollouts in the queue of run {settings.run.name}?", abort=True)
-    payloads = _with_queue(settings, lambda opened: opened.drain())
-    _record_drained(settings, payloads)
-    print(f"{len(payloads)} rollouts skipped as drained")
+    in_use = f"a trainer works on {settings.run_dir}: end it before its queue is drained"
+    with lock_file(settings.run_dir / TRAINER_LOCK, in_use):
+        drained, buried = _with_queue(settings, lambda opened: _drain(opened, settings.run_dir))
+    print(f"{drained} rollouts skipped as drained" + (f", {buried} undecodable ones buried" if buried else ""))
 
 
 @dlq.command("list", context_settings=_OVERRIDES)
@@ -92,7 +95,10 @@ def replay(
     entry: Annotated[list[str] | None, typer.Option("--entry", metavar="ID", help="An entry id. Repeatable.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False,
 ) -> None:
-    """Put dead letters back into the queue. Exits with 1 when one of them stays where it is."""
+    """Put dead letters back into the queue. Exits with 1 when one of them stays where it is.
+
+    A letter of a policy that the trainer has left behind is acknowledged as stale, untrained.
+    """
     if bool(entry) == everything:
         raise typer.BadParameter("name entries with --entry ID, or take --all")
     settings = load_config(config, ctx.args)
@@ -120,12 +126,23 @@ async def _replay_one(opened: RolloutQueue, name: str, letter: DeadLetter | None
     return "stays, the queue is full: try again later" if result is Replay.FULL else result.value
 
 
-def _record_drained(settings: Config, payloads: Sequence[bytes]) -> None:
-    """For an audit: no update used them."""
-    names = [name for name in map(_rollout_id, payloads) if name is not None]
-    if names and settings.run_dir.is_dir():
-        with (settings.run_dir / OUTCOMES).open("a", encoding="utf-8") as outcomes:
-            outcomes.write(json.dumps({"step": 0, "outcomes": dict.fromkeys(names, DRAINED)}) + "\n")
+async def _drain(opened: RolloutQueue, run_dir: Path) -> tuple[int, int]:
+    """How many were drained and buried. Each step may be repeated after a kill."""
+    names: dict[str, str] = {}
+    buried = 0
+    for entry_id, payload in (await opened.entries()).items():
+        try:
+            names[entry_id] = decode(payload).rollout_id
+        except CorruptEntryError as error:
+            buried += await opened.dead_letter(entry_id, str(error))
+    if not names:
+        return 0, buried
+    # Before the queue forgets them: an audit finds an outcome for each that is gone.
+    with (run_dir / OUTCOMES).open("a", encoding="utf-8") as outcomes:
+        outcomes.write(json.dumps({"step": 0, "outcomes": dict.fromkeys(names.values(), DRAINED)}) + "\n")
+        outcomes.flush()
+        os.fsync(outcomes.fileno())
+    return await opened.acknowledge(dict.fromkeys(names, DRAINED)), buried
 
 
 def _rollout_id(payload: bytes) -> str | None:

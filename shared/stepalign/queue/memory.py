@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stepalign.config import QueueSection
-from stepalign.queue.base import DRAINED, Admission, DeadLetter, QueueStatus, Replay, check_outcomes
+from stepalign.queue.base import Admission, DeadLetter, QueueStatus, Replay, check_outcomes
 from stepalign.queue.claiming import ClaimingQueue, RawEntry, report_vanished
 from stepalign.queue.codec import encode_group
 from stepalign.types import Rollout
@@ -110,13 +110,6 @@ class MemoryBroker:
         self.ledger["dead"] -= 1
         return Replay.REPLAYED
 
-    def drain(self) -> list[bytes]:
-        payloads = list(self.entries.values())
-        self.entries.clear()
-        self.claims.clear()
-        self.ledger[DRAINED] += len(payloads)
-        return payloads
-
     def status(self) -> QueueStatus:
         return QueueStatus.from_ledger(
             self.ledger, length=len(self.entries), claimed=len(self.claims), dead_letters=len(self.dead)
@@ -189,8 +182,8 @@ class MemoryRolloutQueue(ClaimingQueue):
     async def replay(self, entry_id: str) -> Replay:
         return self._broker.replay(entry_id, self._settings.capacity)
 
-    async def drain(self) -> list[bytes]:
-        return self._broker.drain()
+    async def entries(self) -> dict[str, bytes]:
+        return {_entry_id(number): payload for number, payload in self._broker.entries.items()}
 
     async def _own_pending(self, count: int) -> list[RawEntry]:
         if self._own_cursor is None:
@@ -199,10 +192,11 @@ class MemoryRolloutQueue(ClaimingQueue):
         self._own_cursor = _number(entries[-1].entry_id) if entries else None
         return entries
 
-    async def _reclaim(self, count: int) -> list[RawEntry]:
-        return self._broker.reclaim(self._consumer, self._settings.claim_idle_seconds, count, self._clock())
+    async def _available(self, count: int) -> list[RawEntry]:
+        idle = self._broker.reclaim(self._consumer, self._settings.claim_idle_seconds, count, self._clock())
+        return idle + self._broker.read_new(self._consumer, count - len(idle), self._clock())
 
-    async def _read_new(self, count: int, wait_seconds: float) -> list[RawEntry]:
+    async def _wait_for_new(self, count: int, wait_seconds: float) -> list[RawEntry]:
         deadline = time.monotonic() + wait_seconds
         while True:
             entries = self._broker.read_new(self._consumer, count, self._clock())

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from stepalign.config import QueueSection
 from stepalign.errors import UnsupportedServerError
 from stepalign.queue import scripts
-from stepalign.queue.base import DRAINED, Admission, DeadLetter, QueueStatus, Replay, check_outcomes
+from stepalign.queue.base import Admission, DeadLetter, QueueStatus, Replay, check_outcomes
 from stepalign.queue.claiming import ClaimingQueue, RawEntry, report_vanished
 from stepalign.queue.codec import encode_group
 from stepalign.queue.connection import RedisConnection, ServerReplyError, run_key
@@ -103,9 +103,9 @@ class RedisRolloutQueue(ClaimingQueue):
         keys, arguments = (self._stream, self._ledger, self._dead), (self._settings.capacity, entry_id)
         return Replay((await self._redis.script(scripts.REPLAY, keys, arguments)).decode())
 
-    async def drain(self) -> list[bytes]:
-        payloads: list[bytes] = await self._redis.script(scripts.DRAIN, (self._stream, self._ledger), (GROUP, DRAINED))
-        return payloads
+    async def entries(self) -> dict[str, bytes]:
+        rows = await self._redis.command("XRANGE", self._stream, "-", "+")
+        return {entry_id.decode(): _payload(fields) for entry_id, fields in rows}
 
     async def _own_pending(self, count: int) -> list[RawEntry]:
         if self._own_cursor is None:
@@ -115,14 +115,14 @@ class RedisRolloutQueue(ClaimingQueue):
         self._own_cursor = None if last is None else last.decode()
         return _entries(rows)
 
-    async def _reclaim(self, count: int) -> list[RawEntry]:
-        """Go through the claimed entries once at most, from where the last call stopped."""
+    async def _available(self, count: int) -> list[RawEntry]:
+        """The claimed entries are gone through once at most, from where the last call stopped."""
         idle_ms = max(1, round(self._settings.claim_idle_seconds * 1000))
         entries: list[RawEntry] = []
         while len(entries) < count:
             arguments = (GROUP, self._consumer, idle_ms, self._reclaim_cursor, count - len(entries))
             cursor, rows, gone = await self._with_group(
-                lambda arguments=arguments: self._redis.script(scripts.RECLAIM, (self._stream,), arguments)
+                lambda arguments=arguments: self._redis.script(scripts.AVAILABLE, (self._stream,), arguments)
             )
             report_vanished([entry_id.decode() for entry_id in gone])
             entries += _entries(rows)
@@ -131,16 +131,13 @@ class RedisRolloutQueue(ClaimingQueue):
                 break
         return entries
 
-    async def _read_new(self, count: int, wait_seconds: float) -> list[RawEntry]:
+    async def _wait_for_new(self, count: int, wait_seconds: float) -> list[RawEntry]:
         # BLOCK 0 would wait for ever.
-        block = ("BLOCK", max(1, round(wait_seconds * 1000))) if wait_seconds > 0 else ()
+        block = ("BLOCK", max(1, round(wait_seconds * 1000)))
         command = ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", count, *block, "STREAMS", self._stream, ">")
         reply = await self._with_group(lambda: self._blocking.command(*command))
-        # A field that is missing decodes as no JSON, and the dead-letter script keeps what stands there instead.
         return [
-            RawEntry(entry_id.decode(), fields.get(b"rollout", b""), 1)
-            for _, rows in reply or ()
-            for entry_id, fields in rows
+            RawEntry(entry_id.decode(), _payload(fields), 1) for _, rows in reply or () for entry_id, fields in rows
         ]
 
     async def _create_group(self) -> None:
@@ -160,6 +157,11 @@ class RedisRolloutQueue(ClaimingQueue):
                 raise
         await self._create_group()
         return await call()
+
+
+def _payload(fields: Mapping[bytes, bytes]) -> bytes:
+    """A field that is missing decodes as no JSON; the dead-letter script keeps what stands there instead."""
+    return fields.get(b"rollout", b"")
 
 
 def _entries(rows: Sequence[Any]) -> list[RawEntry]:

@@ -52,15 +52,23 @@ return {#rows > 0 and rows[#rows][1], entries}
 """
 )
 
-RECLAIM = (
+AVAILABLE = (
     _HELPERS
     + """
 -- KEYS: stream; ARGV: group consumer idle_ms cursor count
--- Returns {cursor, entries, ids that were deleted from the stream}.
+-- Reclaims from the cursor on, and reads new entries once all that are claimed have been looked through: a round trip
+-- for both. Returns {cursor, entries, ids that were deleted from the stream}.
 local reply = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5])
 local entries = {}
 for _, entry in ipairs(reply[2]) do
   table.insert(entries, {entry[1], payload(entry[2]), deliveries(KEYS[1], ARGV[1], entry[1])})
+end
+local room = tonumber(ARGV[5]) - #entries
+if reply[1] == '0-0' and room > 0 then
+  local new = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', room, 'STREAMS', KEYS[1], '>')
+  for _, entry in ipairs(new and new[1] and new[1][2] or {}) do
+    table.insert(entries, {entry[1], payload(entry[2]), 1})
+  end
 end
 return {reply[1], entries, reply[3]}
 """
@@ -81,13 +89,21 @@ return kept
 
 ACKNOWLEDGE = """
 -- KEYS: stream ledger; ARGV: group, then entry id and outcome of each. Returns how many were counted.
-local counted = 0
+local by_outcome = {}
 for i = 2, #ARGV, 2 do
-  redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
-  if redis.call('XDEL', KEYS[1], ARGV[i]) == 1 then
-    redis.call('HINCRBY', KEYS[2], ARGV[i + 1], 1)
-    counted = counted + 1
+  by_outcome[ARGV[i + 1]] = by_outcome[ARGV[i + 1]] or {}
+  table.insert(by_outcome[ARGV[i + 1]], ARGV[i])
+end
+local counted = 0
+for outcome, ids in pairs(by_outcome) do
+  local there = 0
+  for first = 1, #ids, 1000 do -- Lua's stack has an end
+    local last = math.min(first + 999, #ids)
+    redis.call('XACK', KEYS[1], ARGV[1], unpack(ids, first, last))
+    there = there + redis.call('XDEL', KEYS[1], unpack(ids, first, last))
   end
+  if there > 0 then redis.call('HINCRBY', KEYS[2], outcome, there) end
+  counted = counted + there
 end
 return counted
 """
@@ -121,21 +137,6 @@ for _, letter in ipairs(redis.call('XRANGE', KEYS[3], '-', '+')) do
 end
 return 'gone'
 """
-
-DRAIN = (
-    _HELPERS
-    + """
--- KEYS: stream ledger; ARGV: group, outcome. Returns the payloads.
-local payloads = {}
-for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do
-  redis.pcall('XACK', KEYS[1], ARGV[1], entry[1])
-  redis.call('XDEL', KEYS[1], entry[1])
-  table.insert(payloads, payload(entry[2]))
-end
-if #payloads > 0 then redis.call('HINCRBY', KEYS[2], ARGV[2], #payloads) end
-return payloads
-"""
-)
 
 STATUS = """
 -- KEYS: stream ledger dead; ARGV: group. Before the first start() there is no group, and nothing is claimed.

@@ -63,6 +63,20 @@ def test_a_run_that_adds_up(tmp_path: Path) -> None:
     assert report.accounted == report.published
 
 
+def test_what_was_trained_and_forgotten_by_the_server_in_a_power_cut_is_told_and_not_lost(tmp_path: Path) -> None:
+    """The server is as it was when b, c and d had not been published yet."""
+    admitted = frozenset(OFFERED) - set("bcd")
+    ledger = {"published": 4, "trained": 1, "dead": 1}
+    report = found(tmp_path, snapshot(ledger, admitted=admitted))
+    assert (report.problems, report.forgotten) == ([], 3)
+    assert (report.published, report.trained, report.skipped, report.stale) == (7, 2, {"critic_error": 1}, 1)
+
+    untrained = [row for row in OUTCOMES if row["step"] != 1]
+    report = found(tmp_path, snapshot(ledger, admitted=admitted), outcomes=untrained)
+    assert any("3 rollouts are neither in the queue nor in any outcome" in problem for problem in report.problems)
+    assert report.forgotten == 1
+
+
 def test_a_group_that_was_admitted_right_before_a_kill_counts(tmp_path: Path) -> None:
     assert found(tmp_path, snapshot(), answered=OFFERED[:-1], cut='{"admit').problems == []
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from redis import Redis
 
 from stepalign.errors import PolicyError
 from stepalign.policy_store import (
@@ -161,3 +162,25 @@ def test_an_adapter_is_verified_by_its_weights(tmp_path: Path) -> None:
 
 def test_the_base_model_has_no_adapter_to_verify() -> None:
     verify_adapter(BASE)
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("synced", [True, False], ids=["append-only file", "none"])
+def test_the_end_of_a_training_is_on_disk_once_it_is_announced(redis_server: str, synced: bool) -> None:
+    async def scenario() -> bool:
+        store = RedisPolicyStore(redis_server, f"policy-{uuid.uuid4().hex}", 3.0)
+        try:
+            await store.finish()
+            return await store.finished()
+        finally:
+            await store.close()
+
+    with Redis.from_url(redis_server) as redis:
+        redis.config_set("appendonly", "yes" if synced else "no")
+        redis.config_resetstat()
+        try:
+            assert asyncio.run(scenario())
+            wait = redis.info("commandstats")["cmdstat_waitaof"]
+        finally:
+            redis.config_set("appendonly", "yes")
+    assert (wait["calls"], wait["failed_calls"]) == (1, 0 if synced else 1)

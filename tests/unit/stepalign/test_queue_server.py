@@ -22,6 +22,7 @@ from stepalign import embedded_redis
 from stepalign.config import QueueSection
 from stepalign.embedded_redis import EmbeddedRedis
 from stepalign.errors import ConfigError, QueueUnavailableError, UnsupportedServerError
+from stepalign.files import TRAINER_LOCK, lock_file
 from stepalign.policy_store import PolicyVersion, open_policy_store
 from stepalign.queue import RedisRolloutQueue, open_queue, redis_url
 from stepalign.queue.commands import queue as queue_app
@@ -460,8 +461,15 @@ def test_dead_letters_are_listed_put_back_and_what_is_left_is_drained(
     assert (code, shown) == (1, f"{given_up}: there is no such dead letter\n")
 
     assert command("drain", str(config))[0] == 1  # nobody says yes
-    assert command("drain", str(config), "--yes") == (0, "3 rollouts skipped as drained\n")
+    with lock_file(tmp_path / "letters" / TRAINER_LOCK, "taken"):
+        result = CliRunner().invoke(queue_app, ["drain", str(config), "--yes", *options])
+        assert isinstance(result.exception, ConfigError) and "a trainer works on" in str(result.exception)
+    with redis.Redis.from_url(redis_server) as stranger:
+        stranger.xadd(run_key("letters", "rollouts"), {"rollout": "{"})
+        stranger.hincrby(run_key("letters", "ledger"), "published", 1)
+    said = "3 rollouts skipped as drained, 1 undecodable ones buried\n"
+    assert command("drain", str(config), "--yes") == (0, said)
     report = json.loads(command("status", str(config), "--json")[1])
-    assert (report["length"], report["dead"], report["skipped"], report["balanced"]) == (0, 1, {"drained": 3}, True)
+    assert (report["length"], report["dead"], report["skipped"], report["balanced"]) == (0, 2, {"drained": 3}, True)
     (row,) = [json.loads(line) for line in (tmp_path / "letters" / "outcomes.jsonl").read_text().splitlines()]
     assert row == {"step": 0, "outcomes": dict.fromkeys(["r1", "r2", "r0"], "skipped:drained")}
