@@ -3,8 +3,10 @@
     make bench-queue
 
 ``publish_ratio`` and ``consume_ratio``: entries a second on bytes that are encoded already ÷ those of bare pipelines in
-the same round (:mod:`benchmarks.queue.throughput`). ``codec_factor``: encoding and decoding a rollout ÷ publishing and
-consuming it. ``lost`` and ``duplicated``: over twenty kills of the consumer (:mod:`benchmarks.queue.kills`).
+the same round (:mod:`benchmarks.queue.throughput`); ``publish_ratio_by_one`` is that of groups of one,
+``publish_ratio_deep_peer`` that beside a peer who sends more at once. ``codec_factor``: encoding and decoding a rollout
+÷ publishing and consuming it. ``lost`` and ``duplicated``: over twenty kills of the consumer
+(:mod:`benchmarks.queue.kills`).
 ``memory_factor``: the server's memory with a full queue and no trainer ÷ (capacity × payload).
 
 The server is the embedded one with its append-only file, synced every second. Exits with 1 when a bound is missed.
@@ -53,6 +55,10 @@ def main(output: Path = typer.Option(RESULTS, help="Where the figures go.")) -> 
         "lost": Bound(kills["ours"]["lost"], at_most=0),
         "duplicated": Bound(kills["ours"]["duplicated"], at_most=0),
     }
+    beside = {
+        "publish_ratio_by_one": throughput.publish_ratio_by_one,
+        "publish_ratio_deep_peer": throughput.publish_ratio_deep_peer,
+    }
     kept = all(bound.kept for bound in bounds.values())
     figures = {
         "benchmark": "queue",
@@ -61,6 +67,7 @@ def main(output: Path = typer.Option(RESULTS, help="Where the figures go.")) -> 
         "seconds": time.monotonic() - begin,
         "bounds_kept": kept,
         **{name: bound.value for name, bound in bounds.items()},
+        **beside,
         "payload_bytes": throughput.payload_bytes,
         "codecs_us": codecs,
         "kills": kills,
@@ -70,7 +77,8 @@ def main(output: Path = typer.Option(RESULTS, help="Where the figures go.")) -> 
         "details": asdict(throughput),
     }
     report.write(output, figures)
-    report.show(console, bounds, {f"{name}: {what}": n for name, row in kills.items() for what, n in row.items()})
+    of_kills = {f"{name}: {what}": count for name, row in kills.items() for what, count in row.items()}
+    report.show(console, bounds, {**beside, **of_kills})
     if not kept:
         raise typer.Exit(1)
 

@@ -30,9 +30,14 @@ _SLOW_SECONDS = 1.5
 _MOST_MEMORY_FACTOR = 1.5
 _FLOODED_CAPACITY = 1000
 _FSYNC_SECONDS = 1.0
+_ATTEMPTS = 4
 
 Faults = Callable[[int], Mapping[str, Fault]]
 Disturb = Callable[[FaultyRun, random.Random], None]
+
+
+class TooLateError(BenchError):
+    """The run had ended before its fault came."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,23 @@ class Scenario:
     capacity: int = 2 * BATCH
 
     def play(self, folder: Path, repetition: int = 0) -> Outcome:
-        """One repetition in ``folder``. Raises UnfinishedError when the run does not come to its end."""
+        """One repetition in a new ``folder``. A run that ended before its fault came is no repetition: another is made.
+
+        Raises UnfinishedError when the run does not come to its end, TooLateError when the fault never comes.
+        """
+        for attempt in range(_ATTEMPTS - 1):
+            try:
+                rng = random.Random(f"{self.name} {repetition} {attempt}")
+                return self.once(folder / str(attempt), repetition, rng)
+            except TooLateError:
+                continue
+        return self.once(folder / "last", repetition, random.Random(f"{self.name} {repetition}"))
+
+    def once(self, folder: Path, repetition: int, rng: random.Random) -> Outcome:
         began = time.monotonic()
         with faulty_run(folder, self.capacity) as run:
             run.start(faults=self.faults(repetition))
-            self.disturb(run, random.Random(f"{self.name} {repetition}"))
+            self.disturb(run, rng)
             return run.finish(began)
 
     def violations(self, outcome: Outcome, undisturbed: Outcome) -> list[str]:
@@ -94,6 +111,8 @@ def _signalled(name: str, process: str, number: int) -> Scenario:
 
     def disturb(run: FaultyRun, rng: random.Random) -> None:
         _some_way(run, rng)
+        if run.commands[process].exit_code == 0:
+            raise TooLateError(f"the {process} had ended before the fault")
         run.commands[process].signal(number)
 
     return Scenario(name, disturb=disturb, restarts=frozenset({process}))
@@ -106,9 +125,9 @@ def _some_way(run: FaultyRun, rng: random.Random) -> None:
 
 
 def _in_progress(run: FaultyRun) -> None:
-    """Raises BenchError when the run has ended: what is done to it now is no fault any more."""
+    """Raises TooLateError when the run has ended: what is done to it now is no fault any more."""
     if run.ended:
-        raise BenchError("the run had ended before the fault")
+        raise TooLateError("the run had ended before the fault")
 
 
 def _redis_ends(number: int) -> Disturb:
@@ -176,7 +195,7 @@ def _full_disk(run: FaultyRun, rng: random.Random) -> None:
 class FullDisk(Scenario):
     """Its checkpoints lie on a tmpfs of their own; that needs root on Linux."""
 
-    def play(self, folder: Path, repetition: int = 0) -> Outcome:
+    def once(self, folder: Path, repetition: int, rng: random.Random) -> Outcome:
         began = time.monotonic()
         with faulty_run(folder) as run:
             checkpoints = run.run_dir / "checkpoints"
@@ -184,7 +203,7 @@ class FullDisk(Scenario):
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", checkpoints], check=True)
             try:
                 run.start()
-                self.disturb(run, random.Random(repetition))
+                self.disturb(run, rng)
                 return run.finish(began)
             finally:
                 run.stop()

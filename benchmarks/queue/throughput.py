@@ -3,14 +3,17 @@
 The same server, the same bytes, the same asyncio client, as many entries in a round trip: a group of the queue is what
 a pipeline of the peer sends at once, and a claim what it reads at once. The peer does nothing else: XADD, XREADGROUP,
 XACK and XDEL. The queue also refuses what does not fit or was there before, looks for entries of silent consumers, and
-counts. Both take turns in every round, each with a stream of its own.
+counts. All take turns in every round, each with a stream of its own.
+
+Beside it stand groups of one, where a pipeline saves the peer nothing, and a peer that is free to send more at once
+than a group: what keeping groups whole costs.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -30,6 +33,7 @@ class ThroughputSettings:
     entries: int = 2048
     group: int = 8
     batch: int = 32
+    deep_pipeline: int = 64
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,26 @@ class Side:
 class Throughput:
     ours: list[Side]
     bare: list[Side]
+    ours_by_one: list[Side]
+    bare_by_one: list[Side]
+    bare_deep: list[Side]
     payload_bytes: float
     memory_factor: float
     """Growth of the server's memory with a full queue ÷ (its capacity × the payload)."""
 
     @property
     def publish_ratio(self) -> float:
-        return statistics.median(our.publish / bare.publish for our, bare in zip(self.ours, self.bare, strict=True))
+        return _publish_ratio(self.ours, self.bare)
+
+    @property
+    def publish_ratio_by_one(self) -> float:
+        """Groups of one rollout."""
+        return _publish_ratio(self.ours_by_one, self.bare_by_one)
+
+    @property
+    def publish_ratio_deep_peer(self) -> float:
+        """Groups as usual beside a peer that sends more at once."""
+        return _publish_ratio(self.ours, self.bare_deep)
 
     @property
     def consume_ratio(self) -> float:
@@ -60,6 +77,10 @@ class Throughput:
     def seconds_per_entry(self) -> float:
         """What the queue takes to publish and consume one."""
         return statistics.median(1 / our.publish + 1 / our.consume for our in self.ours)
+
+
+_Contender = Callable[[str, Sequence[bytes], int, int], Awaitable[Side]]
+"""Of an address, payloads, how many are published at once, and how many are consumed at once."""
 
 
 class EncodedQueue(RedisRolloutQueue):
@@ -72,18 +93,26 @@ class EncodedQueue(RedisRolloutQueue):
 
 async def measure_throughput(url: str, payloads: Sequence[bytes], settings: ThroughputSettings) -> Throughput:
     """``payloads`` are the bytes of ``settings.entries`` rollouts."""
-    ours: list[Side] = []
-    bare: list[Side] = []
-    await _ours(url, payloads, settings)
+    contenders: dict[str, tuple[_Contender, int]] = {
+        "ours": (_ours, settings.group),
+        "bare": (_bare, settings.group),
+        "ours_by_one": (_ours, 1),
+        "bare_by_one": (_bare, 1),
+        "bare_deep": (_bare, settings.deep_pipeline),
+    }
+    sides: dict[str, list[Side]] = {name: [] for name in contenders}
+    await _ours(url, payloads, settings.group, settings.batch)
     for number in range(settings.rounds):
-        if number % 2:
-            bare.append(await _bare(url, payloads, settings))
-            ours.append(await _ours(url, payloads, settings))
-        else:
-            ours.append(await _ours(url, payloads, settings))
-            bare.append(await _bare(url, payloads, settings))
+        # Whoever comes first in a round comes last in the next.
+        for name in list(contenders)[:: -1 if number % 2 else 1]:
+            contender, group = contenders[name]
+            sides[name].append(await contender(url, payloads, group, settings.batch))
     size = statistics.fmean(map(len, payloads))
-    return Throughput(ours, bare, size, await _memory_factor(url, payloads, settings))
+    return Throughput(**sides, payload_bytes=size, memory_factor=await _memory_factor(url, payloads, settings))
+
+
+def _publish_ratio(ours: Sequence[Side], bare: Sequence[Side]) -> float:
+    return statistics.median(our.publish / peer.publish for our, peer in zip(ours, bare, strict=True))
 
 
 def _named(payloads: Sequence[bytes], size: int) -> list[dict[str, bytes]]:
@@ -93,18 +122,18 @@ def _named(payloads: Sequence[bytes], size: int) -> list[dict[str, bytes]]:
     return [dict(pairs[start : start + size]) for start in range(0, len(pairs), size)]
 
 
-async def _ours(url: str, payloads: Sequence[bytes], settings: ThroughputSettings) -> Side:
+async def _ours(url: str, payloads: Sequence[bytes], size: int, batch: int) -> Side:
     run = f"bench-{uuid4().hex}"
     queue = EncodedQueue(url, run, "trainer", QueueSection(redis_url=url, capacity=len(payloads)))
     await queue.start()
-    groups = _named(payloads, settings.group)
+    groups = _named(payloads, size)
     begin = time.perf_counter()
     for group in groups:
         await queue.admit(group)
     published = time.perf_counter()
     consumed = 0
     while consumed < len(payloads):
-        claimed = await queue.claim(settings.batch, 0.0)
+        claimed = await queue.claim(batch, 0.0)
         consumed += await queue.acknowledge({entry.entry_id: "trained" for entry in claimed})
     end = time.perf_counter()
     await queue.close()
@@ -112,11 +141,11 @@ async def _ours(url: str, payloads: Sequence[bytes], settings: ThroughputSetting
     return Side(len(payloads) / (published - begin), len(payloads) / (end - published))
 
 
-async def _bare(url: str, payloads: Sequence[bytes], settings: ThroughputSettings) -> Side:
+async def _bare(url: str, payloads: Sequence[bytes], size: int, batch: int) -> Side:
     stream = f"bare-{uuid4().hex}"
     async with Redis.from_url(url, protocol=2) as redis:
         await redis.xgroup_create(stream, "g", "0", mkstream=True)
-        groups = _named(payloads, settings.group)
+        groups = _named(payloads, size)
         begin = time.perf_counter()
         for group in groups:
             pipeline = redis.pipeline(transaction=False)
@@ -126,7 +155,7 @@ async def _bare(url: str, payloads: Sequence[bytes], settings: ThroughputSetting
         published = time.perf_counter()
         consumed = 0
         while consumed < len(payloads):
-            reply: Any = await redis.xreadgroup("g", "c", {stream: ">"}, count=settings.batch)
+            reply: Any = await redis.xreadgroup("g", "c", {stream: ">"}, count=batch)
             names = [name for name, _ in reply[0][1]]
             pipeline = redis.pipeline(transaction=False)
             pipeline.xack(stream, "g", *names)

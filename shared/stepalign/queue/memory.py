@@ -189,7 +189,7 @@ class MemoryRolloutQueue(ClaimingQueue):
         if self._own_cursor is None:
             return []
         entries = self._broker.own_pending(self._consumer, self._own_cursor, count, self._clock())
-        self._own_cursor = _number(entries[-1].entry_id) if entries else None
+        self._own_cursor = _number(entries[-1].entry_id) if len(entries) == count else None
         return entries
 
     async def _available(self, count: int) -> list[RawEntry]:

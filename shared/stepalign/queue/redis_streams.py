@@ -108,12 +108,15 @@ class RedisRolloutQueue(ClaimingQueue):
         return {entry_id.decode(): _payload(fields) for entry_id, fields in rows}
 
     async def _own_pending(self, count: int) -> list[RawEntry]:
-        if self._own_cursor is None:
-            return []
-        arguments = (GROUP, self._consumer, self._own_cursor, count)
-        last, rows = await self._with_group(lambda: self._redis.script(scripts.OWN_PENDING, (self._stream,), arguments))
-        self._own_cursor = None if last is None else last.decode()
-        return _entries(rows)
+        entries: list[RawEntry] = []
+        while self._own_cursor is not None and len(entries) < count:
+            arguments = (GROUP, self._consumer, self._own_cursor, count - len(entries))
+            last, rows = await self._with_group(
+                lambda arguments=arguments: self._redis.script(scripts.OWN_PENDING, (self._stream,), arguments)
+            )
+            self._own_cursor = None if last is None else last.decode()
+            entries += _entries(rows)
+        return entries
 
     async def _available(self, count: int) -> list[RawEntry]:
         """The claimed entries are gone through once at most, from where the last call stopped."""

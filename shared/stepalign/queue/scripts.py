@@ -38,7 +38,7 @@ OWN_PENDING = (
     _HELPERS
     + """
 -- KEYS: stream; ARGV: group consumer after count
--- Returns {last id read, entries}; no last id when all were read. Reading counts as a delivery. What was deleted from
+-- Returns {last id read, entries}; no last id once all were read. Reading counts as a delivery. What was deleted from
 -- the stream is passed over; XAUTOCLAIM removes it.
 local reply = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[4], 'STREAMS', KEYS[1], ARGV[3])
 local rows = reply and reply[1] and reply[1][2] or {}
@@ -48,7 +48,7 @@ for _, entry in ipairs(rows) do
     table.insert(entries, {entry[1], payload(entry[2]), deliveries(KEYS[1], ARGV[1], entry[1])})
   end
 end
-return {#rows > 0 and rows[#rows][1], entries}
+return {#rows == tonumber(ARGV[4]) and rows[#rows][1], entries}
 """
 )
 
