@@ -27,6 +27,7 @@ class FixedCapacityBackend:
     """Answers ``slots`` requests at once, each after ``seconds``. Is ready ``load_seconds`` after its start."""
 
     name = "fixed-capacity"
+    recovers = True
 
     def __init__(self, slots: int, seconds: float, load_seconds: float) -> None:
         self._slots = asyncio.Semaphore(slots)

@@ -36,6 +36,7 @@ class GatedBackend:
     """
 
     name = "gated"
+    recovers = True
 
     def __init__(self, patience_seconds: float = 10) -> None:
         self._patience_seconds = patience_seconds
@@ -84,6 +85,7 @@ class HeldBackend:
     """
 
     name = "held"
+    recovers = True
 
     def __init__(self) -> None:
         self.held: dict[str, asyncio.Event] = {}

@@ -40,6 +40,7 @@ class FixedLatencyBackend:
     """``engine`` as a backend of the critic service."""
 
     name = "fixed-latency"
+    recovers = True
 
     def __init__(self, engine: FixedLatencyEngine) -> None:
         self._engine = engine

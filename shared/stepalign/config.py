@@ -15,7 +15,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -184,6 +184,19 @@ class OpenAISection(Section):
     """How long the server may take for one answer, and to come up."""
 
 
+_OWN_ENGINE_ARGS = {
+    "model": "set critic.path",
+    "tokenizer": "set critic.path, whose folder holds the tokenizer",
+    "dtype": "set critic.dtype",
+    "max_model_len": "set critic.max_prompt_tokens and critic.max_new_tokens",
+    "max_num_seqs": "set critic.max_batch",
+    "gpu_memory_utilization": "set critic.vllm.gpu_memory_utilization",
+    "tensor_parallel_size": "set critic.vllm.tensor_parallel_size",
+    "load_format": "only safetensors are loaded",
+    "trust_remote_code": "code that comes with a model is never run",
+}
+
+
 class VllmSection(Section):
     """The engine of the critic's backend ``vllm``."""
 
@@ -192,7 +205,16 @@ class VllmSection(Section):
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     """GPUs that share one model."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of vLLM's ``AsyncEngineArgs``, such as ``{kv_cache_dtype = "fp8"}``."""
+    """Further arguments of vLLM's ``AsyncEngineArgs``, such as ``{kv_cache_dtype = "fp8"}``. What has a field of its
+    own, and what would load other files than the model's safetensors or run their code, is refused."""
+
+    @field_validator("engine_args")
+    @classmethod
+    def _only_further_ones(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        refused = sorted(arguments.keys() & _OWN_ENGINE_ARGS.keys())
+        if refused:
+            raise ValueError("; ".join(f"{name}: {_OWN_ENGINE_ARGS[name]}" for name in refused))
+        return arguments
 
 
 class CriticSection(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -532,6 +533,28 @@ def test_a_critic_that_is_still_loading_ends_at_once(tmp_path: Path) -> None:
         assert (answer.status_code, error_of(answer)["code"]) == (503, "loading")
         process.send_signal(signal.SIGTERM)
         ended_with_0(process, config)
+
+
+def test_a_critic_whose_backend_has_died_ends_as_one_that_may_be_started_again(tmp_path: Path) -> None:
+    dead = tmp_path / "dead"
+    dying = f"""
+import sys
+from pathlib import Path
+from stepalign.cli import main
+from stepalign_critic.backends.program import ProgramBackend
+ProgramBackend.recovers = False
+ProgramBackend.healthy = lambda self: not Path({str(dead)!r}).exists()
+sys.argv.insert(1, "critic")
+main()
+"""
+    config = write_config(tmp_path)
+    with critic_process(config, dying) as (process, url):
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        dead.touch()
+        _, log = process.communicate(timeout=15)
+    assert process.returncode == os.EX_TEMPFAIL
+    assert log.splitlines()[-1] == "stepalign: the backend program has stopped working for good"
+    assert not (tmp_path / "runs" / "test" / "critic.url").exists()
 
 
 def test_the_listening_socket_sends_small_packets_at_once() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -222,3 +223,14 @@ def test_no_text_of_a_request_becomes_a_control_token() -> None:
         return [i for i in backend.render(service.messages(request)) if i in control]
 
     assert found("x" + "".join(CONTROL) * 3) == found("x")
+
+
+def test_a_service_whose_engine_has_died_ends_so_that_another_is_started(service: Service) -> None:
+    """The last one: nothing can be asked afterwards."""
+    engines = [
+        child for child in psutil.Process(service.process.pid).children(recursive=True) if "EngineCore" in child.name()
+    ]
+    assert engines, "the engine is no process of its own"
+    for engine in engines:
+        engine.kill()
+    assert service.process.wait(60) == os.EX_TEMPFAIL

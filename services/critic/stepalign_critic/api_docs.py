@@ -92,7 +92,7 @@ _ERRORS: dict[int, tuple[str, list[tuple[str, str, str | None]]]] = {
             ("saturated", "256 requests wait already; try again later", None),
             ("draining", "the critic is draining: it will end soon", None),
             ("stopping", "the critic is stopping: it finishes what it has and ends", None),
-            ("failed", "the critic's backend did not start: no space left", None),
+            ("failed", "the critic's backend failed: no space left", None),
             ("unhealthy", "the critic's backend stopped working", None),
         ],
     ),

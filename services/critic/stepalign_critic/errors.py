@@ -5,9 +5,16 @@ An *answer* of the model that does not align is none of these: it is a 200 with 
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar
 
 from stepalign.errors import StepalignError
+
+
+class BackendDiedError(StepalignError):
+    """The backend has stopped working for good, and its process ends: what started it may start another."""
+
+    exit_code = os.EX_TEMPFAIL
 
 
 class ServiceError(StepalignError):

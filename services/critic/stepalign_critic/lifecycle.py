@@ -1,4 +1,5 @@
-"""Whether this process takes requests: loading → ready → draining → stopping, or failed if the backend did not start.
+"""Whether this process takes requests: loading → ready → draining → stopping, or failed if the backend did not start or
+has died.
 
 Draining still serves: only readiness says no, so that load balancers send their requests elsewhere.
 """
@@ -12,7 +13,9 @@ from enum import StrEnum
 
 from stepalign.logging import get_logger
 from stepalign_critic.backends.base import Backend
-from stepalign_critic.errors import NotReadyError
+from stepalign_critic.errors import BackendDiedError, NotReadyError
+
+_LOOK_SECONDS = 1.0
 
 _log = get_logger(__name__)
 
@@ -28,13 +31,13 @@ class State(StrEnum):
 class Lifecycle:
     """Starts the backend in the background, so that liveness answers while a model loads, and stops it.
 
-    ``on_start`` is called once when the backend has started, ``on_failure`` when it cannot; ``failure`` then holds the
-    error. ``ready_since`` is when it had started, in seconds since 1970.
+    ``on_start`` is called once when the backend has started, ``on_failure`` when it cannot or when it has died since;
+    ``failure`` then holds the error. ``ready_since`` is when it had started, in seconds since 1970.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._starting: asyncio.Task[None] | None = None
+        self._working: asyncio.Task[None] | None = None
         self.state = State.LOADING
         self.failure: Exception | None = None
         self.ready_since: float | None = None
@@ -42,21 +45,27 @@ class Lifecycle:
         self.on_failure: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
-        self._starting = asyncio.create_task(self._start())
+        self._working = asyncio.create_task(self._start_and_watch())
 
-    async def _start(self) -> None:
+    async def _start_and_watch(self) -> None:
         try:
             await self._backend.start()
         except Exception as error:
-            _log.error("backend did not start", backend=self._backend.name, error=str(error))
-            self.state, self.failure = State.FAILED, error
-            self.on_failure()
+            self._fail("backend did not start", error)
             return
         self.on_start()
         self.ready_since = time.time()
         if self.state is State.LOADING:
             self.state = State.READY
         _log.info("backend started", backend=self._backend.name, state=self.state)
+        while self._backend.recovers or self._backend.healthy():
+            await asyncio.sleep(_LOOK_SECONDS)
+        self._fail("backend died", BackendDiedError(f"the backend {self._backend.name} has stopped working for good"))
+
+    def _fail(self, event: str, error: Exception) -> None:
+        _log.error(event, backend=self._backend.name, error=str(error))
+        self.state, self.failure = State.FAILED, error
+        self.on_failure()
 
     def drain(self) -> bool:
         """Be ready no more, and go on serving. False when there is nothing to serve with: stop at once."""
@@ -72,9 +81,9 @@ class Lifecycle:
     async def end(self) -> None:
         """Stop, and release the backend."""
         self.stop()
-        if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.gather(self._starting, return_exceptions=True)
+        if self._working is not None:
+            self._working.cancel()
+            await asyncio.gather(self._working, return_exceptions=True)
         await self._backend.stop()
 
     @property
@@ -93,7 +102,7 @@ class Lifecycle:
         reasons = {
             State.LOADING: "the critic's backend is loading",
             State.STOPPING: "the critic is stopping: it finishes what it has and ends",
-            State.FAILED: f"the critic's backend did not start: {self.failure}",
+            State.FAILED: f"the critic's backend failed: {self.failure}",
         }
         if self.state in reasons:
             return NotReadyError(reasons[self.state], self.state.value)

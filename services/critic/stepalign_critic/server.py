@@ -47,7 +47,7 @@ def serve(config: Config, backend: Backend | None = None) -> None:
 
     ``backend`` takes the place of the configured one. ``<run_dir>/critic.url`` holds the address while the process
     listens. Raises ConfigError on a host that others can reach while there are no API keys, on an address that is
-    taken, and on a backend that does not start.
+    taken, and on a backend that does not start; BackendDiedError when it dies later.
     """
     keys = ApiKeys.from_file(config.critic.api_keys_file) if config.critic.api_keys_file is not None else None
     check_exposure(config.critic.host, keys)
@@ -148,7 +148,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that drains on the first signal, ends when the backend cannot start, and announces its address."""
+    """uvicorn that drains on the first signal, ends with a backend that cannot start or dies, announces its address."""
 
     def __init__(self, app: FastAPI, lifecycle: Lifecycle, drain_grace: float, url_file: Path, url: str) -> None:
         super().__init__(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))

@@ -59,6 +59,13 @@ def test_paths_are_relative_to_the_file(toml: Path) -> None:
         ("", ["--model.dtype", "bfloat16"], {}, "solver.merge_adapter"),
         ("", ["--trainer.lora.target_modules", "lm_head"], {}, "lm_head"),
         ("", ["--critic.backend", "transformers"], {}, "critic.path"),
+        (
+            "",
+            ["--critic.vllm.engine_args", "trust_remote_code=true"],
+            {},
+            "code that comes with a model is never run",
+        ),
+        ("[critic.vllm]\nengine_args = {max_num_seqs = 3}\n", [], {}, "max_num_seqs: set critic.max_batch"),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(

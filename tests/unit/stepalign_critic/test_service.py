@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from stepalign.types import (
 )
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.backends.program import ProgramBackend
-from stepalign_critic.errors import EngineError, NotReadyError, UnsupportedRequestError
+from stepalign_critic.errors import BackendDiedError, EngineError, NotReadyError, UnsupportedRequestError
 from stepalign_critic.lifecycle import State
 from stepalign_critic.service import CriticService, read_answer
 from stepalign_lab.checker import exact_critique
@@ -39,6 +40,7 @@ class FakeBackend:
     """Answers with ``write(prompt)``; ``prompts`` holds what it was asked."""
 
     name = "fake"
+    recovers = True
 
     def __init__(self, write: Callable[[RenderedPrompt], str], finish: FinishReason = FinishReason.STOP) -> None:
         self._write = write
@@ -246,6 +248,42 @@ def test_a_backend_that_does_not_start_is_reported_once_and_names_the_reason() -
         assert isinstance(service.lifecycle.failure, ConfigError)
         await service.lifecycle.end()
 
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+def test_a_backend_that_dies_ends_the_process_unless_it_recovers(
+    recovers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mortal(FakeBackend):
+        alive = True
+
+        def healthy(self) -> bool:
+            return self.alive
+
+    async def main() -> None:
+        backend = Mortal(lambda _: COPY)
+        backend.recovers = recovers
+        service, calls = CriticService(backend, "lab-v1"), list[str]()
+        service.lifecycle.on_failure = lambda: calls.append("failed")
+        service.lifecycle.begin()
+        while service.lifecycle.state is State.LOADING:
+            await asyncio.sleep(0)
+        backend.alive = False
+        await asyncio.sleep(0.1)
+        assert calls == ([] if recovers else ["failed"])
+        with pytest.raises(NotReadyError) as refused:
+            await service.critique(REQUEST)
+        assert refused.value.code == ("unhealthy" if recovers else "failed")
+        backend.alive = True
+        if recovers:
+            assert (await service.critique(REQUEST)).critique is not None
+        else:
+            assert isinstance(service.lifecycle.failure, BackendDiedError)
+            assert service.lifecycle.failure.exit_code == os.EX_TEMPFAIL
+        await service.lifecycle.end()
+
+    monkeypatch.setattr("stepalign_critic.lifecycle._LOOK_SECONDS", 0.01)
     asyncio.run(main())
 
 

@@ -51,6 +51,11 @@ class Backend(Protocol):
         """The backend's name in the configuration."""
         ...
 
+    @property
+    def recovers(self) -> bool:
+        """Whether one that is not healthy may be so again by itself. Else only a new process can serve."""
+        ...
+
     def identity(self, prompt_version: str) -> CriticIdentity:
         """What makes the critiques; fixed while the process lives."""
         ...

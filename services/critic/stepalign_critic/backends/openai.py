@@ -51,6 +51,7 @@ class OpenAIBackend:
     """Asks ``critic.openai.base_url``. ``transport`` takes the place of aiohttp's, for tests."""
 
     name = "openai"
+    recovers = True
 
     def __init__(self, section: CriticSection, transport: httpx.AsyncBaseTransport | None = None) -> None:
         settings = section.openai

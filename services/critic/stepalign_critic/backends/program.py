@@ -20,6 +20,7 @@ class ProgramBackend:
     """Runs ``checker``. ``revision`` stands for its code in every critique's identity."""
 
     name = "program"
+    recovers = True
 
     def __init__(self, model: str, checker: Checker, revision: str) -> None:
         self._model = model

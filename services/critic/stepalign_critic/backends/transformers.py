@@ -41,6 +41,7 @@ class TransformersBackend:
     """Serves ``section.path``. Budgets, device, dtype and batching come from the configuration."""
 
     name = "transformers"
+    recovers = False
 
     def __init__(self, section: CriticSection) -> None:
         if section.path is None:

@@ -29,6 +29,7 @@ class VllmBackend:
     """Serves ``section.path`` with vLLM's ``AsyncLLM``."""
 
     name = "vllm"
+    recovers = False
 
     def __init__(self, section: CriticSection) -> None:
         if section.path is None:
