@@ -14,6 +14,7 @@ import pytest
 
 from stepalign.embedded_redis import ServerDiedError
 from stepalign.errors import CriticUnavailableError, QueueUnavailableError, StepalignError
+from stepalign_critic.errors import BackendDiedError
 
 
 def stepalign(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -149,7 +150,7 @@ def test_only_what_is_away_for_a_while_may_pass() -> None:
             yield from below(derived)
 
     codes = {kind: kind.exit_code for kind in below(StepalignError)}
-    passing = {QueueUnavailableError, CriticUnavailableError, ServerDiedError}
+    passing = {QueueUnavailableError, CriticUnavailableError, ServerDiedError, BackendDiedError}
     assert codes == {kind: os.EX_TEMPFAIL if kind in passing else 1 for kind in codes}
 
 
