@@ -69,7 +69,7 @@ CHAINS = Task("chains of digits", "configs/lab.toml", "lab/stepalign_lab/assets/
 SUMS = Task("sums of three digits", "configs/sums.toml", "examples/sums/validation.jsonl", 4, "sums")
 WORDS = Task("word problems", "configs/smollm2.toml", "examples/word_problems.jsonl", 2, None)
 _SMOLLM2 = ("--critic.backend", "transformers", "--critic.path", ".cache/smollm2", "--critic.prompts", "chat-v1")
-_ROOM = ("--critic.max_prompt_tokens", "1536", "--critic.max_new_tokens", "256", "--critic.max_batch", "4")
+_ROOM = ("--critic.max_prompt_tokens", "2560", "--critic.max_new_tokens", "256", "--critic.max_batch", "4")
 CRITICS = {
     "lab": Critic("the lab's critic, 0.8M", CHAINS),
     "lab-program": Critic("exact program `lab`", CHAINS, ("--critic.backend", "program", "--critic.checker", "lab")),

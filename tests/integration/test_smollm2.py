@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from stepalign.config import load_config
+from stepalign.problems import load_problems
 from stepalign.prompts import load_prompt, render_token_ids
+from stepalign.types import CritiqueRequest
 from stepalign_lab.smollm2 import convert_smollm2
 
 REPO = Path(__file__).parents[2]
@@ -34,6 +37,28 @@ def test_no_control_token_comes_from_a_text(model: Path) -> None:
     controls = [[token for token in ids if token in tokenizer.all_special_ids] for ids in (harmless, attacked)]
     assert controls[0] and controls[0] == controls[1]
     assert hostile in tokenizer.decode(attacked)
+
+
+def test_the_stricter_prompt_fits_the_budget_of_the_demo(model: Path) -> None:
+    """Else a refused answer would never be asked for again."""
+    from transformers import AutoTokenizer
+
+    config = load_config(REPO / "configs" / "smollm2.toml")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    longest = "".join(f"{number} + {number} = {2 * number}\n" for number in range(config.solver.max_new_tokens))
+    attempt = tokenizer.decode(tokenizer(longest)["input_ids"][: config.solver.max_new_tokens])
+    refused = tokenizer.decode(tokenizer(longest)["input_ids"][: config.critic.max_new_tokens])
+    for problem in load_problems(config.data.train):
+        values = {
+            "question": problem.question,
+            "reference_solution": problem.reference_solution or "none",
+            "attempt": CritiqueRequest(question=problem.question, attempt=attempt).split().tagged,
+            "nonce": "0123456789abcdef",
+        }
+        prompt = load_prompt("chat-v1", "critique_retry")
+        told = {"refused": refused, "reason": "step 1 is marked as copied and differs from the attempt " * 3}
+        messages = prompt.fill(**{name: (values | told)[name] for name in prompt.fields})
+        assert len(render_token_ids(tokenizer, messages)) <= config.critic.max_prompt_tokens
 
 
 def test_one_update_on_a_problem_file(model: Path, tmp_path: Path) -> None:
