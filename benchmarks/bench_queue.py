@@ -3,7 +3,7 @@
     make bench-queue
 
 ``publish_ratio`` and ``consume_ratio``: entries a second on bytes that are encoded already ÷ those of bare pipelines in
-the same round (:mod:`benchmarks.queue.throughput`); ``publish_ratio_by_one`` is that of groups of one,
+the same round (:mod:`benchmarks.queue.throughput`); ``publish_ratio_group_1`` is that of groups of one,
 ``publish_ratio_deep_peer`` that beside a peer who sends more at once. ``codec_factor``: encoding and decoding a rollout
 ÷ publishing and consuming it. ``lost`` and ``duplicated``: over twenty kills of the consumer
 (:mod:`benchmarks.queue.kills`).
@@ -56,7 +56,7 @@ def main(output: Path = typer.Option(RESULTS, help="Where the figures go.")) -> 
         "duplicated": Bound(kills["ours"]["duplicated"], at_most=0),
     }
     beside = {
-        "publish_ratio_by_one": throughput.publish_ratio_by_one,
+        "publish_ratio_group_1": throughput.publish_ratio_group_1,
         "publish_ratio_deep_peer": throughput.publish_ratio_deep_peer,
     }
     kept = all(bound.kept for bound in bounds.values())

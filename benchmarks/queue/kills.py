@@ -5,9 +5,14 @@ rollouts whose place is 0 in the end, *duplicated* those above 1. It is replaced
 
 Ours is the trainer's own path: the queue's claims, :class:`Settlement`, and checkpoints of that vector in an adapter's
 place. The peers' pattern is a plain XREAD of pickled rollouts with the last id kept in the process. There are two ways
-to begin again after a kill, at the first entry or at what comes next; a third consumer begins at the first and passes
-over what its effect holds, for which it has to read the whole stream again and can never shorten it. All are fed at the
-same pace, work as long on a batch, and are fed on only once they are up again.
+to begin again after a kill, at the first entry or at what comes next. A third peer begins at the first and passes over
+what its effect holds: nothing is lost or counted twice then either, but every restart reads the whole stream again, and
+none of it may ever be trimmed. *Reread* are the times that an entry was handed to a consumer beyond its first, and
+*left in stream* is what the server still holds in the end.
+
+All take at most as many entries at once, work as long on a batch, and are fed at the same pace over a connection that
+stays open. Kills come at random moments of the feeding, the same for all, but only while the consumer works on a batch:
+one that finds it idle is put off to the next entry. Feeding goes on once the consumer is up again.
 """
 
 from __future__ import annotations
@@ -20,7 +25,8 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +41,15 @@ from benchmarks.errors import BenchError
 from benchmarks.queue.payload import rollouts
 from stepalign.config import QueueSection
 from stepalign.ledger import OUTCOMES
-from stepalign.queue import Admission, open_queue
+from stepalign.queue import Admission, Delivery, open_queue
 from stepalign.queue.connection import run_key
 from stepalign.types import Rollout
 from stepalign_trainer.checkpoint import (
     ADAPTER,
     CHECKPOINTS,
     TrainerState,
+    check_checkpoint,
+    checkpoints,
     load_newest,
     save_checkpoint,
     write_directory,
@@ -55,24 +63,43 @@ KILLS = 20
 ROLLOUTS = 400
 _BATCH = 8
 _WORK_SECONDS = 0.01
-_PACE_SECONDS = 0.003
-_LATEST_KILL_SECONDS = 0.1
+_PACE_SECONDS = 0.005
+_BLOCK_SECONDS = 0.5
 _MOST_SECONDS = 120.0
 _FORK = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a consumer works. ``read`` counts the entries that were handed to it, over all its lives."""
+    """Where a consumer works, and what it tells of itself in memory that outlives it.
+
+    Without locks: a consumer that is killed while it holds one would stop all that follow.
+    """
 
     url: str
     stream: str
     folder: Path
-    read: Any
+    reads: Any
+    """How often each rollout was handed to a consumer."""
+    busy: Any
+    """Whether it works on a batch: from when it has one until the effect holds it and, if ours, that is settled."""
 
     @property
     def ready(self) -> Path:
         return self.folder / "ready"
+
+    def note(self, batch: Sequence[Rollout]) -> None:
+        """Count what was handed out."""
+        for rollout in batch:
+            self.reads[_number(rollout)] += 1
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Around what a consumer does with a batch. The update itself takes as long for all."""
+        self.busy.value = 1
+        time.sleep(_WORK_SECONDS)
+        yield
+        self.busy.value = 0
 
 
 @dataclass(frozen=True)
@@ -126,22 +153,28 @@ def _consume_ours(place: Place) -> None:
         state = load_newest(learner, place.folder, "kills") or TrainerState(0, "kills", 0, {}, 0)
         await settlement.resume(state.step, state.settled, state.settled_total)
         step = state.step
+
+        async def claim() -> list[Delivery]:
+            claimed = await queue.claim(_BATCH, _BLOCK_SECONDS)
+            place.note([delivery.rollout for delivery in claimed])
+            return await settlement.without_known(claimed)
+
         place.ready.touch()
         while settlement.total < ROLLOUTS:
-            claimed = await queue.claim(_BATCH, 0.5)
-            with place.read.get_lock():
-                place.read.value += len(claimed)
-            fresh = await settlement.without_known(claimed)
+            fresh = await claim()
             if not fresh:
                 continue
-            time.sleep(_WORK_SECONDS)
-            counting.update([delivery.rollout for delivery in fresh])
-            step += 1
-            settlement.settle(step, fresh, [TRAINED] * len(fresh))
-            state = TrainerState(step, "kills", settlement.total, settlement.settled, settlement.total)
-            save_checkpoint(learner, place.folder, state)
-            await settlement.checkpointed()
+            with place.work():
+                counting.update([delivery.rollout for delivery in fresh])
+                step += 1
+                settlement.settle(step, fresh, [TRAINED] * len(fresh))
+                state = TrainerState(step, "kills", settlement.total, settlement.settled, settlement.total)
+                save_checkpoint(learner, place.folder, state)
+                await settlement.checkpointed()
+        check_checkpoint(checkpoints(place.folder)[-1])
         await settlement.finish()
+        while (await queue.status()).length:
+            await settlement.stale(await claim())
 
     asyncio.run(work())
 
@@ -155,20 +188,19 @@ def _peer(begin_at_next: bool, pass_over_known: bool) -> Callable[[Place], None]
                 last = cast("Any", redis.xinfo_stream(place.stream))["last-generated-id"]
             place.ready.touch()
             while True:
-                reply: Any = redis.xread({place.stream: last}, count=_BATCH, block=500)
+                reply: Any = redis.xread({place.stream: last}, count=_BATCH, block=round(_BLOCK_SECONDS * 1000))
                 for _, entries in reply or ():
                     read = [pickle.loads(fields[b"rollout"]) for _, fields in entries]
-                    with place.read.get_lock():
-                        place.read.value += len(read)
+                    place.note(read)
                     last = entries[-1][0]
                     batch = [rollout for rollout in read if not (pass_over_known and counts[_number(rollout)])]
                     if not batch:
                         continue
-                    time.sleep(_WORK_SECONDS)
-                    for rollout in batch:
-                        counts[_number(rollout)] += 1.0
-                    step += 1
-                    _write(place.folder, step, counts)
+                    with place.work():
+                        for rollout in batch:
+                            counts[_number(rollout)] += 1.0
+                        step += 1
+                        _write(place.folder, step, counts)
 
     return consume
 
@@ -208,6 +240,7 @@ class _Consumer:
     def start(self) -> None:
         """And wait until it is up."""
         self._place.ready.unlink(missing_ok=True)
+        self._place.busy.value = 0
         self._process = _FORK.Process(target=self._contender.consume, args=(self._place,), daemon=True)
         self._process.start()
         deadline = time.monotonic() + _MOST_SECONDS
@@ -223,19 +256,27 @@ class _Consumer:
 
 
 def _play(url: str, contender: Contender, made: list[Rollout], seed: int) -> dict[str, int]:
-    """Publish little by little while the consumer is killed ``KILLS`` times; then let it finish."""
+    """Publish at a fixed pace while the consumer is killed ``KILLS`` times; then let it finish.
+
+    Raises BenchError when it was not at work often enough for so many kills.
+    """
     rng = random.Random(seed)
+    due = _kills_due(rng)
     stream = f"kills-{uuid4().hex}"
     with tempfile.TemporaryDirectory(prefix="stepalign-kills-") as name, contender.publisher(url, stream) as publish:
-        place = Place(url, stream, Path(name), _FORK.Value("i", 0))
+        place = Place(url, stream, Path(name), _FORK.RawArray("i", ROLLOUTS), _FORK.RawValue("b", 0))
         consumer = _Consumer(contender, place)
         for number, rollout in enumerate(made, start=1):
+            begin = time.monotonic()
             publish(rollout)
-            time.sleep(_PACE_SECONDS)
-            if number % (ROLLOUTS // KILLS) == 0:
-                time.sleep(rng.uniform(0.0, _LATEST_KILL_SECONDS))
+            _sleep_until(begin + rng.uniform(0.0, _PACE_SECONDS))
+            if due and number >= due[0] and place.busy.value:
+                due.popleft()
                 consumer.kill()
                 consumer.start()
+            _sleep_until(begin + _PACE_SECONDS)
+        if due:
+            raise BenchError(f"{len(due)} of {KILLS} kills never found the consumer at work")
         counts = _settled(place)
         consumer.kill()
         with Redis.from_url(url) as redis:
@@ -243,9 +284,19 @@ def _play(url: str, contender: Contender, made: list[Rollout], seed: int) -> dic
         return {
             "lost": int((counts == 0).sum()),
             "duplicated": int((counts - 1).clamp(min=0).sum()),
-            "entries_read": place.read.value,
+            "reread": sum(max(0, reads - 1) for reads in place.reads),
             "left_in_stream": left,
         }
+
+
+def _kills_due(rng: random.Random) -> deque[int]:
+    """How many rollouts are to be published before each: one at random in every stretch but the last."""
+    stretch = ROLLOUTS // (KILLS + 1)
+    return deque(number * stretch + rng.randint(1, stretch) for number in range(KILLS))
+
+
+def _sleep_until(moment: float) -> None:
+    time.sleep(max(0.0, moment - time.monotonic()))
 
 
 def _settled(place: Place) -> torch.Tensor:
@@ -272,6 +323,6 @@ CONTENDERS = {
 
 
 def measure_kills(url: str) -> dict[str, dict[str, int]]:
-    """``lost``, ``duplicated``, ``entries_read`` and ``left_in_stream`` of ours and of the peers' ways."""
+    """``lost``, ``duplicated``, ``reread`` and ``left_in_stream`` of ours and of the peers' ways."""
     made = rollouts(ROLLOUTS, seed=99)
     return {name: _play(url, contender, made, seed=1) for name, contender in CONTENDERS.items()}

@@ -48,8 +48,8 @@ class Side:
 class Throughput:
     ours: list[Side]
     bare: list[Side]
-    ours_by_one: list[Side]
-    bare_by_one: list[Side]
+    ours_group_1: list[Side]
+    bare_group_1: list[Side]
     bare_deep: list[Side]
     payload_bytes: float
     memory_factor: float
@@ -60,9 +60,9 @@ class Throughput:
         return _publish_ratio(self.ours, self.bare)
 
     @property
-    def publish_ratio_by_one(self) -> float:
+    def publish_ratio_group_1(self) -> float:
         """Groups of one rollout."""
-        return _publish_ratio(self.ours_by_one, self.bare_by_one)
+        return _publish_ratio(self.ours_group_1, self.bare_group_1)
 
     @property
     def publish_ratio_deep_peer(self) -> float:
@@ -96,8 +96,8 @@ async def measure_throughput(url: str, payloads: Sequence[bytes], settings: Thro
     contenders: dict[str, tuple[_Contender, int]] = {
         "ours": (_ours, settings.group),
         "bare": (_bare, settings.group),
-        "ours_by_one": (_ours, 1),
-        "bare_by_one": (_bare, 1),
+        "ours_group_1": (_ours, 1),
+        "bare_group_1": (_bare, 1),
         "bare_deep": (_bare, settings.deep_pipeline),
     }
     sides: dict[str, list[Side]] = {name: [] for name in contenders}
