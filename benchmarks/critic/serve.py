@@ -24,7 +24,7 @@ from stepalign.config import Config, load_config
 from stepalign.logging import configure_logging
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.openai import OpenAIBackend
-from stepalign_critic.server import URL_FILE, serve, write_atomically
+from stepalign_critic.server import URL_FILE, freeze, serve, write_atomically
 
 _KEPT_CONNECTIONS = 100
 
@@ -86,6 +86,8 @@ def _config(folder: Path, *critic: str) -> Config:
 
 
 def _serve_app(app: Any, folder: Path, lifespan: Any) -> None:
+    """With the service's own settings of socket and garbage collector."""
+    freeze()
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     write_atomically(folder / URL_FILE, f"http://127.0.0.1:{listening.getsockname()[1]}")

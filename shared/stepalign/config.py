@@ -192,8 +192,16 @@ _OWN_ENGINE_ARGS = {
     "max_num_seqs": "set critic.max_batch",
     "gpu_memory_utilization": "set critic.vllm.gpu_memory_utilization",
     "tensor_parallel_size": "set critic.vllm.tensor_parallel_size",
+    "enable_prefix_caching": "it is always on",
     "load_format": "only safetensors are loaded",
-    "trust_remote_code": "code that comes with a model is never run",
+    **dict.fromkeys(
+        ("speculative_config", "hf_config_path", "hf_overrides", "tokenizer_mode", "tokenizer_revision"),
+        "what makes the critic is the folder critic.path alone",
+    ),
+    **dict.fromkeys(
+        ("trust_remote_code", "worker_cls", "worker_extension_cls", "scheduler_cls", "logits_processors"),
+        "no code is loaded by configuration",
+    ),
 }
 
 
@@ -286,7 +294,8 @@ class CriticSection(Section):
     def shaping(self) -> dict[str, Any]:
         """What a critique depends on, but for the critic's weights."""
         decisive = {"backend", "checker", "prompts", "chat_template_options", "dtype"}
-        served = {"openai": {"base_url", "model", "revision"}} if self.backend == "openai" else {}
+        of_backend = {"openai": {"openai": {"base_url", "model", "revision"}}, "vllm": {"vllm": {"engine_args"}}}
+        served = of_backend.get(self.backend, {})
         included = dict.fromkeys([*decisive, "max_prompt_tokens", "max_new_tokens"], True)
         return self.model_dump(mode="json", include={**included, **served})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,6 +230,18 @@ def test_special_tokens_spelled_in_an_attempt_become_unknown_words(language_mode
     assert hostile.count(tokenizer.unk_token_id) == len(CONTROL)
 
 
+def test_no_more_wait_for_a_place_than_max_queue(kind: Kind) -> None:
+    """The rest is refused, whatever the engine; a language model's batch takes its own from those that wait."""
+    section = kind.section(max_queue=1, max_batch=1)
+
+    async def act(backend: Backend) -> list[Any]:
+        prompts = [render(backend, REQUESTS[0]) for _ in range(8)]
+        return await asyncio.gather(*(backend.generate(prompt) for prompt in prompts), return_exceptions=True)
+
+    kinds = Counter(type(answer) for answer in started(section, act))
+    assert kinds.keys() == {Generation, SaturatedError} and kinds[SaturatedError] >= 6
+
+
 def test_requests_over_max_queue_are_refused(language_model: Kind) -> None:
     section = language_model.section(max_queue=2, max_batch=8, batch_wait_ms=200)
 
@@ -258,7 +271,12 @@ def test_the_revision_follows_the_weights(language_model: Kind, model_folder: Pa
 
     original = started(language_model.section(), revision)
     assert len(original) == 16 and int(original, 16) >= 0
-    assert started(language_model.section(path=folder), revision) != original
+    changed = started(language_model.section(path=folder), revision)
+    assert changed != original
+
+    tokenizer = folder / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    assert started(language_model.section(path=folder), revision) not in (original, changed)
 
 
 def test_a_folder_without_safetensors_is_refused(language_model: Kind, model_folder: Path, tmp_path: Path) -> None:

@@ -192,6 +192,17 @@ def test_a_client_with_a_body_over_the_limit_is_told_so_and_does_not_retry(url: 
         ask(url, CritiqueRequest(question=QUESTION, attempt="x" * 3 * 2**20))
 
 
+def test_a_body_that_never_comes_to_its_end_is_given_up() -> None:
+    service = CriticService(create_backend(CriticSection(backend="program", checker="lab")), "lab-v1")
+    with (
+        serving(service, AppSettings(body_seconds=0.3)) as address,
+        socket.create_connection(("127.0.0.1", httpx.URL(address).port or 0), timeout=10) as connection,
+    ):
+        connection.sendall(b"POST /v1/critiques HTTP/1.1\r\nhost: c\r\ncontent-length: 10\r\n\r\n{")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert b" 408 " in answer.splitlines()[0] and b"body_too_slow" in answer
+
+
 def test_a_body_at_the_limit_is_read(url: str) -> None:
     body = json.dumps(CORRECT).encode()
     answer = httpx.post(

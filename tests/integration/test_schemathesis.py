@@ -221,4 +221,5 @@ def test_schemathesis_finds_nothing_and_every_answer_is_that_of_the_state(
     timed = [exchange for exchange in valid if exchange.timed]
     assert {exchange.status for exchange in timed} <= expected.critiques | {200 if taken else 503, 504}
     rejected = {exchange.status for exchange in seen if not exchange.valid and exchange.operation == CRITIQUES}
-    assert {422, 405} & rejected <= REJECTED | expected.critiques | {504}
+    assert rejected <= REJECTED | expected.critiques | {504}
+    assert 422 in rejected or not taken

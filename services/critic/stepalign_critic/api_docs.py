@@ -57,6 +57,10 @@ _ERRORS: dict[int, tuple[str, list[tuple[str, str, str | None]]]] = {
         "With API keys: no accepted key was sent.",
         [("invalid_api_key", "send your API key as Authorization: Bearer <key>", None)],
     ),
+    408: (
+        "The body was not complete in time.",
+        [("body_too_slow", "the body was not complete after 20 s", None)],
+    ),
     413: ("The body is over the limit.", [("body_too_large", "the body is over the limit of 131072 bytes", None)]),
     422: (
         "This request will never be answered.",

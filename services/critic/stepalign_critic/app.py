@@ -43,6 +43,8 @@ class AppSettings:
     """Limits of the HTTP layer."""
 
     max_body_bytes: int = 128 * 1024
+    body_seconds: float = 20.0
+    """How long a client may take to send a body."""
     max_batch_items: int = 64
     retry_after_seconds: float = 1.0
     """What a 503 tells the client to wait."""
@@ -89,7 +91,7 @@ def create_app(service: CriticService, settings: AppSettings | None = None, metr
         _add_metrics(app, metrics)
     _add_error_handlers(app, settings)
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
     if settings.api_keys is not None:
         app.add_middleware(RequireApiKey, keys=settings.api_keys)
     app.add_middleware(RequestContext, metrics=metrics, paths=paths, lifecycle=service.lifecycle)

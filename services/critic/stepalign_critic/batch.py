@@ -124,7 +124,7 @@ def add_batch(app: FastAPI, critiques: Critiques, max_items: int) -> None:
     @app.post(
         "/v1/critiques/batch",
         response_model=CritiqueBatchResponse,
-        responses={200: BATCH, **errors(400, 401, 413, 422, 500, 503, never=_OF_ITEMS)},
+        responses={200: BATCH, **errors(400, 401, 408, 413, 422, 500, 503, never=_OF_ITEMS)},
     )
     async def batch_endpoint(body: Asked, request: Request, timeout_ms: TimeoutHeader = None) -> Response:
         if len(body.items) > max_items:

@@ -79,7 +79,7 @@ def add_critiques(app: FastAPI, critiques: Critiques) -> None:
     @app.post(
         "/v1/critiques",
         response_model=CritiqueResponse,
-        responses={200: CRITIQUE, **errors(400, 401, 413, 422, 429, 500, 502, 503, 504)},
+        responses={200: CRITIQUE, **errors(400, 401, 408, 413, 422, 429, 500, 502, 503, 504)},
     )
     async def critiques_endpoint(body: Asked, request: Request, timeout_ms: TimeoutHeader = None) -> Response:
         response, source = await until_hang_up(request.receive, critiques.answer(body, deadline_after(timeout_ms)))

@@ -79,11 +79,15 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Answers 413 to a body over ``max_bytes``, by its declared length or as soon as it has grown over the limit."""
+    """Answers 413 to a body over ``max_bytes``, by its declared length or as soon as it has grown over the limit.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    And 408 to one that is not there after ``seconds``: half a request would else keep the process from ending.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,7 +96,14 @@ class BodyLimit:
         declared = Headers(scope=scope).get("content-length", "0")
         body = None
         if not declared.isdecimal() or int(declared) <= self._max_bytes:
-            body = await self._read(receive)
+            try:
+                async with asyncio.timeout(self._seconds):
+                    body = await self._read(receive)
+            except TimeoutError:
+                said = f"the body was not complete after {self._seconds:g} s"
+                late = error_response(408, said, "body_too_slow", headers={"connection": "close"})
+                await late(scope, receive, send)
+                return
         if body is None:
             await self._refuse(scope, receive, send)
             return

@@ -112,7 +112,7 @@ def _exit_cleanly(_signal: int, _frame: FrameType | None) -> None:
     sys.exit(0)
 
 
-def _freeze() -> None:
+def freeze() -> None:
     """Leave the garbage collector less to do, which otherwise takes a fifth of the time of a request and stalls some.
 
     What the process has so far stays, so it need not be looked at; and a request makes some thousand objects, so by its
@@ -157,7 +157,7 @@ class _Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._url_file = url_file
         self._url = url
-        lifecycle.on_start = _freeze
+        lifecycle.on_start = freeze
         lifecycle.on_failure = self._end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

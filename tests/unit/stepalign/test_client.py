@@ -129,8 +129,9 @@ def test_retry_after_may_be_a_date() -> None:
     assert 18 <= world.pauses[0] <= 21
 
 
-def test_a_retry_after_that_is_neither_is_ignored() -> None:
-    world = World(refused(503, retry_after="soon"), ok())
+@pytest.mark.parametrize("value", ["soon", "Mon, 01 Jan 99999999999 00:00:00 GMT"])
+def test_a_retry_after_that_is_neither_is_ignored(value: str) -> None:
+    world = World(refused(503, retry_after=value), ok())
     world.critique()
     assert world.pauses == [0.75]
 

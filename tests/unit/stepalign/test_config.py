@@ -63,7 +63,7 @@ def test_paths_are_relative_to_the_file(toml: Path) -> None:
             "",
             ["--critic.vllm.engine_args", "trust_remote_code=true"],
             {},
-            "code that comes with a model is never run",
+            "no code is loaded by configuration",
         ),
         ("[critic.vllm]\nengine_args = {max_num_seqs = 3}\n", [], {}, "max_num_seqs: set critic.max_batch"),
     ],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from critic_answers import answer_of
 from critic_servers import GatedBackend
+from stepalign.config import CriticSection, VllmSection
 from stepalign.critique_store import StoreUnavailableError
 from stepalign.prompts import Prompt, load_prompt
 from stepalign.types import CriticIdentity, CritiqueMode, CritiqueRequest, CritiqueResponse
@@ -205,6 +207,12 @@ def test_whatever_shapes_an_answer_is_part_of_its_key(change: str, monkeypatch: 
     usual = key_of()
     assert key_of(REQUEST.model_copy()) == usual
     assert CHANGES[change](monkeypatch) != usual
+
+
+def test_arguments_of_the_engine_shape_answers() -> None:
+    usual = CriticSection(backend="vllm", path=Path("m"))
+    quantized = CriticSection(backend="vllm", path=Path("m"), vllm=VllmSection(engine_args={"quantization": "fp8"}))
+    assert usual.shaping() != quantized.shaping()
 
 
 def test_callers_with_other_api_keys_share_nothing() -> None:

@@ -49,8 +49,8 @@ def test_the_committed_document_is_what_the_service_gives() -> None:
 @pytest.mark.parametrize(
     ("path", "statuses"),
     [
-        ("/v1/critiques", "200 400 401 413 422 429 500 502 503 504"),
-        ("/v1/critiques/batch", "200 400 401 413 422 500 503"),
+        ("/v1/critiques", "200 400 401 408 413 422 429 500 502 503 504"),
+        ("/v1/critiques/batch", "200 400 401 408 413 422 500 503"),
         ("/v1/models", "200 401 500 503"),
         ("/health", "200 503"),
         ("/health/ready", "200 503"),

@@ -12,6 +12,7 @@ from stepalign.config import CriticSection
 from stepalign.plugins import CHECKERS, Checker, load_plugin
 from stepalign.prompts import Message
 from stepalign.types import CriticIdentity, FinishReason
+from stepalign_critic.backends.admission import Admission
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.errors import EngineError, UnsupportedRequestError
 
@@ -22,16 +23,20 @@ class ProgramBackend:
     name = "program"
     recovers = True
 
-    def __init__(self, model: str, checker: Checker, revision: str) -> None:
+    def __init__(
+        self, model: str, checker: Checker, revision: str, *, max_running: int = 32, max_waiting: int = 256
+    ) -> None:
         self._model = model
         self._checker = checker
         self._revision = revision
+        self._admission = Admission(max_running, max_waiting)
 
     @classmethod
     def from_config(cls, section: CriticSection) -> ProgramBackend:
         """Find ``critic.checker``. Raises ConfigError when no installed distribution has it."""
         checker = load_plugin(CHECKERS, "critic.checker", section.checker)
-        return cls(checker.name, checker.function, checker.revision)
+        bounds = {"max_running": section.max_batch, "max_waiting": section.max_queue}
+        return cls(checker.name, checker.function, checker.revision, **bounds)
 
     def identity(self, prompt_version: str) -> CriticIdentity:
         return CriticIdentity(
@@ -47,12 +52,14 @@ class ProgramBackend:
     async def generate(self, prompt: RenderedPrompt) -> Generation:
         """The checker's text. It reads the request, not the prompt, and no part of it is a token."""
         request = prompt.request
-        try:
-            text = await asyncio.to_thread(self._checker, request.question, request.split().tagged)
-        except ValueError as error:
-            raise UnsupportedRequestError(f"the checker {self._model!r} cannot handle this request: {error}") from None
-        except Exception as error:
-            raise EngineError(f"the checker {self._model!r} failed: {type(error).__name__}: {error}") from error
+        async with self._admission.place():
+            try:
+                text = await asyncio.to_thread(self._checker, request.question, request.split().tagged)
+            except ValueError as error:
+                said = f"the checker {self._model!r} cannot handle this request: {error}"
+                raise UnsupportedRequestError(said) from None
+            except Exception as error:
+                raise EngineError(f"the checker {self._model!r} failed: {type(error).__name__}: {error}") from error
         return Generation(text=text, finish_reason=FinishReason.STOP, prompt_tokens=0, completion_tokens=0)
 
     def expected_wait_seconds(self) -> None:

@@ -1,4 +1,4 @@
-"""The revision of a model folder's weights: what they are, not where they came from."""
+"""The revision of a model folder: what it holds, not where it came from."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from pathlib import Path
 from stepalign.errors import ConfigError
 
 _CHUNK_BYTES = 2**20
+# Configuration, tokenizer and chat template shape an answer as the weights do.
+_SHAPING = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 
 
 def weights_revision(folder: Path) -> str:
-    """First 16 hex digits of the SHA-256 over the folder's safetensors files, in the order of their names.
+    """First 16 hex digits of the SHA-256 over the folder's safetensors files and what goes with them, by name.
 
     Raises ConfigError when there are none: other weight formats are refused, they can carry code.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    files = sorted({path for pattern in _SHAPING for path in folder.glob(pattern)})
+    if not any(path.suffix == ".safetensors" for path in files):
         raise ConfigError(f"critic.path is {folder}; there must be at least one .safetensors file in that folder")
     digest = hashlib.sha256()
     for path in files:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
