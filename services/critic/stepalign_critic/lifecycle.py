@@ -58,7 +58,9 @@ class Lifecycle:
         if self.state is State.LOADING:
             self.state = State.READY
         _log.info("backend started", backend=self._backend.name, state=self.state)
-        while self._backend.recovers or self._backend.healthy():
+        if self._backend.recovers:
+            return
+        while self._backend.healthy():
             await asyncio.sleep(_LOOK_SECONDS)
         self._fail("backend died", BackendDiedError(f"the backend {self._backend.name} has stopped working for good"))
 

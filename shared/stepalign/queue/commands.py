@@ -57,7 +57,7 @@ def drain(
     in_use = f"a trainer works on {settings.run_dir}: end it before its queue is drained"
     with lock_file(settings.run_dir / TRAINER_LOCK, in_use):
         drained, buried = _with_queue(settings, lambda opened: _drain(opened, settings.run_dir))
-    print(f"{drained} rollouts skipped as drained" + (f", {buried} undecodable ones buried" if buried else ""))
+    print(f"{drained} rollouts skipped as drained" + (f"; buried, as they do not decode: {buried}" if buried else ""))
 
 
 @dlq.command("list", context_settings=_OVERRIDES)

@@ -68,10 +68,10 @@ class RedisConnection:
         return await self._persist(lambda: execute(*parts))
 
     async def command_synced(self, *parts: Argument) -> Any:
-        """A command whose effect a power cut spares once it has returned.
+        """A command whose effect a power cut spares once it has returned: the server syncs its append-only file.
 
-        The server is asked to sync its append-only file. One without such a file, or older than Redis 7.2, cannot: then
-        as much is safe as its settings say.
+        One that cannot, without such a file or older than Redis 7.2, or that takes too long, is warned about: then as
+        much is safe as its settings say.
         """
 
         async def both() -> Any:
@@ -79,9 +79,11 @@ class RedisConnection:
             # In one pipeline: the server waits for what this connection has written.
             pipeline.execute_command(*parts)
             pipeline.execute_command("WAITAOF", 1, 0, _SYNC_MILLISECONDS)
-            result, _ = await pipeline.execute(raise_on_error=False)
+            result, synced = await pipeline.execute(raise_on_error=False)
             if isinstance(result, RedisError):
                 raise result
+            if isinstance(synced, RedisError) or not synced[0]:
+                _log.warning("the server has not synced its append-only file", command=parts[0], reply=str(synced))
             return result
 
         return await self._persist(both)

@@ -467,7 +467,7 @@ def test_dead_letters_are_listed_put_back_and_what_is_left_is_drained(
     with redis.Redis.from_url(redis_server) as stranger:
         stranger.xadd(run_key("letters", "rollouts"), {"rollout": "{"})
         stranger.hincrby(run_key("letters", "ledger"), "published", 1)
-    said = "3 rollouts skipped as drained, 1 undecodable ones buried\n"
+    said = "3 rollouts skipped as drained; buried, as they do not decode: 1\n"
     assert command("drain", str(config), "--yes") == (0, said)
     report = json.loads(command("status", str(config), "--json")[1])
     assert (report["length"], report["dead"], report["skipped"], report["balanced"]) == (0, 2, {"drained": 3}, True)

@@ -35,8 +35,13 @@ class ProgramBackend:
     def from_config(cls, section: CriticSection) -> ProgramBackend:
         """Find ``critic.checker``. Raises ConfigError when no installed distribution has it."""
         checker = load_plugin(CHECKERS, "critic.checker", section.checker)
-        bounds = {"max_running": section.max_batch, "max_waiting": section.max_queue}
-        return cls(checker.name, checker.function, checker.revision, **bounds)
+        return cls(
+            checker.name,
+            checker.function,
+            checker.revision,
+            max_running=section.max_batch,
+            max_waiting=section.max_queue,
+        )
 
     def identity(self, prompt_version: str) -> CriticIdentity:
         return CriticIdentity(
