@@ -160,7 +160,7 @@ class CritiqueFailure(Wire):
 
 
 class CriticIdentity(Wire):
-    """What made a critique: model name, revision of its weights, prompt set, backend."""
+    """What made a critique: model name, revision of its weights and of what lies beside them, prompt set, backend."""
 
     model: str
     weights_revision: str
