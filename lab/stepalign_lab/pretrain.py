@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from stepalign.content_tokens import content_token_ids
 from stepalign.prompts import render_token_ids
 from stepalign_lab.documents import Document
 from stepalign_lab.tokenizer import Tokenizer
@@ -44,7 +45,7 @@ def collate(documents: list[Document], tokenizer: Tokenizer) -> tuple[torch.Tens
     pairs = [
         (
             render_token_ids(tokenizer, messages),
-            [*tokenizer(response, add_special_tokens=False, split_special_tokens=True)["input_ids"], eos],
+            [*content_token_ids(tokenizer, response), eos],
         )
         for messages, response in documents
     ]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from stepalign.config import Config
+from stepalign.content_tokens import content_token_ids
 from stepalign.policy_store import Canary
 from stepalign.problems import load_problems
 from stepalign.prompts import load_prompt, render_token_ids
@@ -24,7 +25,7 @@ def canary_sequence(config: Config, tokenizer: Any) -> tuple[list[int], list[int
     messages = load_prompt(config.model.prompts, "student").fill(question=problem.question)
     prompt = render_token_ids(tokenizer, messages, **config.model.chat_template_options)
     solution = problem.reference_solution or problem.answer
-    completion = tokenizer.encode(solution, add_special_tokens=False, split_special_tokens=True)
+    completion = content_token_ids(tokenizer, solution)
     return prompt, completion[:_MOST_TOKENS]
 
 

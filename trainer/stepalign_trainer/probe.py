@@ -22,6 +22,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from stepalign.config import ArmSection, Config
+from stepalign.content_tokens import content_token_ids
 from stepalign.errors import ConfigError, GraderError, PromptTooLongError
 from stepalign.logging import get_logger
 from stepalign.plugins import Checker, Grader
@@ -247,11 +248,10 @@ class Probe:
         """
         if subject.critique is None:
             return None
-        encoded = self.learner.tokenizer(subject.critique.text, add_special_tokens=False, split_special_tokens=True)
         rollout = subject.rollout
         stopped = rollout.finish_reason is FinishReason.STOP
         eos = rollout.completion_token_ids[-1] if stopped else self.generator.eos_ids[0]
-        token_ids = [*encoded["input_ids"], eos]
+        token_ids = [*content_token_ids(self.learner.tokenizer, subject.critique.text), eos]
         return token_ids if len(token_ids) <= self.config.evaluation.max_new_tokens else None
 
     def _teacher_samples(self, subjects: Sequence[Subject], prompts: Sequence[list[int]]) -> list[list[GradedSample]]:

@@ -5,8 +5,8 @@ messages, each opened by a line ``[system]``, ``[user]`` or ``[assistant]``, wit
 name is the prompt version on the wire; a released set is never edited, a new wording is a new folder.
 
 Placeholders are replaced in one pass, so a value that itself looks like a placeholder stays as it is. Values come from
-models and from strangers: :func:`render_token_ids` tokenizes message contents with special tokens disabled, so that no
-text can open a chat turn or inject a control token; only the chat template's own scaffolding may hold them.
+models and from strangers: :func:`render_token_ids` tokenizes message contents without the tokenizer's added tokens, so
+that no text can open a chat turn or inject a control token; only the chat template's own scaffolding may hold them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Protocol
 
+from stepalign.content_tokens import ContentTokenizer, content_token_ids
 from stepalign.errors import PromptError
 
 _ROLE = re.compile(r"^\[(system|user|assistant)\]$", re.MULTILINE)
@@ -27,12 +28,10 @@ _SLOT_PATTERN = re.compile("\ue000([0-9]+)\ue001")
 Message = dict[str, str]
 
 
-class ChatTokenizer(Protocol):
+class ChatTokenizer(ContentTokenizer, Protocol):
     """What is used of a transformers tokenizer."""
 
     def apply_chat_template(self, conversation: list[Message], **kwargs: Any) -> Any: ...
-
-    def __call__(self, text: str, **kwargs: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,10 @@ def prompt_sets() -> list[str]:
 
 
 def render_token_ids(tokenizer: ChatTokenizer, messages: list[Message], **template_options: Any) -> list[int]:
-    """Messages → token ids through the tokenizer's chat template, contents with special tokens disabled.
+    """Messages → token ids through the tokenizer's chat template, no content giving an added token.
 
-    Raises PromptError when the chat template drops or repeats a message's content.
+    Raises PromptError when the chat template drops or repeats a message's content and when
+    :func:`~stepalign.content_tokens.content_token_ids` does.
     """
     slots = [{"role": m["role"], "content": _SLOT.format(i)} for i, m in enumerate(messages)]
     scaffold: str = tokenizer.apply_chat_template(slots, tokenize=False, add_generation_prompt=True, **template_options)
@@ -94,8 +94,8 @@ def render_token_ids(tokenizer: ChatTokenizer, messages: list[Message], **templa
         raise PromptError("the chat template must write every message exactly once and in order")
     token_ids: list[int] = []
     for i, part in enumerate(parts):
-        text = messages[int(part)]["content"] if i % 2 else part
-        if text:
-            encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=bool(i % 2))
-            token_ids.extend(encoded["input_ids"])
+        if i % 2:
+            token_ids += content_token_ids(tokenizer, messages[int(part)]["content"])
+        elif part:
+            token_ids += tokenizer(part, add_special_tokens=False)["input_ids"]
     return token_ids

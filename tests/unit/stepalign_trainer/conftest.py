@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from critic_answers import answer_of
 from stepalign.alignment import validate_critique
 from stepalign.config import Config, load_config
+from stepalign.content_tokens import content_token_ids
 from stepalign.errors import CriticRequestError
 from stepalign.plugins import Checker
 from stepalign.policy_store import MemoryPolicyStore, PolicyVersion
@@ -124,7 +125,7 @@ def rollout_of(tokenizer: Any, make_rollout: Callable[..., Rollout]) -> Callable
 
     def make(attempt: str, finish: str = "stop", **overrides: Any) -> Rollout:
         text = ATTEMPTS.get(attempt, attempt)
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = content_token_ids(tokenizer, text)
         problem = OTHER_PROBLEM if attempt.startswith("other") else PROBLEM
         question = f"<bos><user>question : {problem.question}<assistant>"
         prompt = tokenizer(question, add_special_tokens=False)["input_ids"]
