@@ -255,6 +255,8 @@ class CriticSection(Section):
     """Port of ``/metrics`` when there are API keys; without them it is on ``port``. 0 takes a free one."""
     drain_grace_seconds: Annotated[float, Field(ge=0)] = 0.0
     """How long requests are still served after SIGTERM, while readiness says 503 and load balancers look away."""
+    finish_seconds: Annotated[float, Field(ge=0)] = 120.0
+    """How long what is being answered after the grace may take to be finished; new requests are refused meanwhile."""
     api_key_file: Path | None = None
     """A file that holds the API key which the trainer sends."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 128 * 1024

@@ -11,6 +11,7 @@ import shlex
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 from pydantic import BaseModel
 from redis import Redis
 
+from critic_servers import metric, wait_until
 from observed_runs import Bench, Evaluated, Served, Trained, exact_critic
 from stepalign.config import Config, QueueSection
 from stepalign.errors import ConfigError, CriticError, CriticUnavailableError, ProblemFileError, QueueUnavailableError
@@ -141,6 +143,9 @@ EFFECTS: dict[str, Shows | Refused] = {
     "critic.metrics_host": Shows("critic metrics", "--critic.metrics_host 127.0.0.2", KEYED),
     "critic.metrics_port": Shows("critic metrics", "--critic.metrics_port 0", KEYED),
     "critic.drain_grace_seconds": Shows("critic while draining", "--critic.drain_grace_seconds 60"),
+    "critic.finish_seconds": Shows(
+        "critic while it ends", "--critic.finish_seconds 0", f"{MODEL_CRITIC} --critic.batch_wait_ms 900"
+    ),
     "critic.max_body_bytes": Shows("critic at a long attempt", "--critic.max_body_bytes 1024"),
     "critic.max_batch_items": Shows("critic at two items", "--critic.max_batch_items 1"),
     "critic.cache_entries": Shows("critic asked twice", "--critic.cache_entries 0"),
@@ -430,6 +435,15 @@ def ask_while_draining(critic: Served) -> bool:
         return False
 
 
+def ask_and_end(critic: Served) -> int:
+    """The status of a request that is not answered yet when the critic is told to end."""
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(ask, critic)
+        wait_until(lambda: metric(critic.url, "stepalign_critic_in_flight") == 1)
+        critic.server.handle_exit(15, None)
+        return asked.result()["status"]
+
+
 def ask_four(critic: Served) -> tuple[list[int], list[int]]:
     """Statuses of four requests that come shortly after one another, and the batches they were generated in."""
 
@@ -490,6 +504,7 @@ OBSERVATIONS: dict[str, Observe] = {
     "critic weights": while_served(lambda critic: critic.dtype),
     "critic port": while_served(lambda critic: critic.port),
     "critic while draining": while_served(ask_while_draining),
+    "critic while it ends": while_served(ask_and_end),
     "critic at a long attempt": while_served(lambda critic: ask(critic, attempt="x" * 2000)),
     "critic asked twice": while_served(ask_twice),
     "critic asked by two": asked_by_two,

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
+from critic_processes import critic_command, critic_process, ended_with_0, write_config
 
 from critic_servers import (
     ANSWER,
@@ -44,25 +41,6 @@ from stepalign_critic.backends.base import Backend
 from stepalign_critic.service import CriticService
 
 pytestmark = pytest.mark.slow
-
-COMMAND = """
-import typer
-from stepalign_critic.commands import critic
-app = typer.Typer(pretty_exceptions_enable=False)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(critic)
-app()
-"""
-SLOW_COMMAND = f"""
-import time
-import stepalign_critic.server as server
-from stepalign_critic.backends.program import ProgramBackend
-from stepalign_lab.checker import exact_critique
-def slow(question, attempt):
-    time.sleep(0.7)
-    return exact_critique(question, attempt)
-server.create_backend = lambda section: ProgramBackend("slow", slow, "r")
-{COMMAND}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -320,67 +298,6 @@ def test_a_prompt_over_its_budget_and_a_bug_are_told_apart(gated: tuple[str, Gat
         assert metric(url, f'stepalign_critic_requests_total{{path="/v1/critiques",status="{status}"}}') == 1
 
 
-def write_config(folder: Path, **critic: Any) -> Path:
-    values = {"backend": "program", "checker": "lab", "prompts": "lab-v1", "port": 0, **critic}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-    path = folder / "critic.toml"
-    path.write_text(
-        f'[run]\nname = "test"\ndir = {json.dumps(str(folder / "runs"))}\n'
-        '[model]\npath = "model"\n[data]\ntrain = "train.jsonl"\n[critic]\n' + "\n".join(lines)
-    )
-    return path
-
-
-def critic_command(config: Path, *options: str, code: str = COMMAND) -> list[str]:
-    return [sys.executable, "-c", code, str(config), *options]
-
-
-@contextmanager
-def critic_process(config: Path, code: str = COMMAND) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command as a process of its own that listens, and its address. It does not outlive the test."""
-    url_file = config.parent / "runs" / "test" / "critic.url"
-    process = subprocess.Popen(critic_command(config, code=code), stderr=subprocess.PIPE, text=True)
-    try:
-        wait_until(lambda: url_file.exists() or process.poll() is not None)
-        yield process, url_file.read_text().replace("0.0.0.0", "127.0.0.1")
-    finally:
-        process.kill()
-
-
-def ended_with_0(process: subprocess.Popen[str], config: Path) -> str:
-    """What the process logged, once it has ended as it should."""
-    _, log = process.communicate(timeout=10)
-    assert process.returncode == 0, log
-    assert not (config.parent / "runs" / "test" / "critic.url").exists()
-    return log
-
-
-def test_the_command_announces_its_address_serves_and_ends_with_0(tmp_path: Path) -> None:
-    config = write_config(tmp_path)
-    with critic_process(config) as (process, url):
-        response = ask(url, CritiqueRequest(**CORRECT))
-        assert response.critique is not None
-        process.send_signal(signal.SIGTERM)
-        log = ended_with_0(process, config)
-    lines = [json.loads(line) for line in log.splitlines()]
-    assert any("loopback only" in line["event"] for line in lines)
-    (line,) = [line for line in lines if line["event"] == "critique"]
-    assert (line["critique_id"], line["outcome"], line["process"]) == (response.id, "correct", "critic")
-    assert line["request_id"].startswith("req_")
-
-
-def test_a_request_that_is_being_answered_when_the_signal_comes_is_finished(tmp_path: Path) -> None:
-    config = write_config(tmp_path)
-    with critic_process(config, SLOW_COMMAND) as (process, url):
-        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
-        with ThreadPoolExecutor() as threads:
-            running = threads.submit(httpx.post, f"{url}/v1/critiques", json=CORRECT)
-            wait_until(lambda: metric(url, "stepalign_critic_in_flight") == 1)
-            process.send_signal(signal.SIGTERM)
-            assert running.result(10).json()["critique"]["verdict"] == "correct"
-        ended_with_0(process, config)
-
-
 @pytest.mark.parametrize(
     ("host", "allowed"),
     [
@@ -479,29 +396,6 @@ def test_the_client_sends_its_key(guarded: str) -> None:
         assert (refused.value.status, refused.value.code) == (401, "invalid_api_key")
 
 
-def test_the_command_serves_a_public_host_with_keys_and_drains_before_it_ends(tmp_path: Path) -> None:
-    """From SIGTERM on: not ready, serving for the grace, then gone, with exit code 0."""
-    keys = tmp_path / "keys"
-    keys.write_text("# team a\nsk-a\n\nsk-b\n")
-    grace = 1.5
-    config = write_config(tmp_path, host="0.0.0.0", api_keys_file=str(keys), drain_grace_seconds=grace, metrics_port=0)
-    with critic_process(config) as (process, url):
-        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
-        assert httpx.post(f"{url}/v1/critiques", json=CORRECT).status_code == 401
-        signalled = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
-        served = 0
-        while process.poll() is None and time.monotonic() < signalled + 0.8 * grace:
-            answer = httpx.post(f"{url}/v1/critiques", json=CORRECT, headers={"authorization": "Bearer sk-b"})
-            assert answer.status_code == 200
-            served += 1
-        log = ended_with_0(process, config)
-        lasted = time.monotonic() - signalled
-    assert served > 0 and lasted >= grace
-    assert "sk-a" not in log and "sk-b" not in log
-
-
 def test_with_keys_metrics_have_a_port_of_their_own_without_a_key(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("sk-a\n")
@@ -532,59 +426,12 @@ def test_a_metrics_port_that_is_taken_is_refused(tmp_path: Path) -> None:
     assert "ConfigError: cannot listen on critic.metrics_host:metrics_port 127.0.0.1:" in done.stderr
 
 
-def test_a_critic_that_is_still_loading_ends_at_once(tmp_path: Path) -> None:
-    """The thread that loads a model cannot be interrupted; the process leaves it."""
-    loading = SLOW_COMMAND.replace(
-        "server.create_backend",
-        "ProgramBackend.start = lambda self: asyncio.to_thread(time.sleep, 60)\nserver.create_backend",
-    ).replace("import time", "import asyncio, time")
-    config = write_config(tmp_path, drain_grace_seconds=600)
-    with critic_process(config, loading) as (process, url):
-        answer = httpx.get(f"{url}/health/ready")
-        assert (answer.status_code, error_of(answer)["code"]) == (503, "loading")
-        process.send_signal(signal.SIGTERM)
-        ended_with_0(process, config)
-
-
-def test_a_critic_whose_backend_has_died_ends_as_one_that_may_be_started_again(tmp_path: Path) -> None:
-    dead = tmp_path / "dead"
-    dying = f"""
-import sys
-from pathlib import Path
-from stepalign.cli import main
-from stepalign_critic.backends.program import ProgramBackend
-ProgramBackend.recovers = False
-ProgramBackend.healthy = lambda self: not Path({str(dead)!r}).exists()
-sys.argv.insert(1, "critic")
-main()
-"""
-    config = write_config(tmp_path)
-    with critic_process(config, dying) as (process, url):
-        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
-        dead.touch()
-        _, log = process.communicate(timeout=15)
-    assert process.returncode == os.EX_TEMPFAIL
-    assert log.splitlines()[-1] == "stepalign: the backend program has stopped working for good"
-    assert not (tmp_path / "runs" / "test" / "critic.url").exists()
-
-
 def test_the_listening_socket_sends_small_packets_at_once() -> None:
     """What it accepts inherits the option; asyncio does not set it on a socket that it was given."""
     with server._bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
         accepted, _ = listening.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-
-
-def test_a_second_signal_ends_the_drain(tmp_path: Path) -> None:
-    config = write_config(tmp_path, drain_grace_seconds=600)
-    with critic_process(config) as (process, url):
-        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
-        process.send_signal(signal.SIGTERM)
-        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
-        assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        ended_with_0(process, config)
 
 
 @pytest.mark.parametrize("content", [None, "", "# only a comment\n", "sk one\n", "sk-\u00e9\n"])

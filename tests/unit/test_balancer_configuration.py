@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from stepalign.config import load_config
+from stepalign_critic.server import _UNREAD_ANSWER_SECONDS
 
 ROOT = Path(__file__).parents[2]
 HAPROXY = (ROOT / "services" / "lb" / "haproxy.cfg").read_text(encoding="utf-8")
@@ -46,6 +49,15 @@ def test_the_balancer_looks_away_within_the_drain_and_stops_within_its_grace() -
     slowest = int(interval) + int(fast) / 1000 + 2 * seconds("timeout check")
     assert slowest < int(drain)
     assert seconds("hard-stop-after") < 60
+
+
+@pytest.mark.parametrize(("shipped", "index"), [("lab.toml", 0), ("paper.toml", 1)])
+def test_a_critic_may_finish_what_it_has_before_compose_kills_it(shipped: str, index: int) -> None:
+    (drain,) = re.findall(r"\$\{DRAIN_GRACE_SECONDS:-(\d+)\}", COMPOSE)
+    grace = re.findall(r"stop_grace_period: \$\{STOP_GRACE:-(\d+)s\}", COMPOSE)
+    assert len(grace) == 2
+    finish = load_config(ROOT / "configs" / shipped, [], {}).critic.finish_seconds
+    assert int(drain) + finish + _UNREAD_ANSWER_SECONDS < int(grace[index])
 
 
 def test_a_request_is_tried_for_longer_than_a_new_replica_counts_as_up() -> None:

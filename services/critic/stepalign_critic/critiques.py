@@ -54,7 +54,8 @@ class Critiques:
         if self._limiter is not None:
             self._limiter.take(caller())
         with self._metrics.in_flight.track_inprogress(), self._metrics.seconds.time():
-            response, source = await within(deadline, lambda: self._find_or_make(request, deadline))
+            async with self.lifecycle.answering():
+                response, source = await within(deadline, lambda: self._find_or_make(request, deadline))
         if source is not Source.MISS:
             response = response.model_copy(update={"id": new_id()})
         self._metrics.count_critique(response, source)

@@ -1,14 +1,16 @@
 """Whether this process takes requests: loading → ready → draining → stopping, or failed if the backend did not start or
 has died.
 
-Draining still serves: only readiness says no, so that load balancers send their requests elsewhere.
+Draining still serves: only readiness says no, so that load balancers send their requests elsewhere. Stopping refuses
+what is new and finishes what it has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 
 from stepalign.logging import get_logger
@@ -16,6 +18,7 @@ from stepalign_critic.backends.base import Backend
 from stepalign_critic.errors import BackendDiedError, NotReadyError
 
 _LOOK_SECONDS = 1.0
+_GIVE_UP_SECONDS = 5.0
 
 _log = get_logger(__name__)
 
@@ -38,6 +41,8 @@ class Lifecycle:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._working: asyncio.Task[None] | None = None
+        self._answering: set[asyncio.Timeout] = set()
+        self._idle = asyncio.Event()
         self.state = State.LOADING
         self.failure: Exception | None = None
         self.ready_since: float | None = None
@@ -79,6 +84,45 @@ class Lifecycle:
         """Refuse new requests from now on; those that are being answered are finished."""
         if self.state is not State.FAILED:
             self.state = State.STOPPING
+
+    @asynccontextmanager
+    async def answering(self) -> AsyncIterator[None]:
+        """Around the making of one answer. Raises NotReadyError when the process ends before there is one."""
+        limit = asyncio.timeout(None)
+        self._answering.add(limit)
+        self._idle.clear()
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if limit.expired():
+                said = "the critic is stopping and has given this request up; send it again, to another one"
+                raise NotReadyError(said, State.STOPPING.value) from None
+            raise
+        finally:
+            self._answering.discard(limit)
+            if not self._answering:
+                self._idle.set()
+
+    async def finish(self, seconds: float) -> None:
+        """Stop, wait until what is being answered is, and give up what is not after ``seconds``."""
+        self.stop()
+        await self._until_idle(seconds)
+        self.give_up()
+        await self._until_idle(_GIVE_UP_SECONDS)
+
+    def give_up(self) -> None:
+        """Answer nothing more of what is being answered."""
+        if self._answering:
+            _log.warning("requests are given up", count=len(self._answering))
+        for limit in self._answering:
+            limit.reschedule(asyncio.get_running_loop().time())
+
+    async def _until_idle(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._answering:
+                    await self._idle.wait()
 
     async def end(self) -> None:
         """Stop, and release the backend."""

@@ -1,7 +1,8 @@
 """The critic process: bind, write the address where the supervisor looks for it, serve until SIGTERM, exit with 0.
 
 SIGTERM drains: readiness turns 503 at once, requests are served for ``critic.drain_grace_seconds`` more, so that load
-balancers look away before anything is refused; then what is being answered is finished. A second signal ends the wait.
+balancers look away before anything is refused. Then new requests are refused with 503 while those that are being
+answered are finished, for ``critic.finish_seconds`` at most. A second signal ends the grace, a third gives them up.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from stepalign_critic.service import CriticService
 URL_FILE = "critic.url"
 
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
+_UNREAD_ANSWER_SECONDS = 10
+"""How long a client may take to read an answer when the process is about to end."""
 
 _log = get_logger(__name__)
 
@@ -67,7 +70,7 @@ def serve(config: Config, backend: Backend | None = None) -> None:
     )
     metrics = Metrics(service.engine_registry())
     app = create_app(service, settings, metrics)
-    server = _Server(app, service.lifecycle, config.critic.drain_grace_seconds, url_file, _url(listening))
+    server = _Server(app, service.lifecycle, config.critic, url_file, _url(listening))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_cleanly)
     try:
@@ -150,15 +153,20 @@ def write_atomically(path: Path, text: str) -> None:
 class _Server(uvicorn.Server):
     """uvicorn that drains on the first signal, ends with a backend that cannot start or dies, announces its address."""
 
-    def __init__(self, app: FastAPI, lifecycle: Lifecycle, drain_grace: float, url_file: Path, url: str) -> None:
-        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
+    def __init__(self, app: FastAPI, lifecycle: Lifecycle, section: CriticSection, url_file: Path, url: str) -> None:
+        unread = _UNREAD_ANSWER_SECONDS
+        super().__init__(
+            uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=unread)
+        )
         self._lifecycle = lifecycle
-        self._drain_grace = drain_grace
+        self._drain_grace = section.drain_grace_seconds
+        self._finish_seconds = section.finish_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._finishing: asyncio.Task[None] | None = None
         self._url_file = url_file
         self._url = url
         lifecycle.on_start = freeze
-        lifecycle.on_failure = self._end
+        lifecycle.on_failure = self._finish
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -174,13 +182,21 @@ class _Server(uvicorn.Server):
             os._exit(0)
         first = not self._lifecycle.leaving
         serving = self._lifecycle.drain()
-        if first and serving and self._drain_grace > 0 and self._loop is not None:
-            _log.info("draining", seconds=self._drain_grace)
-            self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_grace, self._end)
-        else:
-            self._lifecycle.stop()
+        if self._loop is None:
             super().handle_exit(sig, frame)
+        elif self._finishing is not None:
+            self._loop.call_soon_threadsafe(self._lifecycle.give_up)
+        elif first and serving and self._drain_grace > 0:
+            _log.info("draining", seconds=self._drain_grace)
+            self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_grace, self._finish)
+        else:
+            self._loop.call_soon_threadsafe(self._finish)
 
-    def _end(self) -> None:
-        self._lifecycle.stop()
+    def _finish(self) -> None:
+        if self._finishing is None:
+            self._finishing = asyncio.create_task(self._finish_and_exit())
+
+    async def _finish_and_exit(self) -> None:
+        # The port stays open meanwhile: a request that still comes is told to go elsewhere.
+        await self._lifecycle.finish(self._finish_seconds)
         self.should_exit = True
