@@ -19,7 +19,7 @@ from stepalign.prompts import Message
 from stepalign.types import CriticIdentity, CritiqueRequest, CritiqueResponse, FinishReason
 from stepalign_critic.app import AppSettings, create_app
 from stepalign_critic.backends.base import Generation, RenderedPrompt
-from stepalign_critic.batching import MicroBatcher
+from stepalign_critic.batching import MicroBatcher, Wanted
 from stepalign_critic.errors import EngineError
 from stepalign_critic.service import CriticService
 from stepalign_lab.checker import exact_critique
@@ -44,7 +44,7 @@ class GatedBackend:
         self.attempts: list[str] = []
         self._batcher = MicroBatcher[str, str](self._copy, max_batch=1, max_queue=1, wait_seconds=0)
 
-    def _copy(self, attempts: list[str]) -> list[str]:
+    def _copy(self, attempts: list[str], wanted: Wanted) -> list[str]:
         self.attempts += attempts
         assert self.gate.wait(self._patience_seconds)
         return [exact_critique(QUESTION, attempt) for attempt in attempts]

@@ -425,9 +425,9 @@ class Served:
             self.dtype = loaded.model.dtype
             return loaded
 
-        def watched_complete(backend: Any, prompts: list[list[int]]) -> list[list[int]]:
+        def watched_complete(backend: Any, prompts: list[list[int]], wanted: Any) -> list[list[int]]:
             self.batches.append(len(prompts))
-            return complete(backend, prompts)
+            return complete(backend, prompts, wanted)
 
         patch.setattr(critic_models, "_load", watched_load)
         patch.setattr(critic_models.TransformersBackend, "_complete", watched_complete)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from stepalign.errors import ConfigError, PromptTooLongError
 from stepalign.types import CritiqueRequest, FinishReason
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
+from stepalign_critic.backends.transformers import TransformersBackend
 from stepalign_critic.errors import NotReadyError, SaturatedError
 from stepalign_critic.service import CriticService
 
@@ -157,10 +159,44 @@ def test_the_identity_is_stable_and_names_what_made_the_critique(kind: Kind) -> 
 def test_a_started_backend_is_healthy_and_may_be_stopped_twice(kind: Kind) -> None:
     async def act(backend: Backend) -> None:
         assert backend.healthy()
-        assert backend.expected_wait_seconds() is None
         await backend.stop()
 
     started(kind.section(), act)
+
+
+def test_the_expected_wait_is_measured_and_grows_with_what_waits(kind: Kind) -> None:
+    async def act(backend: Backend) -> tuple[float | None, float | None, float | None, float | None]:
+        before = backend.expected_wait_seconds()
+        await backend.generate(render(backend, REQUESTS[0]))
+        idle = backend.expected_wait_seconds()
+        busy: list[float | None] = []
+        prompt = render(backend, REQUESTS[0])
+        answers: list[asyncio.Task[Generation]] = []
+        for _ in range(2):
+            answers += [asyncio.create_task(backend.generate(prompt)) for _ in range(2)]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            busy.append(backend.expected_wait_seconds())
+        await asyncio.gather(*answers)
+        return before, idle, *busy
+
+    before, idle, some, more = started(kind.section(max_batch=1, batch_wait_ms=0), act)
+    assert (before, idle) == (None, 0.0)
+    assert some is not None and more is not None and 0 < some < more
+
+
+def test_a_cancelled_generation_makes_room_for_the_next(kind: Kind) -> None:
+    async def act(backend: Backend) -> Generation:
+        prompt = render(backend, REQUESTS[0])
+        dropped = [asyncio.create_task(backend.generate(prompt)) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        for task in dropped:
+            task.cancel()
+        assert await asyncio.gather(*dropped, return_exceptions=True)
+        return await backend.generate(prompt)
+
+    section = kind.section(max_batch=1, max_queue=1, batch_wait_ms=0)
+    assert started(section, act) == started(section, lambda backend: one_by_one(backend, REQUESTS[:1]))[0]
 
 
 def test_a_backend_that_was_not_started_may_be_stopped(kind: Kind) -> None:
@@ -170,6 +206,34 @@ def test_a_backend_that_was_not_started_may_be_stopped(kind: Kind) -> None:
 def test_an_unknown_checker_is_refused_and_the_installed_ones_named() -> None:
     with pytest.raises(ConfigError, match=r"'nobody'.*installed are .*'lab'"):
         create_backend(CriticSection(backend="program", checker="nobody"))
+
+
+def test_a_sequence_ends_when_nobody_waits_for_it_any_more(language_model: Kind) -> None:
+    """Two are generated together; the model writes slowly, and is watched."""
+    section = language_model.section(max_new_tokens=150, max_batch=2, batch_wait_ms=50)
+    forwards: list[float] = []
+
+    def slowly(*_: Any) -> None:
+        forwards.append(time.monotonic())
+        time.sleep(0.01)
+
+    async def act(backend: Backend) -> tuple[int, int]:
+        assert isinstance(backend, TransformersBackend)
+        backend._ready.model.register_forward_hook(slowly)
+        tasks = [asyncio.create_task(backend.generate(render(backend, request))) for request in REQUESTS[:2]]
+        while len(forwards) < 5:
+            await asyncio.sleep(0.001)
+        tasks[0].cancel()
+        await asyncio.sleep(0.1)
+        going_on = len(forwards)
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await backend.stop()
+        return going_on, len(forwards)
+
+    going_on, at_the_end = started(section, act)
+    assert going_on > 7, "the other one is still waited for"
+    assert at_the_end <= going_on + 3
 
 
 def test_a_generation_over_its_budget_ends_by_length(language_model: Kind) -> None:

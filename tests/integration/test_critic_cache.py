@@ -12,7 +12,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from critic_servers import CORRECT, GatedBackend, error_of, metric, serving, wait_until
+from critic_servers import CORRECT, GatedBackend, HeldBackend, error_of, metric, serving, wait_until
 from stepalign.client import CriticClient
 from stepalign.config import CriticSection
 from stepalign.critique_store import CritiqueStore
@@ -85,6 +85,27 @@ def test_replicas_share_answers_through_a_redis_and_a_restart(cache_server: str)
         assert {**first.json(), "id": ""} == {**second.json(), "id": ""}
     with serving(lab_service(), settings()) as restarted:
         assert source(ask(ready(restarted))) == "shared"
+
+
+@pytest.mark.redis
+def test_a_shared_answer_comes_in_time_however_long_the_wait_for_a_new_one(cache_server: str) -> None:
+    def settings() -> AppSettings:
+        return AppSettings(cache=CritiqueCache(8, CritiqueStore(cache_server, 60), {"test": "deadline"}))
+
+    soon = {"x-request-timeout-ms": "5000"}
+    first, second = HeldBackend(), HeldBackend()
+    first.let_pass(CORRECT["attempt"])
+    second.wait = 3600.0
+    with serving(CriticService(first, "lab-v1"), settings()) as url:
+        assert source(ask(ready(url))) == "miss"
+    with serving(CriticService(second, "lab-v1"), settings()) as url:
+        ready(url)
+        for expected in ("shared", "hit"):
+            answer = httpx.post(f"{url}/v1/critiques", json=CORRECT, headers=soon)
+            assert source(answer) == expected
+        other = httpx.post(f"{url}/v1/critiques", json={**CORRECT, "answer": "8"}, headers=soon)
+        assert (other.status_code, error_of(other)["code"]) == (504, "deadline_unreachable")
+    assert second.held == {}
 
 
 def test_a_cache_server_that_is_down_costs_no_answer_and_is_counted() -> None:

@@ -4,7 +4,8 @@ The first waiting request opens a window of ``wait_seconds``; the batch starts w
 requests wait. Where more wait than fit, the oldest goes with those nearest to it in size, so that little is padded and
 none waits for ever. While a batch runs, later requests wait, so the next batch starts at once when their window has
 passed.
-Nothing here knows what is computed: the function takes a list of items and returns their results in the same order.
+Nothing here knows what is computed: the function takes a list of items and returns their results in the same order. It
+is told at any time which of them somebody still waits for.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import Generic, TypeVar
 
 from stepalign.logging import get_logger
 from stepalign_critic.errors import EngineError, NotReadyError, SaturatedError
+from stepalign_critic.moving_mean import MovingMean
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Of the mean of batch seconds: high enough to follow a change of load within some batches.
-_WEIGHT_OF_NEWEST = 0.3
+Wanted = Callable[[int], bool]
+"""Whether somebody still waits for the result of the item at this index of the batch. Called from the worker thread."""
 
 _log = get_logger(__name__)
 
@@ -47,7 +49,7 @@ class MicroBatcher(Generic[Item, Result]):
 
     def __init__(
         self,
-        run: Callable[[list[Item]], list[Result]],
+        run: Callable[[list[Item], Wanted], list[Result]],
         *,
         max_batch: int,
         max_queue: int,
@@ -61,7 +63,7 @@ class MicroBatcher(Generic[Item, Result]):
         self._wait_seconds = wait_seconds
         self._size = size
         self._clock = clock
-        self._batch_seconds: float | None = None
+        self._batch_seconds = MovingMean()
         self._computing = False
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._some = asyncio.Event()
@@ -80,10 +82,10 @@ class MicroBatcher(Generic[Item, Result]):
         full ones that wait, each taking the exponentially weighted mean of the batches so far. An idle engine starts
         at once, however slow its batches were: else one slow batch could keep every request away from it.
         """
-        if self._batch_seconds is None:
+        if self._batch_seconds.value is None:
             return None
         ahead = len(self._waiting) // self._max_batch + self._computing
-        return ahead * self._batch_seconds
+        return ahead * self._batch_seconds.value
 
     def start(self) -> None:
         """Start the worker; needs a running event loop."""
@@ -104,7 +106,7 @@ class MicroBatcher(Generic[Item, Result]):
             await asyncio.to_thread(self._thread.shutdown)
 
     async def submit(self, item: Item) -> Result:
-        """The result of ``item``. When the caller is cancelled before its batch starts, the item is dropped.
+        """The result of ``item``. When the caller is cancelled, the item is dropped, or wanted no more by its batch.
 
         Raises SaturatedError when ``max_queue`` requests wait, EngineError when the batch failed, and NotReadyError
         when the worker is not running.
@@ -157,19 +159,19 @@ class MicroBatcher(Generic[Item, Result]):
     async def _compute(self, thread: ThreadPoolExecutor, batch: list[_Waiting[Item, Result]]) -> None:
         items = [waiting.item for waiting in batch]
         started, self._computing = self._clock(), True
-        computing = asyncio.get_running_loop().run_in_executor(thread, self._run, items)
+
+        def wanted(index: int) -> bool:
+            return not batch[index].result.done()
+
+        computing = asyncio.get_running_loop().run_in_executor(thread, self._run, items, wanted)
         try:
             await asyncio.wait({computing})
         finally:
             # Only stop() interrupts the wait; a thread cannot be interrupted, and its results are still wanted.
             await asyncio.wait({computing})
             self._computing = False
-            self._measure(self._clock() - started)
+            self._batch_seconds.add(self._clock() - started)
             self._deliver(batch, computing)
-
-    def _measure(self, seconds: float) -> None:
-        mean = seconds if self._batch_seconds is None else self._batch_seconds
-        self._batch_seconds = mean + _WEIGHT_OF_NEWEST * (seconds - mean)
 
     def _deliver(self, batch: list[_Waiting[Item, Result]], computing: asyncio.Future[list[Result]]) -> None:
         pending = [waiting for waiting in batch if not waiting.result.done()]

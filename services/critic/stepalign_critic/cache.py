@@ -123,9 +123,8 @@ class CritiqueCache:
             del self._flights[key]
 
     async def _find_or_make(self, key: str, make: Make) -> tuple[CritiqueResponse, Source]:
-        found = await self._look_up(key)
+        found = await self.shared(key)
         if found is not None:
-            self._keep(key, found)
             return found, Source.SHARED
         made = await make()
         self._keep(key, made)
@@ -136,11 +135,16 @@ class CritiqueCache:
                 self._note(str(error))
         return made, Source.MISS
 
-    async def _look_up(self, key: str) -> CritiqueResponse | None:
-        if self._store is None:
-            return None
+    async def shared(self, key: str) -> CritiqueResponse | None:
+        """The answer that stands in the store, which this process keeps from now on; None without one."""
+        found = None if self._store is None else await self._look_up(self._store, key)
+        if found is not None:
+            self._keep(key, found)
+        return found
+
+    async def _look_up(self, store: CritiqueStore, key: str) -> CritiqueResponse | None:
         try:
-            text = await self._store.get(key)
+            text = await store.get(key)
             if text is None:
                 return None
             entry = _Entry.model_validate_json(text)

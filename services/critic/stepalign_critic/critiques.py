@@ -15,6 +15,7 @@ from stepalign.types import CritiqueRequest, CritiqueResponse
 from stepalign_critic.api_docs import CACHE_HEADER, CRITIQUE, REQUEST_EXAMPLE, errors
 from stepalign_critic.cache import CritiqueCache, Source
 from stepalign_critic.deadlines import TimeoutHeader, check_reachable, deadline_after, within
+from stepalign_critic.errors import DeadlineUnreachableError
 from stepalign_critic.hang_up import until_hang_up
 from stepalign_critic.lifecycle import Lifecycle
 from stepalign_critic.metrics import Metrics, outcome_of
@@ -70,7 +71,13 @@ class Critiques:
         key = self._cache.key_of(request, self._service.shaping())
         # What is kept or being made needs no place in the queue.
         if not self._cache.holds(key):
-            check_reachable(deadline, self.lifecycle)
+            try:
+                check_reachable(deadline, self.lifecycle)
+            except DeadlineUnreachableError:
+                shared = await self._cache.shared(key)
+                if shared is None:
+                    raise
+                return shared, Source.SHARED
         return await self._cache.get_or_make(key, lambda: self._service.critique(request))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stepalign_critic.batching import MicroBatcher
+from stepalign_critic.batching import MicroBatcher, Wanted
 from stepalign_critic.errors import EngineError, NotReadyError, SaturatedError
 
 
@@ -23,14 +23,14 @@ class Doubler:
         if not gated:
             self.gate.set()
 
-    def __call__(self, items: list[int]) -> list[int]:
+    def __call__(self, items: list[int], wanted: Wanted) -> list[int]:
         self.batches.append(items)
         assert self.gate.wait(5)
         return [2 * item for item in items]
 
 
 def run_with(
-    compute: Callable[[list[int]], list[int]],
+    compute: Callable[[list[int], Wanted], list[int]],
     test: Callable[[MicroBatcher[int, int]], Awaitable[Any]],
     **options: Any,
 ) -> Any:
@@ -127,7 +127,7 @@ def test_a_request_over_max_queue_is_refused_and_the_others_are_answered() -> No
 
 
 def test_a_failed_batch_fails_all_of_its_requests_and_no_later_one() -> None:
-    def compute(items: list[int]) -> list[int]:
+    def compute(items: list[int], _: Wanted) -> list[int]:
         if 13 in items:
             raise RuntimeError("out of memory")
         return items
@@ -147,7 +147,7 @@ def test_a_wrong_number_of_results_is_an_engine_error() -> None:
         failed = await asyncio.gather(batcher.submit(1), batcher.submit(2), return_exceptions=True)
         assert [type(error) for error in failed] == [EngineError] * 2
 
-    run_with(lambda items: items[:1], test)
+    run_with(lambda items, _: items[:1], test)
 
 
 def test_a_cancelled_request_is_dropped_before_its_batch_starts_and_frees_its_place() -> None:
@@ -192,6 +192,29 @@ def test_cancelling_a_request_that_is_computed_does_not_disturb_its_batch() -> N
         assert await second == 4
 
     run_with(compute, test)
+
+
+def test_a_batch_is_told_which_of_its_items_nobody_waits_for_any_more() -> None:
+    started, looked = threading.Event(), threading.Event()
+    seen: list[list[bool]] = []
+
+    def compute(items: list[int], wanted: Wanted) -> list[int]:
+        seen.append([wanted(i) for i in range(len(items))])
+        started.set()
+        assert looked.wait(5)
+        seen.append([wanted(i) for i in range(len(items))])
+        return items
+
+    async def test(batcher: MicroBatcher[int, int]) -> None:
+        first, second = (asyncio.create_task(batcher.submit(i)) for i in (1, 2))
+        await until(started.is_set)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        looked.set()
+        assert await second == 2
+
+    run_with(compute, test)
+    assert seen == [[True, True], [False, True]]
 
 
 def test_stopping_finishes_the_running_batch_and_refuses_what_waits() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from stepalign_critic.batching import MicroBatcher
+from stepalign_critic.batching import MicroBatcher, Wanted
 
 Batcher = MicroBatcher[float, float]
 
@@ -17,7 +17,7 @@ def run(test: Callable[[Batcher], Awaitable[None]], gate: threading.Event | None
     """Items are the seconds that their batch takes; a batch of 0 s waits for ``gate``."""
     now = [1000.0]
 
-    def compute(items: list[float]) -> list[float]:
+    def compute(items: list[float], _: Wanted) -> list[float]:
         now[0] += max(items)
         if max(items) < 0:
             raise RuntimeError("the engine broke")

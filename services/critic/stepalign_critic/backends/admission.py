@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from stepalign_critic.errors import SaturatedError
+from stepalign_critic.moving_mean import MovingMean
 
 
 class Admission:
-    """Lets ``most_running`` requests in at a time and ``most_waiting`` wait; refuses more."""
+    """Lets ``most_running`` requests in at a time and ``most_waiting`` wait; refuses more.
 
-    def __init__(self, most_running: int, most_waiting: int) -> None:
+    ``clock`` gives monotonic seconds, for how long places are held.
+    """
+
+    def __init__(self, most_running: int, most_waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._places = asyncio.Semaphore(most_running)
+        self._most_running = most_running
         self._most_waiting = most_waiting
         self._waiting = 0
+        self._clock = clock
+        self._held_seconds = MovingMean()
+
+    def expected_wait_seconds(self) -> float | None:
+        """How long a request that came now would wait for a place; None before an answer was measured.
+
+        Of ``most_running`` places that are all held for m seconds each, one becomes free every m / most_running; the
+        newcomer needs one for each that waits already, and one for itself.
+        """
+        if self._held_seconds.value is None:
+            return None
+        ahead = self._waiting + 1 if self._places.locked() else 0
+        return ahead * self._held_seconds.value / self._most_running
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
@@ -27,7 +46,10 @@ class Admission:
             await self._places.acquire()
         finally:
             self._waiting -= 1
+        began = self._clock()
         try:
             yield
+            # What failed or was given up says nothing of how long an answer takes.
+            self._held_seconds.add(self._clock() - began)
         finally:
             self._places.release()

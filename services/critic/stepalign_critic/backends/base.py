@@ -69,7 +69,7 @@ class Backend(Protocol):
         ...
 
     async def generate(self, prompt: RenderedPrompt) -> Generation:
-        """Answer one prompt; the backend batches. Cancelling drops it unless it is being generated.
+        """Answer one prompt; the backend batches. Cancelling gives it up, and its place in the queue.
 
         Raises PromptTooLongError and UnsupportedRequestError on a prompt that it will never answer, SaturatedError
         and EngineError on one that it could not answer now.

@@ -131,7 +131,7 @@ class OpenAIBackend:
         return _read(answer)
 
     def expected_wait_seconds(self) -> float | None:
-        return None
+        return self._admission.expected_wait_seconds()
 
     def healthy(self) -> bool:
         """Whether the server answered when it was last looked at, every two seconds."""

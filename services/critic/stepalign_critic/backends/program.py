@@ -67,8 +67,8 @@ class ProgramBackend:
                 raise EngineError(f"the checker {self._model!r} failed: {type(error).__name__}: {error}") from error
         return Generation(text=text, finish_reason=FinishReason.STOP, prompt_tokens=0, completion_tokens=0)
 
-    def expected_wait_seconds(self) -> None:
-        return None
+    def expected_wait_seconds(self) -> float | None:
+        return self._admission.expected_wait_seconds()
 
     def healthy(self) -> bool:
         return True

@@ -1,7 +1,8 @@
 """A frozen causal language model in this process, through transformers: greedy, micro-batched, one worker thread.
 
 The model comes from a local folder, safetensors only, without remote code. Prompts of a batch are padded on the left
-and masked. All tokenizer calls happen on the event loop: fast tokenizers refuse to be used by two threads at once.
+and masked; a sequence that nobody waits for any more ends with its next token. All tokenizer calls happen on the event
+loop: fast tokenizers refuse to be used by two threads at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from stepalign.config import CriticSection
 from stepalign.devices import choose_device
@@ -22,7 +29,7 @@ from stepalign.prompts import Message, render_token_ids
 from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.backends.weights import weights_revision
-from stepalign_critic.batching import MicroBatcher
+from stepalign_critic.batching import MicroBatcher, Wanted
 from stepalign_critic.errors import NotReadyError
 
 
@@ -35,6 +42,18 @@ class _Loaded:
     revision: str
     eos: tuple[int, ...]
     pad: int
+
+
+class _Unwanted(StoppingCriteria):
+    """Ends the sequences that nobody waits for."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # pyright: ignore
+        """Token ids ``[B, T]`` → whether each sequence ends, ``[B]``."""
+        ended = [not self._wanted(row) for row in range(len(input_ids))]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 class TransformersBackend:
@@ -102,8 +121,11 @@ class TransformersBackend:
     async def stop(self) -> None:
         await self._batcher.stop()
 
-    def _complete(self, prompts: list[list[int]]) -> list[list[int]]:
-        """Token ids of prompts → token ids of completions, each cut after its first EOS. Runs in the worker thread."""
+    def _complete(self, prompts: list[list[int]], wanted: Wanted) -> list[list[int]]:
+        """Token ids of prompts → token ids of completions, each cut after its first EOS. Runs in the worker thread.
+
+        Those that are not ``wanted`` any more may break off anywhere.
+        """
         loaded = self._ready
         width = max(map(len, prompts))
         input_ids = torch.full((len(prompts), width), loaded.pad, dtype=torch.long)
@@ -114,7 +136,10 @@ class TransformersBackend:
         device = loaded.model.device
         with torch.inference_mode():
             output = loaded.model.generate(
-                input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), do_sample=False
+                input_ids=input_ids.to(device),
+                attention_mask=attention_mask.to(device),
+                do_sample=False,
+                stopping_criteria=StoppingCriteriaList([_Unwanted(wanted)]),
             )
         return [_through_eos(row, loaded.eos) for row in output[:, width:].tolist()]
 

@@ -105,7 +105,7 @@ class VllmBackend:
         )
 
     def expected_wait_seconds(self) -> float | None:
-        return None
+        return self._admission.expected_wait_seconds()
 
     @property
     def registry(self) -> CollectorRegistry:
