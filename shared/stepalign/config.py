@@ -264,6 +264,8 @@ class CriticSection(Section):
     ``tune.bufsize`` of services/lb/haproxy.cfg with it."""
     max_batch_items: Annotated[int, Field(ge=1)] = 64
     """Most critiques that one request may ask for. The whole of it must fit ``max_body_bytes``."""
+    max_steps: Annotated[int, Field(ge=1)] = 1000
+    """An attempt of more steps is refused."""
     max_prompt_tokens: Annotated[int, Field(ge=1)] = 8192
     """A longer prompt is refused, never cut."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 4096

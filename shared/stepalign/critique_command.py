@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
-from unicodedata import category
+from unicodedata import bidirectional, category
 
 import typer
 from pydantic import ValidationError
@@ -32,6 +32,7 @@ _STYLES = {
     StepStatus.CONTINUED: "blue",
 }
 _UNALIGNED = 2
+_REORDERING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
 
 def critique(
@@ -137,5 +138,9 @@ def _line(number: int | None, label: str, body: str, style: str) -> Text:
 
 
 def _printable(text: str) -> str:
-    """``text`` without the control characters by which a model's words could steer the terminal."""
-    return "".join("\ufffd" if category(c) == "Cc" and c not in "\n\t" else c for c in text)
+    """``text`` without the characters by which a model's words could steer the terminal, or show in another order."""
+    return "".join("\ufffd" if c not in "\n\t" and _steers(c) else c for c in text)
+
+
+def _steers(character: str) -> bool:
+    return category(character) in ("Cc", "Zl", "Zp") or bidirectional(character) in _REORDERING

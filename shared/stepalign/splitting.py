@@ -26,6 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict
 
@@ -93,6 +94,8 @@ _ONLY_ANSWER = re.compile(
 )
 
 
+# What serves a request reads its attempt more than once.
+@lru_cache(maxsize=64)
 def split_attempt(text: str) -> SplitAttempt:
     """Read an attempt as it was sent. Every text has a result; a blank one has no steps."""
     if contains_tag(text):
@@ -114,6 +117,11 @@ def join_steps(steps: Sequence[str]) -> SplitAttempt:
 
     Raises ValueError when a step is blank or holds a tag of the step-tagged grammar.
     """
+    return _joined(tuple(steps))
+
+
+@lru_cache(maxsize=64)
+def _joined(steps: tuple[str, ...]) -> SplitAttempt:
     for number, step in enumerate(steps, start=1):
         if not step.strip():
             raise ValueError(f"step {number} is blank")

@@ -147,6 +147,7 @@ EFFECTS: dict[str, Shows | Refused] = {
         "critic while it ends", "--critic.finish_seconds 0", f"{MODEL_CRITIC} --critic.batch_wait_ms 900"
     ),
     "critic.max_body_bytes": Shows("critic at a long attempt", "--critic.max_body_bytes 1024"),
+    "critic.max_steps": Shows("critic", "--critic.max_steps 1"),
     "critic.max_batch_items": Shows("critic at two items", "--critic.max_batch_items 1"),
     "critic.cache_entries": Shows("critic asked twice", "--critic.cache_entries 0"),
     "critic.cache_redis_url": Shows("critic asked by two", "--critic.cache_redis_url $cache_with_password"),

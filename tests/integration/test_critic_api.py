@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -32,12 +33,14 @@ from critic_servers import (
 from stepalign.client import CriticClient
 from stepalign.config import CriticSection
 from stepalign.errors import ConfigError, CriticRequestError
-from stepalign.types import CritiqueRequest, CritiqueResponse, Verdict
+from stepalign.types import CritiqueRequest, CritiqueResponse, FinishReason, Verdict
 from stepalign_critic import server
 from stepalign_critic.access import ApiKeys, check_exposure
 from stepalign_critic.app import AppSettings
 from stepalign_critic.backends import create_backend
-from stepalign_critic.backends.base import Backend
+from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
+from stepalign_critic.backends.program import ProgramBackend
+from stepalign_critic.errors import SaturatedError
 from stepalign_critic.service import CriticService
 
 pytestmark = pytest.mark.slow
@@ -128,6 +131,17 @@ def test_every_refusal_has_the_envelope_and_a_request_id(
     assert answer.headers["x-request-id"].startswith("req_")
 
 
+@pytest.mark.parametrize("path", ["/v1/critiques", "/v1/critiques/batch"])
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", None])
+def test_json_that_is_not_sent_as_such_is_told_the_header(url: str, path: str, kind: str | None) -> None:
+    """``curl -d`` says that it sends a form."""
+    headers = {} if kind is None else {"content-type": kind}
+    answer = httpx.post(url + path, content=json.dumps(CORRECT), headers=headers)
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (422, "invalid_request")
+    assert f"send JSON with the header Content-Type: application/json, not {kind or 'without one'}" in error["message"]
+
+
 def test_a_405_says_what_is_allowed(url: str) -> None:
     assert httpx.get(f"{url}/v1/critiques").headers["allow"] == "POST"
 
@@ -205,6 +219,39 @@ def test_requests_tokens_and_times_are_counted(gated: tuple[str, GatedBackend, C
     assert metric(url, 'stepalign_critic_tokens_total{kind="completion"}') == 6
     assert metric(url, "stepalign_critic_critique_seconds_count") == 2
     assert metric(url, "stepalign_critic_in_flight") == 0
+
+
+def test_every_answer_of_the_model_is_counted_even_when_its_request_gets_none() -> None:
+    """The first one is refused; the second one never comes, and the client is told to try again."""
+
+    class Broken(ProgramBackend):
+        async def generate(self, prompt: RenderedPrompt) -> Generation:
+            if "refused" in prompt.messages[-1]["content"]:
+                raise SaturatedError("full")
+            return Generation("all is well", FinishReason.STOP, 11, 7)
+
+    with serving(CriticService(Broken("broken", lambda question, attempt: "", "r"), "chat-v1")) as url:
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        answer = httpx.post(f"{url}/v1/critiques", json=CORRECT)
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "saturated")
+        assert metric(url, 'stepalign_critic_answers_total{outcome="unparseable",prompt="critique"}') == 1
+        assert metric(url, 'stepalign_critic_tokens_total{kind="prompt"}') == 11
+        assert metric(url, 'stepalign_critic_tokens_total{kind="completion"}') == 7
+        assert "stepalign_critic_critiques_total{" not in httpx.get(f"{url}/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"), [({"attempt": "a\n" * 1001}, "lines"), ({"attempt": None, "steps": ["a"] * 1001}, "steps")]
+)
+def test_an_attempt_of_too_many_steps_is_refused(url: str, fields: dict[str, Any], rule: str) -> None:
+    answer = httpx.post(f"{url}/v1/critiques", json={**CORRECT, **fields})
+    assert (answer.status_code, error_of(answer)["code"]) == (422, "too_many_steps")
+    assert f"has 1001 steps by the rule '{rule}', the limit is 1000; send fewer" in error_of(answer)["message"]
+
+
+def test_an_attempt_of_as_many_steps_as_are_taken_is_answered(url: str) -> None:
+    answer = httpx.post(f"{url}/v1/critiques", json={"question": QUESTION, "steps": ["a"] * 1000})
+    assert len(answer.json()["attempt"]["steps"]) == 1000
 
 
 def test_a_loading_critic_lives_but_is_not_ready(gated: tuple[str, GatedBackend, CriticService]) -> None:

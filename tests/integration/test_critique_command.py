@@ -91,3 +91,10 @@ def test_a_file_that_cannot_be_read_is_one_line_that_says_where(tmp_path: Path, 
     path.write_text(text)
     done = critique("http://127.0.0.1:9", str(path))
     assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_no_text_steers_the_terminal_or_shows_in_another_order(url: str, tmp_path: Path) -> None:
+    hostile = {**IMPOSSIBLE, "question": "a\x1b[31mb\u202ec\u2028d\u2066e\u200df\x07g é"}
+    shown = critique(url, file_of(tmp_path, hostile)).stdout
+    assert shown.splitlines()[0] == "a\ufffd[31mb\ufffdc\ufffdd\ufffde\u200df\ufffdg é"
+    assert not set("\x1b\u202e\u2028\u2066\x07") & set(shown)

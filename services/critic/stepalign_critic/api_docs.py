@@ -71,6 +71,12 @@ _ERRORS: dict[int, tuple[str, list[tuple[str, str, str | None]]]] = {
                 "the critique prompt has 9001 tokens, over its budget of 8192; raise the budget or drop the problem",
                 None,
             ),
+            (
+                "too_many_steps",
+                "the attempt has 1200 steps by the rule 'lines', the limit is 1000; send fewer, longer ones, or mark "
+                "the steps with tags",
+                None,
+            ),
             ("unsupported_request", "the checker 'lab' cannot handle this request: no expression", None),
         ],
     ),

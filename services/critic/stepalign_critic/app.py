@@ -81,6 +81,7 @@ def create_app(service: CriticService, settings: AppSettings | None = None, metr
         redoc_url=None,
         redirect_slashes=False,
     )
+    service.on_answer = metrics.count_answer
     critiques = Critiques(service, metrics, settings.cache, settings.limiter)
     add_critiques(app, critiques)
     add_batch(app, critiques, settings.max_batch_items)
@@ -151,7 +152,12 @@ def _add_error_handlers(app: FastAPI, settings: AppSettings) -> None:
         return enveloped(status, detail, retry_after if status == 503 else None)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        kind = request.headers.get("content-type", "")
+        unread = any(found["loc"] == ("body",) and found["type"] != "missing" for found in error.errors())
+        if unread and "json" not in kind:
+            said = f"send JSON with the header Content-Type: application/json, not {kind or 'without one'}"
+            return enveloped(422, invalid_detail([((), said)]))
         return enveloped(422, invalid_detail((_path(found), found["msg"]) for found in error.errors()))
 
     @app.exception_handler(HTTPException)

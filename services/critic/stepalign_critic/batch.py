@@ -48,7 +48,7 @@ class CritiqueBatchRequest(Wire):
 
 
 # Codes that only items have.
-_OF_ITEMS = frozenset({"prompt_too_long", "unsupported_request", "prompt_error", "saturated"})
+_OF_ITEMS = frozenset({"prompt_too_long", "too_many_steps", "unsupported_request", "prompt_error", "saturated"})
 Asked = Annotated[CritiqueBatchRequest, Body(examples=[BATCH_REQUEST_EXAMPLE])]
 
 

@@ -66,6 +66,13 @@ class UnsupportedRequestError(ServiceError):
     code = "unsupported_request"
 
 
+class TooManyStepsError(ServiceError):
+    """The attempt has more steps than the service takes."""
+
+    status = 422
+    code = "too_many_steps"
+
+
 class DeadlineExceededError(ServiceError):
     """The client's deadline passed; its work was given up."""
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
-from stepalign.types import CritiqueResponse
+from stepalign.types import Critique, CritiqueFailure, CritiqueResponse
 from stepalign_critic.cache import Source
+from stepalign_critic.service import Answer
 
 _PREFIX = "stepalign_critic_"
 _LATENCY_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -41,10 +42,10 @@ class Metrics:
             f"{_PREFIX}tokens", "Tokens read (prompt) and written (completion)", ["kind"], registry=self.registry
         )
         self.sources = Counter(f"{_PREFIX}cache", "Answers by where they came from", ["source"], registry=self.registry)
-        self.retries = Counter(
-            f"{_PREFIX}retries",
-            "Answers asked for once more, by why they were refused",
-            ["reason"],
+        self.answers = Counter(
+            f"{_PREFIX}answers",
+            "Answers of the model by the prompt that they answer and by verdict or failure",
+            ["prompt", "outcome"],
             registry=self.registry,
         )
         self.store_errors = Gauge(
@@ -55,15 +56,15 @@ class Metrics:
         self.requests.labels(path=path, status=str(status)).inc()
 
     def count_critique(self, response: CritiqueResponse, source: Source) -> None:
-        """Count an answer; tokens and retries only when it was made for this request."""
+        """Count a response to a client."""
         self.critiques.labels(outcome=outcome_of(response)).inc()
         self.sources.labels(source=source).inc()
-        if source is not Source.MISS:
-            return
-        if response.retried is not None:
-            self.retries.labels(reason=response.retried).inc()
-        self.tokens.labels(kind="prompt").inc(response.usage.prompt_tokens)
-        self.tokens.labels(kind="completion").inc(response.usage.completion_tokens)
+
+    def count_answer(self, answer: Answer) -> None:
+        """Count an answer of the model, whether or not a response holds it."""
+        self.answers.labels(prompt=answer.prompt, outcome=_label(answer.outcome)).inc()
+        self.tokens.labels(kind="prompt").inc(answer.prompt_tokens)
+        self.tokens.labels(kind="completion").inc(answer.completion_tokens)
 
     def render(self) -> bytes:
         """The text exposition format."""
@@ -84,7 +85,10 @@ def exposed(metrics: Metrics, host: str, port: int) -> Iterator[str]:
 
 def outcome_of(response: CritiqueResponse) -> str:
     """The verdict, or the reason of the failure."""
-    if response.critique is not None:
-        return response.critique.verdict.value
-    assert response.failure is not None
-    return response.failure.reason.value
+    outcome = response.critique or response.failure
+    assert outcome is not None
+    return _label(outcome)
+
+
+def _label(outcome: Critique | CritiqueFailure) -> str:
+    return outcome.verdict.value if isinstance(outcome, Critique) else outcome.reason.value

@@ -54,7 +54,8 @@ def serve(config: Config, backend: Backend | None = None) -> None:
     """
     keys = ApiKeys.from_file(config.critic.api_keys_file) if config.critic.api_keys_file is not None else None
     check_exposure(config.critic.host, keys)
-    service = CriticService(create_backend(config.critic) if backend is None else backend, config.critic.prompts)
+    served = create_backend(config.critic) if backend is None else backend
+    service = CriticService(served, config.critic.prompts, config.critic.max_steps)
     url_file = config.run_dir / URL_FILE
     url_file.unlink(missing_ok=True)
     listening = _bind(config.critic.host, config.critic.port)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -32,7 +32,7 @@ from stepalign.types import (
     Usage,
 )
 from stepalign_critic.backends.base import Backend, Generation, Measured, RenderedPrompt
-from stepalign_critic.errors import UnsupportedRequestError
+from stepalign_critic.errors import TooManyStepsError, UnsupportedRequestError
 from stepalign_critic.lifecycle import Lifecycle
 
 NO_REFERENCE = "none"
@@ -45,9 +45,10 @@ _log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """An answer of the critic, read, and the tokens that it took."""
+class Answer:
+    """An answer of the critic to ``prompt`` (the file's name), read, and the tokens that it took."""
 
+    prompt: str
     outcome: Critique | CritiqueFailure
     prompt_tokens: int
     completion_tokens: int
@@ -57,12 +58,16 @@ class CriticService:
     """Critiques attempts with ``backend`` and the prompt ``critique`` of the set ``prompts_version``.
 
     Where the set has a prompt ``critique_retry``, a refused answer is asked for once more with it: it shows the critic
-    its answer and why it was refused. Raises PromptError when there is no prompt ``critique``, or when one asks for a
-    field that no request can fill.
+    its answer and why it was refused. Attempts of more than ``max_steps`` steps are refused. Raises PromptError when
+    there is no prompt ``critique``, or when one asks for a field that no request can fill.
+
+    ``on_answer`` is called with every answer of the critic, those too that no response will hold.
     """
 
-    def __init__(self, backend: Backend, prompts_version: str) -> None:
+    def __init__(self, backend: Backend, prompts_version: str, max_steps: int = 1000) -> None:
         self._backend = backend
+        self._max_steps = max_steps
+        self.on_answer: Callable[[Answer], None] = lambda _: None
         self._prompt = _load(prompts_version, "critique", _FIELDS)
         again = has_prompt(prompts_version, "critique_retry")
         self._retry_prompt = _load(prompts_version, "critique_retry", _RETRY_FIELDS) if again else None
@@ -96,8 +101,13 @@ class CriticService:
         if refusal is not None:
             raise refusal
         split = request.split()
+        if len(split.steps) > self._max_steps:
+            raise TooManyStepsError(
+                f"the attempt has {len(split.steps)} steps by the rule {split.rule.value!r}, the limit is "
+                f"{self._max_steps}; send fewer, longer ones, or mark the steps with tags"
+            )
         values = _values(request, split)
-        answers = [await self._ask(request, split, _fill(self._prompt, values))]
+        answers = [await self._ask(request, split, self._prompt, values)]
         refused = answers[0].outcome
         if isinstance(refused, CritiqueFailure) and refused.reason is not FailureReason.TRUNCATED:
             answers += await self._ask_again(request, split, values, refused)
@@ -119,7 +129,7 @@ class CriticService:
 
     async def _ask_again(
         self, request: CritiqueRequest, split: SplitAttempt, values: dict[str, str], refused: CritiqueFailure
-    ) -> list[_Answer]:
+    ) -> list[Answer]:
         """The answer to the stricter prompt; none where there is no such prompt or the backend will never answer it.
 
         Raises what may be different the next time: one request gets one answer, however busy the engine is.
@@ -130,16 +140,20 @@ class CriticService:
         said = refused.text[:_MOST_REFUSED_CHARACTERS].strip() or "(nothing)"
         told = {"refused": said, "reason": refused.detail}
         try:
-            return [await self._ask(request, split, _fill(self._retry_prompt, values | told))]
+            return [await self._ask(request, split, self._retry_prompt, values | told)]
         except (PromptError, UnsupportedRequestError) as error:
             _log.warning("the stricter prompt cannot be answered", error=str(error))
             return []
 
-    async def _ask(self, request: CritiqueRequest, split: SplitAttempt, messages: list[Message]) -> _Answer:
-        prompt = RenderedPrompt(request, messages, self._backend.render(messages))
-        generation = await self._backend.generate(prompt)
+    async def _ask(
+        self, request: CritiqueRequest, split: SplitAttempt, prompt: Prompt, values: dict[str, str]
+    ) -> Answer:
+        messages = _fill(prompt, values)
+        generation = await self._backend.generate(RenderedPrompt(request, messages, self._backend.render(messages)))
         outcome = read_answer(generation, split.tagged, request.answer)
-        return _Answer(outcome, generation.prompt_tokens, generation.completion_tokens)
+        answer = Answer(prompt.name, outcome, generation.prompt_tokens, generation.completion_tokens)
+        self.on_answer(answer)
+        return answer
 
 
 def new_id() -> str:
