@@ -81,7 +81,7 @@ $(VLLM_READY): pyproject.toml Makefile
 	@touch $(VLLM_READY)
 
 test-vllm: smollm2 $(VLLM_READY)
-	$(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm tests/contract/test_backends_contract.py -k vllm $(ARGS)
 
 test-compose: $(READY)
 	$(BIN)/python -m pytest tests/compose $(ARGS)

@@ -1,13 +1,18 @@
-"""The same contract on every critic backend, and what only a language model has to keep."""
+"""The same contract on every critic backend, and what only a language model has to keep.
+
+``vllm`` takes part where it is installed, which is where ``make test-vllm`` runs this.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +40,10 @@ REQUESTS = [
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama. Its weights are large, so that its greedy answers depend on the prompt."""
+    """A tiny random Llama. Its weights are large, so that its greedy answers depend on the prompt.
+
+    vLLM takes no smaller heads than these of 32 on a CPU.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -45,7 +53,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = build_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=64,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -72,16 +80,23 @@ class Kind:
         return CriticSection(prompts="lab-v1", **{**self.options, **options})
 
 
+LANGUAGE_MODELS = ["transformers", *(["vllm"] if find_spec("vllm") else [])]
+EAGER = {"gpu_memory_utilization": 0.1, "engine_args": {"enforce_eager": True}}
+
+
+def language_model_of(name: str, folder: Path) -> Kind:
+    options = {"backend": name, "path": folder, "device": "cpu", "max_new_tokens": 12, "max_prompt_tokens": 100}
+    return Kind(name, options | ({"vllm": EAGER} if name == "vllm" else {}))
+
+
+@pytest.fixture(params=LANGUAGE_MODELS)
+def language_model(request: pytest.FixtureRequest, model_folder: Path) -> Kind:
+    return language_model_of(request.param, model_folder)
+
+
 @pytest.fixture
-def language_model(model_folder: Path) -> Kind:
-    options = {
-        "backend": "transformers",
-        "path": model_folder,
-        "device": "cpu",
-        "max_new_tokens": 12,
-        "max_prompt_tokens": 100,
-    }
-    return Kind("transformers", options)
+def transformers_model(model_folder: Path) -> Kind:
+    return language_model_of("transformers", model_folder)
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +107,58 @@ def served(model_folder: Path) -> Iterator[str]:
         yield f"{url}/v1"
 
 
-@pytest.fixture(params=["program", "transformers", "openai"])
+@pytest.fixture(params=["program", "openai", *LANGUAGE_MODELS])
 def kind(request: pytest.FixtureRequest) -> Kind:
     if request.param == "program":
         return Kind("program", {"backend": "program", "checker": "lab"})
     if request.param == "openai":
         address = request.getfixturevalue("served")
         return Kind("openai", {"backend": "openai", "openai": {"base_url": address}, "max_new_tokens": 12})
-    return request.getfixturevalue("language_model")
+    return language_model_of(request.param, request.getfixturevalue("model_folder"))
+
+
+class Engines:
+    """The three backends of vLLM that were used last: an engine takes half a minute to start. They live on one loop."""
+
+    def __init__(self) -> None:
+        self._backends: dict[str, Backend] = {}
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+
+    def run(self, section: CriticSection, act: Callable[[Backend], Awaitable[Any]]) -> Any:
+        return asyncio.run_coroutine_threadsafe(self._run(section, act), self._loop).result()
+
+    async def _run(self, section: CriticSection, act: Callable[[Backend], Awaitable[Any]]) -> Any:
+        # vLLM batches by itself.
+        key = section.model_dump_json(exclude={"batch_wait_ms"})
+        backend = self._backends.pop(key, None)
+        if backend is None:
+            while len(self._backends) > 2:
+                await self._backends.pop(next(iter(self._backends))).stop()
+            backend = create_backend(section)
+            await backend.start()
+        result = await act(backend)
+        if backend.healthy():
+            self._backends[key] = backend
+        return result
+
+    async def _stop(self) -> None:
+        for backend in self._backends.values():
+            await backend.stop()
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engines() -> Iterator[Engines]:
+    ENGINES.append(Engines())
+    yield ENGINES[0]
+    ENGINES.pop().close()
+
+
+ENGINES: list[Engines] = []
 
 
 def started(section: CriticSection, act: Callable[[Backend], Awaitable[Any]]) -> Any:
@@ -111,7 +170,7 @@ def started(section: CriticSection, act: Callable[[Backend], Awaitable[Any]]) ->
         finally:
             await backend.stop()
 
-    return asyncio.run(main())
+    return ENGINES[0].run(section, act) if section.backend == "vllm" else asyncio.run(main())
 
 
 def render(backend: Backend, request: CritiqueRequest) -> RenderedPrompt:
@@ -208,9 +267,9 @@ def test_an_unknown_checker_is_refused_and_the_installed_ones_named() -> None:
         create_backend(CriticSection(backend="program", checker="nobody"))
 
 
-def test_a_sequence_ends_when_nobody_waits_for_it_any_more(language_model: Kind) -> None:
+def test_a_sequence_ends_when_nobody_waits_for_it_any_more(transformers_model: Kind) -> None:
     """Two are generated together; the model writes slowly, and is watched."""
-    section = language_model.section(max_new_tokens=150, max_batch=2, batch_wait_ms=50)
+    section = transformers_model.section(max_new_tokens=150, max_batch=2, batch_wait_ms=50)
     forwards: list[float] = []
 
     def slowly(*_: Any) -> None:
@@ -266,16 +325,16 @@ def test_every_configured_eos_ends_an_answer_and_no_other_setting_of_the_model_c
     assert ended.completion_tokens == position + 1
 
 
-def test_a_prompt_over_its_budget_is_refused_and_never_cut(language_model: Kind) -> None:
+def test_a_prompt_over_its_budget_is_refused_and_never_cut(transformers_model: Kind) -> None:
     async def act(backend: Backend) -> int:
         prompt = render(backend, REQUESTS[0])
         assert prompt.token_ids is not None
         return (await backend.generate(prompt)).prompt_tokens
 
-    tokens = started(language_model.section(), act)
-    assert started(language_model.section(max_prompt_tokens=tokens), act) == tokens
+    tokens = started(transformers_model.section(), act)
+    assert started(transformers_model.section(max_prompt_tokens=tokens), act) == tokens
     with pytest.raises(PromptTooLongError, match=f"{tokens} tokens, over its budget of {tokens - 1}"):
-        started(language_model.section(max_prompt_tokens=tokens - 1), act)
+        started(transformers_model.section(max_prompt_tokens=tokens - 1), act)
 
 
 def test_special_tokens_spelled_in_an_attempt_become_unknown_words(language_model: Kind) -> None:
@@ -306,8 +365,8 @@ def test_no_more_wait_for_a_place_than_max_queue(kind: Kind) -> None:
     assert kinds.keys() == {Generation, SaturatedError} and kinds[SaturatedError] >= 6
 
 
-def test_requests_over_max_queue_are_refused(language_model: Kind) -> None:
-    section = language_model.section(max_queue=2, max_batch=8, batch_wait_ms=200)
+def test_requests_over_max_queue_are_refused(transformers_model: Kind) -> None:
+    section = transformers_model.section(max_queue=2, max_batch=8, batch_wait_ms=200)
 
     async def act(backend: Backend) -> list[Any]:
         prompts = [render(backend, request) for request in REQUESTS[:3]]
@@ -322,7 +381,7 @@ def test_a_model_that_is_not_loaded_has_no_identity(language_model: Kind) -> Non
         create_backend(language_model.section()).identity("lab-v1")
 
 
-def test_the_revision_follows_the_weights(language_model: Kind, model_folder: Path, tmp_path: Path) -> None:
+def test_the_revision_follows_the_weights(transformers_model: Kind, model_folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(model_folder, tmp_path / "critic")
@@ -333,14 +392,14 @@ def test_the_revision_follows_the_weights(language_model: Kind, model_folder: Pa
     async def revision(backend: Backend) -> str:
         return backend.identity("lab-v1").weights_revision
 
-    original = started(language_model.section(), revision)
+    original = started(transformers_model.section(), revision)
     assert len(original) == 16 and int(original, 16) >= 0
-    changed = started(language_model.section(path=folder), revision)
+    changed = started(transformers_model.section(path=folder), revision)
     assert changed != original
 
     tokenizer = folder / "tokenizer_config.json"
     tokenizer.write_text(tokenizer.read_text() + " ")
-    assert started(language_model.section(path=folder), revision) not in (original, changed)
+    assert started(transformers_model.section(path=folder), revision) not in (original, changed)
 
 
 def test_a_folder_without_safetensors_is_refused(language_model: Kind, model_folder: Path, tmp_path: Path) -> None:
@@ -350,6 +409,6 @@ def test_a_folder_without_safetensors_is_refused(language_model: Kind, model_fol
         asyncio.run(create_backend(language_model.section(path=folder)).start())
 
 
-def test_budgets_over_the_models_positions_are_refused(language_model: Kind) -> None:
+def test_budgets_over_the_models_positions_are_refused(transformers_model: Kind) -> None:
     with pytest.raises(ConfigError, match="is 257; the model has 256 positions"):
-        asyncio.run(create_backend(language_model.section(max_prompt_tokens=245)).start())
+        asyncio.run(create_backend(transformers_model.section(max_prompt_tokens=245)).start())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / ".cache" / "smollm2"
 START_SECONDS = 400.0
+KEYS = ("sk-one", "sk-two", "sk-three")
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
 pytestmark = pytest.mark.timeout(600)
@@ -36,6 +38,8 @@ backend = "vllm"
 path = "{model}"
 prompts = "chat-v1"
 port = 0
+api_keys_file = "{keys}"
+metrics_port = {metrics_port}
 max_prompt_tokens = 3000
 max_new_tokens = 160
 max_batch = 8
@@ -48,14 +52,15 @@ engine_args = {{ enforce_eager = true }}
 
 
 class Service:
-    def __init__(self, url: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, url: str, metrics_url: str, process: subprocess.Popen[bytes]) -> None:
         self.url = url
+        self.metrics_url = metrics_url
         self.process = process
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
         total = 0.0
-        for line in httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines():
+        for line in httpx.get(self.metrics_url, timeout=30).text.splitlines():
             named = line.startswith((f"{name}{{", f"{name} "))
             if named and all(f'{key}="{value}"' in line for key, value in labels.items()):
                 total += float(line.rpartition(" ")[2])
@@ -74,7 +79,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("vllm")
     problems = ROOT / "examples" / "word_problems.jsonl"
     config = folder / "critic.toml"
-    config.write_text(CONFIG.format(runs=folder / "runs", model=MODEL, problems=problems))
+    keys = folder / "keys"
+    keys.write_text("\n".join(KEYS))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        metrics_port = free.getsockname()[1]
+    config.write_text(
+        CONFIG.format(runs=folder / "runs", model=MODEL, problems=problems, keys=keys, metrics_port=metrics_port)
+    )
     log = (folder / "log").open("wb")
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
     process = subprocess.Popen(
@@ -93,7 +104,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
                     break
             time.sleep(0.2)
         assert live, "readiness never said that the engine was loading"
-        yield Service(address.read_text(), process)
+        yield Service(address.read_text(), f"http://127.0.0.1:{metrics_port}/metrics", process)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -113,8 +124,12 @@ def body(question: str, **fields: Any) -> dict[str, Any]:
     }
 
 
-def critique(service: Service, request: dict[str, Any]) -> dict[str, Any]:
-    answer = httpx.post(f"{service.url}/v1/critiques", json=request, timeout=300)
+def bearer(key: str = KEYS[0]) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def critique(service: Service, request: dict[str, Any], key: str = KEYS[0]) -> dict[str, Any]:
+    answer = httpx.post(f"{service.url}/v1/critiques", json=request, headers=bearer(key), timeout=300)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -148,16 +163,33 @@ def test_the_same_request_gets_the_same_critique_through_the_prefix_cache(servic
     assert {**first, "id": ""} == {**again, "id": ""}
 
 
+def test_no_api_key_shares_cached_prompts_with_another(service: Service) -> None:
+    """Else the time that an answer takes would tell one caller what another has asked."""
+
+    def hits(key: str) -> tuple[float, dict[str, Any]]:
+        before = service.metric("vllm:prefix_cache_hits_total")
+        response = critique(service, body("Of two callers: what is 2 + 3 * 4?"), key)
+        return service.metric("vllm:prefix_cache_hits_total") - before, {**response, "id": ""}
+
+    # A first request has hits too where it is asked once more: the stricter prompt begins as the other one does.
+    first, answer = hits(KEYS[1])
+    again, same = hits(KEYS[1])
+    others_first, others = hits(KEYS[2])
+    assert answer == same == others
+    assert again >= first + 500
+    assert others_first == first
+
+
 def test_requests_at_the_same_time_are_generated_together(service: Service) -> None:
     async def work() -> list[float]:
-        async with httpx.AsyncClient(base_url=service.url, timeout=300) as client:
+        async with httpx.AsyncClient(base_url=service.url, headers=bearer(), timeout=300) as client:
             asked = [
                 asyncio.create_task(client.post("/v1/critiques", json=body(f"Batch {i}: what is 2 + 3 * 4?")))
                 for i in range(4)
             ]
             running: list[float] = []
             while not all(task.done() for task in asked):
-                text = (await client.get("/metrics")).text
+                text = (await client.get(service.metrics_url)).text
                 running += [
                     float(line.rpartition(" ")[2])
                     for line in text.splitlines()
@@ -184,7 +216,7 @@ def test_a_client_that_hangs_up_aborts_its_generation_in_the_engine(service: Ser
     finished_before, written_before = finished(), written()
 
     async def hang_up() -> None:
-        async with httpx.AsyncClient(base_url=service.url, timeout=300) as client:
+        async with httpx.AsyncClient(base_url=service.url, headers=bearer(), timeout=300) as client:
             task = asyncio.create_task(client.post("/v1/critiques", json=request))
             await asyncio.to_thread(service.wait_until, lambda: running() >= 1)
             task.cancel()
@@ -200,7 +232,7 @@ def test_a_client_that_hangs_up_aborts_its_generation_in_the_engine(service: Ser
 
 
 def test_a_prompt_over_its_budget_is_refused_before_the_engine_sees_it(service: Service) -> None:
-    answer = httpx.post(f"{service.url}/v1/critiques", json=body("word " * 4000), timeout=60)
+    answer = httpx.post(f"{service.url}/v1/critiques", json=body("word " * 4000), headers=bearer(), timeout=60)
     assert answer.status_code == 422 and answer.json()["error"]["code"] == "prompt_too_long"
 
 
