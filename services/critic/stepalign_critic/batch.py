@@ -29,7 +29,7 @@ from stepalign.types import (
 )
 from stepalign_critic.api_docs import BATCH, BATCH_REQUEST_EXAMPLE, NDJSON, errors
 from stepalign_critic.critiques import Critiques
-from stepalign_critic.deadlines import TimeoutHeader, deadline_after
+from stepalign_critic.deadlines import TIMEOUT_PARAMETER, deadline_of
 from stepalign_critic.envelope import detail_of, error_detail, error_response, invalid_detail
 from stepalign_critic.errors import NotReadyError, ServiceError
 from stepalign_critic.hang_up import until_hang_up
@@ -125,12 +125,13 @@ def add_batch(app: FastAPI, critiques: Critiques, max_items: int) -> None:
         "/v1/critiques/batch",
         response_model=CritiqueBatchResponse,
         responses={200: BATCH, **errors(400, 401, 408, 413, 422, 500, 503, never=_OF_ITEMS)},
+        openapi_extra={"parameters": [TIMEOUT_PARAMETER]},
     )
-    async def batch_endpoint(body: Asked, request: Request, timeout_ms: TimeoutHeader = None) -> Response:
+    async def batch_endpoint(body: Asked, request: Request) -> Response:
         if len(body.items) > max_items:
             said = f"{len(body.items)} items are over the limit of {max_items}; send the rest in another request"
             return error_response(422, said, "invalid_request", param="items")
-        batch = Batch(critiques, body.items, deadline_after(timeout_ms))
+        batch = Batch(critiques, body.items, deadline_of(request))
         refusal = batch.refusal()
         if refusal is not None:
             raise refusal

@@ -14,7 +14,7 @@ from stepalign.logging import get_logger
 from stepalign.types import CritiqueRequest, CritiqueResponse
 from stepalign_critic.api_docs import CACHE_HEADER, CRITIQUE, REQUEST_EXAMPLE, errors
 from stepalign_critic.cache import CritiqueCache, Source
-from stepalign_critic.deadlines import TimeoutHeader, check_reachable, deadline_after, within
+from stepalign_critic.deadlines import TIMEOUT_PARAMETER, check_reachable, deadline_of, within
 from stepalign_critic.errors import DeadlineUnreachableError
 from stepalign_critic.hang_up import until_hang_up
 from stepalign_critic.lifecycle import Lifecycle
@@ -88,7 +88,8 @@ def add_critiques(app: FastAPI, critiques: Critiques) -> None:
         "/v1/critiques",
         response_model=CritiqueResponse,
         responses={200: CRITIQUE, **errors(400, 401, 408, 413, 422, 429, 500, 502, 503, 504)},
+        openapi_extra={"parameters": [TIMEOUT_PARAMETER]},
     )
-    async def critiques_endpoint(body: Asked, request: Request, timeout_ms: TimeoutHeader = None) -> Response:
-        response, source = await until_hang_up(request.receive, critiques.answer(body, deadline_after(timeout_ms)))
+    async def critiques_endpoint(body: Asked, request: Request) -> Response:
+        response, source = await until_hang_up(request.receive, critiques.answer(body, deadline_of(request)))
         return Response(response.model_dump_json(), media_type="application/json", headers={CACHE_HEADER: source})

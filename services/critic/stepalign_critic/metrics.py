@@ -53,18 +53,18 @@ class Metrics:
         )
 
     def count_request(self, path: str, status: int) -> None:
-        self.requests.labels(path=path, status=str(status)).inc()
+        self.requests.labels(path, str(status)).inc()
 
     def count_critique(self, response: CritiqueResponse, source: Source) -> None:
         """Count a response to a client."""
-        self.critiques.labels(outcome=outcome_of(response)).inc()
-        self.sources.labels(source=source).inc()
+        self.critiques.labels(outcome_of(response)).inc()
+        self.sources.labels(source).inc()
 
     def count_answer(self, answer: Answer) -> None:
         """Count an answer of the model, whether or not a response holds it."""
-        self.answers.labels(prompt=answer.prompt, outcome=_label(answer.outcome)).inc()
-        self.tokens.labels(kind="prompt").inc(answer.prompt_tokens)
-        self.tokens.labels(kind="completion").inc(answer.completion_tokens)
+        self.answers.labels(answer.prompt, _label(answer.outcome)).inc()
+        self.tokens.labels("prompt").inc(answer.prompt_tokens)
+        self.tokens.labels("completion").inc(answer.completion_tokens)
 
     def render(self) -> bytes:
         """The text exposition format."""

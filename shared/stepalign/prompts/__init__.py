@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -42,9 +42,14 @@ class Prompt:
     version: str
     messages: tuple[tuple[str, str], ...]
 
-    @property
+    @cached_property
     def fields(self) -> frozenset[str]:
-        return frozenset(name for _, body in self.messages for name in _PLACEHOLDER.findall(body))
+        return frozenset(name for _, parts in self._parts for name in parts[1::2])
+
+    @cached_property
+    def _parts(self) -> list[tuple[str, list[str]]]:
+        """Each message's role and content: text at even places, names of placeholders between."""
+        return [(role, _PLACEHOLDER.split(body)) for role, body in self.messages]
 
     def fill(self, **values: str) -> list[Message]:
         """Fill the placeholders. Raises PromptError when a value is missing or not used by the file."""
@@ -53,8 +58,8 @@ class Prompt:
                 f"prompt {self.version}/{self.name} takes {sorted(self.fields)}, it was given {sorted(values)}"
             )
         return [
-            {"role": role, "content": _PLACEHOLDER.sub(lambda match: values[match[1]], body)}
-            for role, body in self.messages
+            {"role": role, "content": "".join([values[part] if i % 2 else part for i, part in enumerate(parts)])}
+            for role, parts in self._parts
         ]
 
 
