@@ -61,7 +61,7 @@ class GatedBackend:
 
     async def generate(self, prompt: RenderedPrompt) -> Generation:
         if prompt.request.attempt == "too long":
-            raise PromptTooLongError("the critique prompt", 9, 8)
+            raise PromptTooLongError("the critique prompt", 9, 8, "critic.max_prompt_tokens")
         if prompt.request.attempt == "bug":
             raise KeyError("a bug")
         return Generation(await self._batcher.submit(prompt.request.attempt), FinishReason.STOP, 5, 3)

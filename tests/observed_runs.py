@@ -375,6 +375,9 @@ class Bench:
                 seen.url = f"http://127.0.0.1:{seen.port}"
                 threading.Thread(target=use, daemon=True).start()
 
+            def _end_at_once(self) -> None:
+                """This process is not the critic's own."""
+
         def use() -> None:
             try:
                 seen.await_ready()

@@ -77,12 +77,13 @@ def demo(
         list[str] | None, typer.Option("--arm", metavar="ARM", help="An arm in place of the four. Repeatable.")
     ] = None,
     resume: Resume = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo, all of its runs.")] = False,
 ) -> None:
     """Train the lab's solver in four ways on equal terms, and compare them.
 
     GRPO, distillation from the reference, and step-aligned distillation on all tokens and up to the first error, one
-    after the other: some minutes on a CPU. Files go to runs/demo, where an earlier demo is replaced unless --resume is
-    given. The lab's configuration can be overridden, as in --trainer.steps 200.
+    after the other: some minutes on a CPU. Files go to runs/demo. With --resume what is there is continued, or gets
+    other seeds and arms beside it. The lab's configuration can be overridden, as in --trainer.steps 200.
     """
     configuration = ASSETS / "lab.toml"
     directory = load_config(configuration).run.dir / "demo"
@@ -92,8 +93,12 @@ def demo(
     campaign = Campaign(configuration, arm or arms, seed or seeds or [0], directory, ctx.args)
     console = Console()
     with lock_folder(directory):
-        if not resume:
+        if overwrite:
             shutil.rmtree(directory, ignore_errors=True)
+        elif not resume and started(directory) != ([], []):
+            raise ConfigError(
+                f"{directory} holds an earlier demo; --resume continues it or adds to it, --overwrite replaces it"
+            )
         for member in campaign.outstanding():
             local = LocalRun(configuration, member.overrides)
             _run(console, local, resume=campaign.begun(member), overwrite=True, brief=True)
@@ -173,8 +178,8 @@ def _show(console: Console, config: Config, report: dict[str, Any]) -> None:
 def _next_steps(console: Console, directory: Path) -> None:
     program = os.path.relpath(sys.argv[0])
     hints = (
-        ("the same with other rollouts", f"{program} demo --seed 1"),
-        ("a control: no feedback at all", f"{program} demo --arm null --arm stepalign_scoped"),
+        ("the same with other rollouts", f"{program} demo --resume --seed 1"),
+        ("a control: no feedback at all", f"{program} demo --resume --arm null --arm stepalign_scoped"),
         ("runs of several seeds compared", f"{program} compare {directory}/*/"),
         ("figures of each update", f"tail -n 1 {directory}/*/{METRICS}"),
         ("real weights on word problems", "make demo-smollm2"),

@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from importlib.metadata import EntryPoint, entry_points, version
+from inspect import signature
 from types import FrameType
 from typing import Annotated, Any
 
@@ -56,13 +57,14 @@ def _main(
     """
 
 
+def _install(module: str | None) -> str:
+    extra = EXTRA_OF.get(module or "", "lab")
+    return f"install stepalign with its extra {extra!r}, as in pip install -e '.[{extra}]' where its repository is"
+
+
 def _missing(entry: EntryPoint, error: ModuleNotFoundError) -> Any:
-    def command() -> None:
-        typer.echo(
-            f"'stepalign {entry.name}' needs the module {error.name!r}; install its extra, "
-            f"for example: pip install 'stepalign[lab]'",
-            err=True,
-        )
+    def command(ctx: typer.Context) -> None:
+        typer.echo(f"'stepalign {entry.name}' needs the module {error.name!r}: {_install(error.name)}", err=True)
         raise typer.Exit(1)
 
     command.__doc__ = f"(not installed: needs {error.name})"
@@ -98,7 +100,9 @@ def build_app() -> typer.Typer:
         if isinstance(target, typer.Typer):
             app.add_typer(target, name=entry.name)
         else:
-            app.command(entry.name, context_settings=OVERRIDES, hidden=entry.name in HIDDEN)(target)
+            # What takes no overrides refuses what it does not know.
+            settings = OVERRIDES if "ctx" in signature(target).parameters else None
+            app.command(entry.name, context_settings=settings, hidden=entry.name in HIDDEN)(target)
     return app
 
 
@@ -113,7 +117,7 @@ def _refusal(error: Exception) -> str | None:
     if isinstance(error, PermissionError):
         return f"{error.filename}: user {os.getuid()} may not read or write this"
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
-        return f"the module {error.name!r} is missing: pip install 'stepalign[{EXTRA_OF[error.name]}]'"
+        return f"the module {error.name!r} is missing: {_install(error.name)}"
     return None
 
 

@@ -110,17 +110,22 @@ class CriticClient:
         service refused the request, and CriticError on an answer that is no critique response or when the critic's
         engine failed at this request every time.
         """
+        _checked([request])
         headers = {"content-type": "application/json", "x-request-id": request_id or f"req_{uuid4().hex}"}
         body = request.model_dump_json().encode()
         deadline = self._clock() + self._timeout
         attempt = 0
+        reason: CriticUnavailableError | None = None
         while True:
             try:
                 told = headers | _timeout_header(deadline - self._clock())
                 answer = await self._send("POST", "/v1/critiques", deadline, content=body, headers=told)
                 return _read(answer)
             except CriticUnavailableError as error:
-                await self._pause(error, attempt, deadline)
+                # The last try is often cut short by the deadline, which says nothing of what is wrong.
+                if reason is None or not isinstance(error.__cause__, TimeoutError):
+                    reason = error
+                await self._pause(reason, attempt, deadline)
                 attempt += 1
 
     async def critique_many(
@@ -133,6 +138,8 @@ class CriticClient:
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}; at least one call must be open at once")
         turns = asyncio.Semaphore(concurrency)
+
+        requests = _checked(requests)
 
         async def one(request: CritiqueRequest) -> CritiqueResponse | CriticError:
             async with turns:
@@ -172,9 +179,13 @@ class CriticClient:
             async with asyncio.timeout(max(remaining, 0.001)):
                 answer = await self._http.request(method, path, timeout=timeout, **options)
         except _RETRIED_ERRORS as error:
-            raise CriticUnavailableError(f"no answer from the critic: {type(error).__name__}: {error}") from error
+            why = (
+                f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__} after {remaining:.1f} s"
+            )
+            raise CriticUnavailableError(f"no answer from the critic at {self._http.base_url}: {why}") from error
         except httpx.HTTPError as error:
-            raise CriticError(f"the critic cannot be called: {type(error).__name__}: {error}") from error
+            said = f"the critic at {self._http.base_url} cannot be called: {type(error).__name__}: {error}"
+            raise CriticError(said) from error
         if answer.status_code in _RETRIED_STATUSES:
             message, code = _explain(answer)
             raise CriticUnavailableError(f"{answer.status_code} {code}: {message}", _retry_after(answer), code)
@@ -188,7 +199,9 @@ class CriticClient:
             if error.code == ENGINE_ERROR:
                 raise CriticError(f"the critic's engine failed {attempt + 1} times on this request: {error}") from error
             raise CriticUnavailableError(
-                f"gave up after {attempt + 1} tries in {self._timeout:g} s; last: {error}", error.retry_after
+                f"gave up after {attempt + 1} {'try' if attempt == 0 else 'tries'} in {self._timeout:g} s (timeout); "
+                f"last: {error}",
+                error.retry_after,
             ) from error
         log.warning("the critic gave no answer; trying again", seconds=round(seconds, 2), error=str(error))
         await self._sleep(seconds)
@@ -251,6 +264,16 @@ class SyncCriticClient:
             running.cancel()
 
 
+def _checked(requests: Iterable[Any]) -> list[CritiqueRequest]:
+    """Raises TypeError when something else than requests is given: dictionaries, or one request in place of many."""
+    given = [requests] if isinstance(requests, CritiqueRequest) else list(requests)
+    wrong = next((each for each in given if not isinstance(each, CritiqueRequest)), None)
+    if wrong is not None or isinstance(requests, CritiqueRequest):
+        said = "one request" if wrong is None else type(wrong).__name__
+        raise TypeError(f"give CritiqueRequest objects, critique_many a list of them, and not {said}")
+    return given
+
+
 def _timeout_header(seconds: float) -> dict[str, str]:
     """What tells the service when to give up; nothing when that is further off than a header may say."""
     milliseconds = max(1, int(seconds * 1000))
@@ -269,6 +292,8 @@ def _check_url(base_url: str) -> None:
 def _read(answer: httpx.Response) -> CritiqueResponse:
     if 400 <= answer.status_code < 500:
         message, code = _explain(answer)
+        if answer.status_code == 404:
+            message += f"; is {answer.url} the critic's address, which has no path, followed by /v1/critiques?"
         raise CriticRequestError(f"{answer.status_code} {code}: {message}", answer.status_code, code)
     if answer.status_code != 200:
         message, code = _explain(answer)
@@ -284,7 +309,7 @@ def _explain(answer: httpx.Response) -> tuple[str, str | None]:
     try:
         detail = _ErrorEnvelope.model_validate_json(answer.content).error
     except ValidationError:
-        return answer.text[:200], None
+        return f"no answer of a critic: {answer.text[:200]!r}", None
     return detail.message, detail.code
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -495,9 +495,15 @@ _PATHS = (
 )
 
 
-def load_config(path: Path, overrides: Sequence[str] = (), environ: dict[str, str] | None = None) -> Config:
+def load_config(
+    path: Path,
+    overrides: Sequence[str] = (),
+    environ: dict[str, str] | None = None,
+    unread: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Config:
     """Read a TOML file with overrides such as ``["--trainer.steps", "50"]``.
 
+    ``unread`` stands in for required values of sections that the caller does not read, where nothing gives them.
     Raises ConfigError with a message that names every unknown or invalid key.
     """
     values = _read_toml(path)
@@ -518,13 +524,17 @@ def load_config(path: Path, overrides: Sequence[str] = (), environ: dict[str, st
             command_line = CliSettingsSource[Any](settings_cls, cli_parse_args=list(overrides))
             sources = (command_line, _Environment(settings_cls, env), init_settings)
             arms.extend(arm for source in sources if (arm := _arm_named_by(source())) is not None)
-            return *sources, InitSettingsSource(settings_cls, {"arm": _read_arm(arms[0] if arms else RunSection().arm)})
+            arm = _read_arm(arms[0] if arms else RunSection().arm)
+            return *sources, InitSettingsSource(settings_cls, {**(unread or {}), "arm": arm})
 
     try:
         settings = _Sources(**values)
     except ValidationError as error:
         about_the_arm = arms and any(item["loc"][:1] == ("arm",) for item in error.errors())
         where = f"{path} with run.arm {arms[0]}" if about_the_arm else path
+        given = [option.partition("=")[0] for option in overrides]
+        keys = {f"--{'.'.join(map(str, item['loc']))}" for item in error.errors()}
+        where = "command line" if keys <= set(given) else where
         raise ConfigError(f"{where}: {_explain(error)}") from None
     except SettingsError as error:
         raise ConfigError(f"command line: {str(error).removeprefix('error parsing CLI: ')}") from None

@@ -1,74 +1,127 @@
 """Text of models and strangers → token ids, none of which is a token that a tokenizer adds to its vocabulary.
 
 Added tokens are what steers a model: ends of turns, roles, and with many models tokens that are not marked as special,
-such as ``<think>`` and ``<tool_call>``. ``split_special_tokens`` of transformers takes only the marked ones apart; here
-every added token is, but for those of whitespace or of one character (such as Gemma's runs of line breaks), which are
-ordinary text.
+such as ``<think>`` and ``<tool_call>``. ``split_special_tokens`` of transformers takes only the marked ones apart. Here
+contents are encoded by a copy of the tokenizer that has no such token at all: what spells one becomes the pieces of its
+letters. Runs of whitespace and single characters that are added without being special (Gemma's, GPT-NeoX's) are
+ordinary text and stay.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from stepalign.errors import PromptError
+
+# SentencePiece writes spaces so.
+_SPACE = "\u2581"
 
 
 class ContentTokenizer(Protocol):
     """What is used of a transformers tokenizer."""
 
     @property
-    def added_tokens_decoder(self) -> dict[int, Any]: ...
-
-    def __call__(self, text: str, **kwargs: Any) -> Any: ...
+    def backend_tokenizer(self) -> Any: ...
 
     def __len__(self) -> int: ...
 
 
+@dataclass(frozen=True)
+class _Encoder:
+    """``backend`` is the copy; ``size`` is the number of tokens that the tokenizer had, ``controls`` what it lacks."""
+
+    backend: Any
+    size: int
+    controls: frozenset[int]
+
+
+_encoders: WeakKeyDictionary[ContentTokenizer, _Encoder] = WeakKeyDictionary()
+
+
 def content_token_ids(tokenizer: ContentTokenizer, text: str) -> list[int]:
-    """The ids of ``text`` without BOS and EOS. An added token that it spells becomes the pieces of its letters.
+    """The ids of ``text`` without BOS and EOS.
 
-    Raises PromptError when it spells one and the tokenizer is not a fast one, which cannot say where; and for a
-    character that the tokenizer has nothing but a control token for.
+    The first call for a tokenizer copies it, which takes a second with a large vocabulary. Raises PromptError for one
+    that is not a fast one, and for one that reads unknown words as a control token when there is such a word.
     """
-    controls = control_ids(tokenizer)
-    options: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True}
-    token_ids: list[int] = tokenizer(text, **options)["input_ids"]
-    if controls.isdisjoint(token_ids):
-        return token_ids
-    try:
-        encoded = tokenizer(text, return_offsets_mapping=True, **options)
-    except NotImplementedError:
-        raise PromptError(
-            f"a text spells a control token, which {type(tokenizer).__name__} cannot take apart; put a tokenizer.json "
-            "beside the model, so that its tokenizer is a fast one"
-        ) from None
-    parted: list[int] = []
-    for token_id, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        if token_id not in controls:
-            parted.append(token_id)
-        elif end - start == 1:
-            raise PromptError(f"the tokenizer reads {text[start:end]!r} as the control token {token_id}")
-        else:
-            middle = (start + end) // 2
-            parted += content_token_ids(tokenizer, text[start:middle]) + content_token_ids(tokenizer, text[middle:end])
-    return parted
-
-
-_control_ids: WeakKeyDictionary[ContentTokenizer, tuple[int, frozenset[int]]] = WeakKeyDictionary()
+    encoder = _encoder(tokenizer)
+    token_ids: list[int] = encoder.backend.encode(text, add_special_tokens=False).ids
+    if not encoder.controls.isdisjoint(token_ids):
+        raise PromptError("the tokenizer reads a word that it does not know as a control token; give it an unk_token")
+    return token_ids
 
 
 def control_ids(tokenizer: ContentTokenizer) -> frozenset[int]:
-    """The ids that no content may give: added tokens of two visible characters at least.
+    """The ids that no content gives. Raises PromptError for a tokenizer that is not a fast one."""
+    return _encoder(tokenizer).controls
 
-    But for the one that stands for unknown words, unless it stands for something else as well.
-    """
-    size, known = _control_ids.get(tokenizer, (-1, frozenset[int]()))
-    if size != len(tokenizer):
-        unknown = getattr(tokenizer, "unk_token_id", None)
-        if unknown in {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}:
-            unknown = None
-        added = tokenizer.added_tokens_decoder.items()
-        known = frozenset(i for i, token in added if i != unknown and len(str(token).strip()) > 1)
-        _control_ids[tokenizer] = len(tokenizer), known
+
+def _encoder(tokenizer: ContentTokenizer) -> _Encoder:
+    known = _encoders.get(tokenizer)
+    if known is None or known.size != len(tokenizer):
+        known = _encoders[tokenizer] = _without_controls(tokenizer)
     return known
+
+
+def _without_controls(tokenizer: ContentTokenizer) -> _Encoder:
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise PromptError(
+            f"{type(tokenizer).__name__} is no fast tokenizer, and only of such a one it is known that a text gives no "
+            "control token; put a tokenizer.json beside the model"
+        )
+    written: dict[str, Any] = json.loads(backend.to_str())
+    unknown = _unknown_word(tokenizer)
+    steering = [token for token in written["added_tokens"] if not _is_ordinary(token)]
+    controls = {token["content"]: token["id"] for token in steering if token["content"] != unknown}
+    # Nobody can spell these names. The tokens stay, so that all others keep their ids.
+    nobody = uuid4().hex
+    words = _words(written["model"])
+    written["added_tokens"] = [
+        {**token, "content": f"{nobody} {token['content']}"} if token in steering else token
+        for token in written["added_tokens"]
+        # Of a word of the vocabulary nothing is left to be added.
+        if not (token in steering and token["content"] in words)
+    ]
+    _rename_words(written["model"], {word: f"{nobody} {word}" for word in controls if len(word) > 1})
+    copy: Any = backend.from_str(json.dumps(written))
+    copy.no_padding()
+    copy.no_truncation()
+    return _Encoder(copy, len(tokenizer), frozenset(controls.values()))
+
+
+def _is_ordinary(token: dict[str, Any]) -> bool:
+    return not token["special"] and len(token["content"].replace(_SPACE, " ").strip()) < 2
+
+
+def _unknown_word(tokenizer: ContentTokenizer) -> str | None:
+    """What stands for unknown words, unless it stands for something else too."""
+    unknown = getattr(tokenizer, "unk_token", None)
+    others = {getattr(tokenizer, f"{name}_token", None) for name in ("bos", "eos", "pad")}
+    return None if unknown in others else unknown
+
+
+def _words(model: dict[str, Any]) -> set[str]:
+    vocabulary = cast(dict[str, int] | list[tuple[str, float]], model["vocab"])
+    return set(vocabulary) if isinstance(vocabulary, dict) else {word for word, _ in vocabulary}
+
+
+def _rename_words(model: dict[str, Any], names: dict[str, str]) -> None:
+    """Give control tokens that are words of the vocabulary too other names, and leave out what is merged into them."""
+    kept = {model.get("unk_token")}
+    vocabulary = cast(dict[str, int] | list[tuple[str, float]], model["vocab"])
+
+    def name(word: str) -> str:
+        return word if word in kept else names.get(word, word)
+
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {name(word): number for word, number in vocabulary.items()}
+    else:
+        model["vocab"] = [[name(word), score] for word, score in vocabulary]
+    if model.get("merges"):
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        model["merges"] = [pair for pair in pairs if not {*pair, "".join(pair)} & names.keys()]

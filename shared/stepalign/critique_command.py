@@ -78,7 +78,10 @@ def _read(file: str) -> list[CritiqueRequest]:
             first = error.errors(include_url=False)[0]
             field = ".".join(map(str, first["loc"]))
             message = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{file}{where}: {field + ': ' if field else ''}{message}") from None
+            said = f"{file}{where}: {field + ': ' if field else ''}{message}"
+            if field == "id":
+                said += "; this looks like a problem file: a request has no id, and an attempt at the question"
+            raise ConfigError(said) from None
     if not requests:
         raise ConfigError(f'{file}: there is no request; write one as {{"question": "…", "attempt": "…"}}')
     return requests

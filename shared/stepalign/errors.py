@@ -56,12 +56,10 @@ class PromptError(StepalignError):
 class PromptTooLongError(PromptError):
     """A prompt over its token budget. Prompts are never cut: a cut prompt loses the problem and keeps the rest."""
 
-    def __init__(self, what: str, tokens: int, budget: int) -> None:
+    def __init__(self, what: str, tokens: int, budget: int, setting: str) -> None:
         self.tokens = tokens
         self.budget = budget
-        super().__init__(
-            f"{what} has {tokens} tokens, over its budget of {budget}; raise the budget or drop the problem"
-        )
+        super().__init__(f"{what} has {tokens} tokens, over its budget of {budget}; raise {setting} or leave it out")
 
 
 class QueueError(StepalignError):

@@ -7,20 +7,43 @@ inside carries them, also from libraries that log through the standard library.
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TextIO, cast
 
 import structlog
 
 
 class _Stderr:
-    """Standard error as it is when a line is written: what captures it may have replaced it since."""
+    """Standard error as it is when a line is written: what captures it may have replaced it since.
+
+    A line that cannot be written is no reason to fail what it is about. Once nobody reads any more (a closed pipe), the
+    lines go nowhere.
+    """
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        with _unwritable():
+            sys.stderr.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with _unwritable():
+            sys.stderr.flush()
+
+
+@contextmanager
+def _unwritable() -> Generator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        # Else the end of the process would try once more to write what is buffered.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
+    except OSError:
+        pass
 
 
 _STDERR = cast(TextIO, _Stderr())

@@ -142,6 +142,12 @@ def test_json_that_is_not_sent_as_such_is_told_the_header(url: str, path: str, k
     assert f"send JSON with the header Content-Type: application/json, not {kind or 'without one'}" in error["message"]
 
 
+def test_a_body_that_is_no_json_is_told_where(url: str) -> None:
+    answer = httpx.post(f"{url}/v1/critiques", content="{'a': 1}", headers={"content-type": "application/json"})
+    message = error_of(answer)["message"]
+    assert message == "body: this is no JSON: Expecting property name enclosed in double quotes at character 1"
+
+
 def test_a_405_says_what_is_allowed(url: str) -> None:
     assert httpx.get(f"{url}/v1/critiques").headers["allow"] == "POST"
 
@@ -496,3 +502,50 @@ def test_the_command_ends_with_an_error_when_its_model_cannot_be_loaded(tmp_path
     assert done.returncode != 0
     assert "ConfigError: critic.path is" in done.stderr
     assert not (tmp_path / "runs" / "test" / "critic.url").exists()
+
+
+def test_a_configuration_of_the_critic_alone_will_do(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    text = config.read_text()
+    config.write_text(text[: text.index("[model]")] + text[text.index("[critic]") :])
+    with critic_process(config) as (process, url):
+        assert ask(url, CritiqueRequest(**CORRECT)).critique is not None
+        process.send_signal(signal.SIGTERM)
+        ended_with_0(process, config)
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file in its place")
+    done = subprocess.run(
+        critic_command(write_config(tmp_path)), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "set run.dir to a folder that can be written" in done.stderr
+
+
+def test_a_critic_whose_log_nobody_reads_any_more_goes_on_serving_and_ends_with_0(tmp_path: Path) -> None:
+    """As with ``2>&1 | head -1``."""
+    config = write_config(tmp_path)
+    with critic_process(config) as (process, url):
+        assert process.stderr is not None
+        process.stderr.close()
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        for answer in ("9", "8"):
+            assert httpx.post(f"{url}/v1/critiques", json={**CORRECT, "answer": answer}).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_an_openai_server_without_models_is_named_at_once_and_what_may_be_wrong_with_its_address(
+    tmp_path: Path, url: str
+) -> None:
+    """The critic itself stands in for a server whose models are elsewhere."""
+    config = write_config(tmp_path, backend="openai")
+    lines = config.read_text().replace('checker = "lab"\n', "")
+    config.write_text(lines + f'\n[critic.openai]\nbase_url = "{url}"\n')
+    with critic_process(config) as (process, own):
+        assert process.stderr is not None
+        found = next(line for line in process.stderr if "waiting for the model's server" in line)
+        assert json.loads(found)["base_url"] == url
+        assert "there is no /models (404): critic.openai.base_url ends before it, mostly in /v1" in found
+        assert error_of(httpx.get(f"{own}/health/ready"))["code"] == "loading"

@@ -183,7 +183,7 @@ def test_what_is_not_answered_in_time_is_given_up_and_its_client_told_so(tmp_pat
 
 def test_a_client_that_never_reads_its_answer_keeps_no_process_from_ending(tmp_path: Path) -> None:
     impatient = COMMAND.replace(
-        "app()\n", "from stepalign_critic import server\nserver._UNREAD_ANSWER_SECONDS = 1\napp()\n"
+        "app()\n", "from stepalign_critic import server\nserver._LAST_ANSWERS_SECONDS = 1\napp()\n"
     )
     config = write_config(tmp_path, max_body_bytes=20_000_000)
     # Its answer holds the attempts again, which is more than the buffers of both ends of a connection take.
@@ -198,6 +198,57 @@ def test_a_client_that_never_reads_its_answer_keeps_no_process_from_ending(tmp_p
             assert connection.recv(12) == b"HTTP/1.1 200"
             process.send_signal(signal.SIGTERM)
             ended_with_0(process, config)
+
+
+def test_a_thread_that_does_not_end_keeps_no_process_from_ending(tmp_path: Path) -> None:
+    hanging = SLOW_COMMAND.replace("time.sleep(0.7)", "time.sleep(600)").replace(
+        "import time", "import time\nfrom stepalign_critic import server\nserver._LAST_ANSWERS_SECONDS = 1"
+    )
+    config = write_config(tmp_path, finish_seconds=0.3)
+    with critic_process(config, hanging) as (process, url), ThreadPoolExecutor() as threads:
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        running = threads.submit(httpx.post, f"{url}/v1/critiques", json=CORRECT, timeout=60)
+        wait_until(lambda: metric(url, "stepalign_critic_in_flight") == 1)
+        process.send_signal(signal.SIGTERM)
+        assert running.result(10).status_code == 503
+        log = ended_with_0(process, config)
+    assert "ending without waiting for threads" in log.splitlines()[-1]
+
+
+def test_a_body_that_does_not_come_is_answered_while_the_process_ends(tmp_path: Path) -> None:
+    hurried = f"""
+import functools
+from stepalign_critic import server
+server.AppSettings = functools.partial(server.AppSettings, body_seconds=1.0)
+server._LAST_ANSWERS_SECONDS = 3
+{COMMAND}
+"""
+    config = write_config(tmp_path)
+    with critic_process(config, hurried) as (process, url):
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        with socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0), timeout=30) as connection:
+            connection.sendall(b"POST /v1/critiques HTTP/1.1\r\nhost: c\r\ncontent-length: 10\r\n\r\n{")
+            time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            assert connection.recv(12) == b"HTTP/1.1 408"
+            log = ended_with_0(process, config)
+    assert "Traceback" not in log
+
+
+def test_a_second_signal_without_a_grace_gives_nothing_up(tmp_path: Path) -> None:
+    """As of Ctrl-C, which a supervisor gets too and passes on."""
+    config = write_config(tmp_path)
+    with critic_process(config, HELD_COMMAND) as (process, url), ThreadPoolExecutor() as threads:
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        running = threads.submit(httpx.post, f"{url}/v1/critiques", json=CORRECT, timeout=60)
+        wait_until(lambda: metric(url, "stepalign_critic_in_flight") == 1)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            process.send_signal(number)
+            wait_until(lambda: error_of(httpx.get(f"{url}/health/ready"))["code"] == "stopping")
+        time.sleep(0.2)
+        (tmp_path / "gate").touch()
+        assert running.result(10).status_code == 200
+        ended_with_0(process, config)
 
 
 def test_a_third_signal_gives_up_what_is_being_answered(tmp_path: Path) -> None:

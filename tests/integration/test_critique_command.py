@@ -98,3 +98,14 @@ def test_no_text_steers_the_terminal_or_shows_in_another_order(url: str, tmp_pat
     shown = critique(url, file_of(tmp_path, hostile)).stdout
     assert shown.splitlines()[0] == "a\ufffd[31mb\ufffdc\ufffdd\ufffde\u200df\ufffdg é"
     assert not set("\x1b\u202e\u2028\u2066\x07") & set(shown)
+
+
+@pytest.mark.parametrize("words", [("--foo", "bar"), ("--jsno",), ("--critic.port", "1"), ("another",)])
+def test_what_the_command_does_not_know_is_refused(url: str, tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = critique(url, file_of(tmp_path, RIGHT), *words)
+    assert done.returncode == 2 and words[0] in done.stderr and done.stdout == ""
+
+
+def test_a_problem_file_is_told_from_a_file_of_requests(url: str, tmp_path: Path) -> None:
+    done = critique(url, file_of(tmp_path, {"id": "p1", "question": "3 + 4", "answer": "7"}))
+    assert done.returncode == 1 and "this looks like a problem file" in done.stderr

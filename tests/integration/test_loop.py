@@ -217,7 +217,7 @@ def test_no_process_outlives_its_run_and_resume_finishes_it(
     assert losses_of(run_dir) == uninterrupted_losses
 
 
-def test_the_demo_compares_its_arms_starts_clean_a_second_time_and_resumes(tmp_path: Path) -> None:
+def test_the_demo_compares_its_arms_and_is_continued_added_to_or_replaced_as_it_is_told(tmp_path: Path) -> None:
     arms = ["--arm", "grpo", "--arm", "stepalign_scoped"]
     budget = ["--trainer.steps", "2"]
     folder = tmp_path / "runs" / "demo"
@@ -245,6 +245,9 @@ def test_the_demo_compares_its_arms_starts_clean_a_second_time_and_resumes(tmp_p
     again = demo("--resume")
     assert again.returncode == 0, again.stderr
     assert {name: (folder / name / "report.json").stat().st_mtime_ns for name in reports()} == before
+    unsaid = demo("--seed", "5")
+    assert unsaid.returncode == 1 and "--resume continues it or adds to it, --overwrite replaces it" in unsaid.stderr
+    assert {name: (folder / name / "report.json").stat().st_mtime_ns for name in reports()} == before
     other = demo("--resume", "--trainer.learning_rate", "0.5")
     assert other.returncode == 1 and "holds a run with other settings" in other.stderr
     budget[1] = "3"
@@ -253,7 +256,10 @@ def test_the_demo_compares_its_arms_starts_clean_a_second_time_and_resumes(tmp_p
     assert {(report["steps"], report["rollouts"]["published"]) for report in reports().values()} == {(3, 96)}
     budget[1] = "1"
     arms[:] = ["--arm", "null"]
-    fresh = demo("--seed", "5")
+    more = demo("--resume", "--seed", "5")
+    assert more.returncode == 0, more.stderr
+    assert set(reports()) == {"grpo-4", "stepalign_scoped-4", "null-5"}
+    fresh = demo("--overwrite", "--seed", "5")
     assert fresh.returncode == 0, fresh.stderr
     assert set(reports()) == {"null-5"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stepalign.config import load_config
-from stepalign_critic.server import _UNREAD_ANSWER_SECONDS
+from stepalign_critic.server import _LAST_ANSWERS_SECONDS, _LAST_THREADS_SECONDS
 
 ROOT = Path(__file__).parents[2]
 HAPROXY = (ROOT / "services" / "lb" / "haproxy.cfg").read_text(encoding="utf-8")
@@ -57,7 +57,7 @@ def test_a_critic_may_finish_what_it_has_before_compose_kills_it(shipped: str, i
     grace = re.findall(r"stop_grace_period: \$\{STOP_GRACE:-(\d+)s\}", COMPOSE)
     assert len(grace) == 2
     finish = load_config(ROOT / "configs" / shipped, [], {}).critic.finish_seconds
-    assert int(drain) + finish + _UNREAD_ANSWER_SECONDS < int(grace[index])
+    assert int(drain) + finish + _LAST_ANSWERS_SECONDS + _LAST_THREADS_SECONDS < int(grace[index])
 
 
 def test_a_request_is_tried_for_longer_than_a_new_replica_counts_as_up() -> None:

@@ -53,7 +53,8 @@ def teacher_prompt_ids(config: Config, tokenizer: Any, rollout: Rollout, context
     token_ids = render_token_ids(tokenizer, messages, **options)
     budget = config.trainer.max_teacher_prompt_tokens
     if len(token_ids) > budget:
-        raise PromptTooLongError(f"the teacher prompt of rollout {rollout.rollout_id!r}", len(token_ids), budget)
+        what = f"the teacher prompt of rollout {rollout.rollout_id!r}"
+        raise PromptTooLongError(what, len(token_ids), budget, "trainer.max_teacher_prompt_tokens")
     return token_ids
 
 

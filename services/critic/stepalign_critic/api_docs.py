@@ -68,7 +68,8 @@ _ERRORS: dict[int, tuple[str, list[tuple[str, str, str | None]]]] = {
             ("invalid_request", "question: Field required", "question"),
             (
                 "prompt_too_long",
-                "the critique prompt has 9001 tokens, over its budget of 8192; raise the budget or drop the problem",
+                "the critique prompt has 9001 tokens, over its budget of 8192; raise critic.max_prompt_tokens or leave "
+                "it out",
                 None,
             ),
             (

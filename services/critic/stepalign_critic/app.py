@@ -86,7 +86,7 @@ def create_app(service: CriticService, settings: AppSettings | None = None, metr
     add_critiques(app, critiques)
     add_batch(app, critiques, settings.max_batch_items)
     if settings.cache is not None:
-        metrics.store_errors.set_function(lambda cache=settings.cache: cache.store_errors)
+        settings.cache.on_store_error = metrics.store_errors.inc
     _add_operations(app, service)
     if settings.api_keys is None:
         _add_metrics(app, metrics)
@@ -153,17 +153,23 @@ def _add_error_handlers(app: FastAPI, settings: AppSettings) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        kind = request.headers.get("content-type", "")
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         unread = any(found["loc"] == ("body",) and found["type"] != "missing" for found in error.errors())
-        if unread and "json" not in kind:
+        if unread and kind != "application/json" and not kind.endswith("+json"):
             said = f"send JSON with the header Content-Type: application/json, not {kind or 'without one'}"
             return enveloped(422, invalid_detail([((), said)]))
-        return enveloped(422, invalid_detail((_path(found), found["msg"]) for found in error.errors()))
+        return enveloped(422, invalid_detail((_path(found), _message(found)) for found in error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
         code = _CODES.get(error.status_code, "http_error")
         return error_response(error.status_code, str(error.detail), code, headers=error.headers)
+
+
+def _message(found: dict[str, Any]) -> str:
+    if found["type"] != "json_invalid":
+        return found["msg"]
+    return f"this is no JSON: {found['ctx']['error']} at character {found['loc'][-1]}"
 
 
 def _path(found: dict[str, Any]) -> tuple[Any, ...]:

@@ -170,7 +170,9 @@ class MicroBatcher(Generic[Item, Result]):
             # Only stop() interrupts the wait; a thread cannot be interrupted, and its results are still wanted.
             await asyncio.wait({computing})
             self._computing = False
-            self._batch_seconds.add(self._clock() - started)
+            # One that broke off because nobody waited for it says nothing of how long a batch takes.
+            if any(not waiting.result.done() for waiting in batch):
+                self._batch_seconds.add(self._clock() - started)
             self._deliver(batch, computing)
 
     def _deliver(self, batch: list[_Waiting[Item, Result]], computing: asyncio.Future[list[Result]]) -> None:

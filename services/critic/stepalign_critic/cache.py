@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from stepalign.critique_store import CritiqueStore, StoreUnavailableError
+from stepalign.critique_store import CritiqueStore, StorePausedError, StoreUnavailableError
 from stepalign.logging import get_logger
 from stepalign.types import CritiqueRequest, CritiqueResponse
 from stepalign_critic.tenant import caller
@@ -61,7 +61,8 @@ class _Flight:
 class CritiqueCache:
     """Keeps the ``entries`` newest answers of this process, and more in ``store``. 0 entries keep none here.
 
-    ``decoding`` holds the parameters of decoding, which are part of every key.
+    ``decoding`` holds the parameters of decoding, which are part of every key. ``on_store_error`` is called when the
+    store was of no use.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class CritiqueCache:
         # As JSON: an answer is a hundred objects, which the garbage collector would go through again and again.
         self._kept: OrderedDict[str, str] = OrderedDict()
         self._flights: dict[str, _Flight] = {}
-        self.store_errors = 0
+        self.on_store_error: Callable[[], None] = lambda: None
 
     def key_of(self, request: CritiqueRequest, critic: str) -> str:
         """The content address of an answer to the caller whose request this task answers.
@@ -131,6 +132,8 @@ class CritiqueCache:
         if self._store is not None:
             try:
                 await self._store.set(key, _Entry(key=key, response=made).model_dump_json())
+            except StorePausedError:
+                pass
             except StoreUnavailableError as error:
                 self._note(str(error))
         return made, Source.MISS
@@ -151,13 +154,15 @@ class CritiqueCache:
             if entry.key == key:
                 return entry.response
             self._note("the shared cache has another request's answer at this key")
+        except StorePausedError:
+            pass
         except (StoreUnavailableError, ValidationError) as error:
             # Whatever stands there is no answer of ours: it is made anew and written over.
             self._note(str(error))
         return None
 
     def _note(self, error: str) -> None:
-        self.store_errors += 1
+        self.on_store_error()
         _log.warning("the shared cache was of no use", error=error)
 
     def _keep(self, key: str, response: CritiqueResponse) -> None:

@@ -46,6 +46,7 @@ def invalid_detail(problems: Iterable[tuple[tuple[Any, ...], str]]) -> ErrorDeta
 
     An empty path stands for the body as a whole.
     """
-    named = [(".".join(map(str, path)) or None, message) for path, message in problems]
+    # The prefix is pydantic's, before what a validator says.
+    named = [(".".join(map(str, path)) or None, said.removeprefix("Value error, ")) for path, said in problems]
     message = "; ".join(f"{field or 'body'}: {problem}" for field, problem in named)
     return error_detail(422, message, "invalid_request", named[0][0])

@@ -18,7 +18,6 @@ from stepalign_critic.backends.base import Backend
 from stepalign_critic.errors import BackendDiedError, NotReadyError
 
 _LOOK_SECONDS = 1.0
-_GIVE_UP_SECONDS = 5.0
 
 _log = get_logger(__name__)
 
@@ -107,22 +106,20 @@ class Lifecycle:
     async def finish(self, seconds: float) -> None:
         """Stop, wait until what is being answered is, and give up what is not after ``seconds``."""
         self.stop()
-        await self._until_idle(seconds)
-        self.give_up()
-        await self._until_idle(_GIVE_UP_SECONDS)
-
-    def give_up(self) -> None:
-        """Answer nothing more of what is being answered."""
-        if self._answering:
-            _log.warning("requests are given up", count=len(self._answering))
-        for limit in self._answering:
-            limit.reschedule(asyncio.get_running_loop().time())
-
-    async def _until_idle(self, seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._answering:
                     await self._idle.wait()
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Answer nothing more of what is being answered."""
+        # One that has expired may take its time to end, and a second call must not touch it.
+        held = [limit for limit in self._answering if not limit.expired()]
+        if held:
+            _log.warning("requests are given up", count=len(held))
+        for limit in held:
+            limit.reschedule(asyncio.get_running_loop().time())
 
     async def end(self) -> None:
         """Stop, and release the backend."""

@@ -48,7 +48,7 @@ class Metrics:
             ["prompt", "outcome"],
             registry=self.registry,
         )
-        self.store_errors = Gauge(
+        self.store_errors = Counter(
             f"{_PREFIX}cache_store_errors", "Times that the shared cache was of no use", registry=self.registry
         )
 

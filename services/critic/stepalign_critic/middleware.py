@@ -81,8 +81,8 @@ class RequestContext:
 class BodyLimit:
     """Answers 413 to a body over ``max_bytes``, by its declared length or as soon as it has grown over the limit.
 
-    And 408 to one that is not there after ``seconds``: half a request would else keep the process from ending. A GET's
-    body means nothing and is not waited for.
+    And 408 to one that is not there after ``seconds``: half a request would else keep the process from ending. The
+    body of a GET or HEAD means nothing and is not waited for.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
@@ -91,7 +91,7 @@ class BodyLimit:
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] == "GET":
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "0")

@@ -3,6 +3,7 @@
 SIGTERM drains: readiness turns 503 at once, requests are served for ``critic.drain_grace_seconds`` more, so that load
 balancers look away before anything is refused. Then new requests are refused with 503 while those that are being
 answered are finished, for ``critic.finish_seconds`` at most. A second signal ends the grace, a third gives them up.
+Half a minute after that the process ends whatever its threads still do.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from pathlib import Path
+from threading import Timer
 from types import FrameType
 
 import uvicorn
@@ -39,8 +42,11 @@ from stepalign_critic.service import CriticService
 URL_FILE = "critic.url"
 
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
-_UNREAD_ANSWER_SECONDS = 10
-"""How long a client may take to read an answer when the process is about to end."""
+_LAST_ANSWERS_SECONDS = 25
+"""How long clients may take to read their answers when the process is about to end. Longer than a body may take to
+come (``AppSettings.body_seconds``), so that one that does not come is answered too."""
+_LAST_THREADS_SECONDS = 5
+"""How long threads of the backend may go on after that: none can be interrupted."""
 
 _log = get_logger(__name__)
 
@@ -49,15 +55,21 @@ def serve(config: Config, backend: Backend | None = None) -> None:
     """Serve the configured critic until SIGTERM or SIGINT. Returns after a graceful shutdown.
 
     ``backend`` takes the place of the configured one. ``<run_dir>/critic.url`` holds the address while the process
-    listens. Raises ConfigError on a host that others can reach while there are no API keys, on an address that is
-    taken, and on a backend that does not start; BackendDiedError when it dies later.
+    listens. Raises ConfigError on a run folder that cannot be written, on a host that others can reach while there are
+    no API keys, on an address that is taken, and on a backend that does not start; BackendDiedError when it dies later.
     """
     keys = ApiKeys.from_file(config.critic.api_keys_file) if config.critic.api_keys_file is not None else None
     check_exposure(config.critic.host, keys)
     served = create_backend(config.critic) if backend is None else backend
     service = CriticService(served, config.critic.prompts, config.critic.max_steps)
     url_file = config.run_dir / URL_FILE
-    url_file.unlink(missing_ok=True)
+    try:
+        write_atomically(url_file, "")
+        url_file.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {url_file}: {error.strerror}; set run.dir to a folder that can be written"
+        ) from None
     listening = _bind(config.critic.host, config.critic.port)
     access = "with API keys" if keys is not None else "on loopback only: there are no API keys"
     _log.info(f"listening {access}", url=_url(listening))
@@ -155,14 +167,17 @@ class _Server(uvicorn.Server):
     """uvicorn that drains on the first signal, ends with a backend that cannot start or dies, announces its address."""
 
     def __init__(self, app: FastAPI, lifecycle: Lifecycle, section: CriticSection, url_file: Path, url: str) -> None:
-        unread = _UNREAD_ANSWER_SECONDS
+        last = _LAST_ANSWERS_SECONDS
         super().__init__(
-            uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=unread)
+            uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=last)
         )
         self._lifecycle = lifecycle
         self._drain_grace = section.drain_grace_seconds
         self._finish_seconds = section.finish_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
+        # That of a request which a signal interrupts is not ours.
+        self._context = copy_context()
+        self._signals = 0
         self._finishing: asyncio.Task[None] | None = None
         self._url_file = url_file
         self._url = url
@@ -181,23 +196,41 @@ class _Server(uvicorn.Server):
             # Nothing is being answered, and the thread that loads cannot be interrupted, only left.
             self._url_file.unlink(missing_ok=True)
             os._exit(0)
-        first = not self._lifecycle.leaving
-        serving = self._lifecycle.drain()
+        self._signals += 1
         if self._loop is None:
             super().handle_exit(sig, frame)
-        elif self._finishing is not None:
-            self._loop.call_soon_threadsafe(self._lifecycle.give_up)
-        elif first and serving and self._drain_grace > 0:
-            _log.info("draining", seconds=self._drain_grace)
-            self._loop.call_soon_threadsafe(self._loop.call_later, self._drain_grace, self._finish)
         else:
-            self._loop.call_soon_threadsafe(self._finish)
+            self._loop.call_soon_threadsafe(self._obey, self._signals, context=self._context)
+
+    def _obey(self, signals: int) -> None:
+        """The first signal begins the grace, the second ends it, a third gives up what is being answered."""
+        serving = self._lifecycle.drain()
+        if signals == 1 and serving and self._drain_grace > 0:
+            _log.info("draining", seconds=self._drain_grace)
+            asyncio.get_running_loop().call_later(self._drain_grace, self._finish)
+        elif signals < 3:
+            self._finish()
+        else:
+            self._lifecycle.give_up()
 
     def _finish(self) -> None:
         if self._finishing is None:
             self._finishing = asyncio.create_task(self._finish_and_exit())
 
     async def _finish_and_exit(self) -> None:
-        # The port stays open meanwhile: a request that still comes is told to go elsewhere.
-        await self._lifecycle.finish(self._finish_seconds)
-        self.should_exit = True
+        try:
+            # The port stays open meanwhile: a request that still comes is told to go elsewhere.
+            await self._lifecycle.finish(self._finish_seconds)
+        finally:
+            self.should_exit = True
+            last = Timer(_LAST_ANSWERS_SECONDS + _LAST_THREADS_SECONDS, self._end_at_once)
+            last.daemon = True
+            last.start()
+
+    def _end_at_once(self) -> None:
+        """Runs in a thread of its own, while others may hold the interpreter's end up."""
+        _log.warning("ending without waiting for threads that do not end")
+        self._url_file.unlink(missing_ok=True)
+        failure = self._lifecycle.failure
+        code = getattr(failure, "exit_code", os.EX_SOFTWARE)
+        os._exit(0 if failure is None else code)

@@ -49,9 +49,8 @@ class StudentPrompts:
                 tokenizer, prompt.fill(question=problem.question), **config.model.chat_template_options
             )
             if len(ids) > config.solver.max_prompt_tokens:
-                error = PromptTooLongError(
-                    f"the prompt of problem {problem.id!r}", len(ids), config.solver.max_prompt_tokens
-                )
+                what, budget = f"the prompt of problem {problem.id!r}", config.solver.max_prompt_tokens
+                error = PromptTooLongError(what, len(ids), budget, "solver.max_prompt_tokens")
                 refused.append((row, str(error)))
             self.token_ids[problem.id] = ids
         if refused:

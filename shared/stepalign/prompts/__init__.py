@@ -33,6 +33,8 @@ class ChatTokenizer(ContentTokenizer, Protocol):
 
     def apply_chat_template(self, conversation: list[Message], **kwargs: Any) -> Any: ...
 
+    def __call__(self, text: str, **kwargs: Any) -> Any: ...
+
 
 @dataclass(frozen=True)
 class Prompt:

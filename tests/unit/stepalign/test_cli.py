@@ -127,7 +127,8 @@ def test_a_missing_extra_is_named_with_exit_code_1() -> None:
     done = ended_by("ModuleNotFoundError('no torch', name='torch')")
     assert (done.returncode, done.stderr) == (
         1,
-        "stepalign: the module 'torch' is missing: pip install 'stepalign[models]'\n",
+        "stepalign: the module 'torch' is missing: install stepalign with its extra 'models', as in pip install -e "
+        "'.[models]' where its repository is\n",
     )
 
 

@@ -138,7 +138,7 @@ def test_a_retry_after_that_is_neither_is_ignored(value: str) -> None:
 
 def test_the_deadline_ends_the_tries_with_the_last_reason() -> None:
     world = World(refused(503, code="loading"))
-    with pytest.raises(CriticUnavailableError, match=r"gave up after 4 tries in 6 s; last: 503 loading"):
+    with pytest.raises(CriticUnavailableError, match=r"gave up after 4 tries in 6 s \(timeout\); last: 503 loading"):
         world.critique(timeout=6.0)
     assert world.now - 1000 < 6.0
 
@@ -181,7 +181,7 @@ def test_a_refused_request_is_not_retried(status: int, code: str) -> None:
 
 
 def test_a_refusal_in_foreign_words_is_quoted() -> None:
-    with pytest.raises(CriticRequestError, match="403 None: <html>forbidden") as request_error:
+    with pytest.raises(CriticRequestError, match="403 None: no answer of a critic: '<html>forbidden") as request_error:
         World(httpx.Response(403, text="<html>forbidden</html>")).critique()
     assert request_error.value.code is None
 
@@ -373,3 +373,69 @@ def test_a_key_that_no_header_takes_is_refused_and_not_shown(key: str) -> None:
     with pytest.raises(ConfigError, match="the API key") as refused:
         CriticClient("http://critic", api_key=key)
     assert "cret" not in str(refused.value)
+
+
+def test_a_last_try_that_the_deadline_cut_short_does_not_hide_the_reason() -> None:
+    class Refusing(httpx.AsyncBaseTransport):
+        tries = 0
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            self.tries += 1
+            if self.tries == 1:
+                raise httpx.ConnectError("refused")
+            await asyncio.sleep(60)
+            raise AssertionError("cut short")
+
+    async def main() -> None:
+        async with CriticClient("http://critic:1", timeout=0.3, backoff=0.01, transport=Refusing()) as client:
+            await client.critique(REQUEST)
+
+    with pytest.raises(CriticUnavailableError, match=r"http://critic:1.*ConnectError: refused"):
+        asyncio.run(main())
+
+
+def test_a_try_without_an_answer_says_how_long_it_waited_and_for_whom() -> None:
+    class Silent(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await asyncio.sleep(60)
+            raise AssertionError("cut short")
+
+    async def main() -> None:
+        async with CriticClient("http://critic:1", timeout=0.2, transport=Silent()) as client:
+            await client.critique(REQUEST)
+
+    with pytest.raises(CriticUnavailableError, match=r"after 1 try in 0\.2 s .*critic:1: TimeoutError: after 0\.2 s"):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda client: client.critique({"question": "q"}), "not dict"),
+        (lambda client: client.critique_many(REQUEST), "not one request"),
+        (lambda client: client.critique_many([{"question": "q"}]), "not dict"),
+    ],
+)
+def test_what_is_no_request_is_refused_by_its_type(call: Any, said: str) -> None:
+    async def main() -> None:
+        async with CriticClient("http://critic:1") as client:
+            await call(client)
+
+    with pytest.raises(TypeError, match=said):
+        asyncio.run(main())
+
+
+def test_an_address_with_a_path_is_named_at_a_404() -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(
+            404, json={"error": {"message": "Not Found", "type": "t", "code": "not_found", "param": None}}
+        )
+
+    async def main() -> None:
+        async with CriticClient("http://critic:1/v1", transport=httpx.MockTransport(answer)) as client:
+            await client.critique(REQUEST)
+
+    with pytest.raises(
+        CriticRequestError, match=r"is http://critic:1/v1/v1/critiques the critic's address, which has no path"
+    ):
+        asyncio.run(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from stepalign import content_tokens
 from stepalign.content_tokens import content_token_ids, control_ids
 from stepalign.errors import PromptError
 from stepalign.prompts import render_token_ids
@@ -74,9 +76,16 @@ def test_only_the_chat_template_opens_turns_and_thoughts() -> None:
     assert hostile in tokenizer.decode(attacked)
 
 
+def test_a_special_token_of_one_character_is_a_control_token_all_the_same() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["€"]})
+    assert tokenizer.convert_tokens_to_ids("€") in control_ids(tokenizer)
+    assert tokenizer.decode(content_token_ids(tokenizer, "€")) == "€"
+
+
 def test_added_whitespace_and_single_characters_are_ordinary_text() -> None:
-    tokenizer = byte_level(added=(AddedToken("½", special=False),))
-    for ordinary in ("\n\n", "½"):
+    tokenizer = byte_level(added=(AddedToken("€", special=False),))
+    for ordinary in ("\n\n", "€"):
         assert content_token_ids(tokenizer, ordinary) == [tokenizer.convert_tokens_to_ids(ordinary)]
 
 
@@ -105,7 +114,18 @@ def test_a_control_token_that_is_a_word_of_the_vocabulary_is_parted_too() -> Non
     backend.add_tokens(["<think>"])
     tokenizer = wrapped(backend, unk_token="<unk>")
     assert tokenizer("<eos>", split_special_tokens=True)["input_ids"] == [2]
-    assert content_token_ids(tokenizer, "3 <eos> 4 <think> 3") == [1, 0, 0, 0, 0, 0, 1]
+    assert content_token_ids(tokenizer, "3 <eos> 4 <think> 3") == [1, 0, 0, 0, 1]
+
+
+def test_a_piece_of_a_unigram_vocabulary_that_is_a_control_token_is_parted_too() -> None:
+    """SentencePiece's unigram models hold their control tokens as pieces, with the best score of all."""
+    letters = [(letter, -5.0) for letter in "</s>ab"]
+    backend = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *letters], unk_id=0))
+    backend.add_special_tokens(["<unk>", "</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+    assert tokenizer("a</s>", split_special_tokens=True)["input_ids"][-1] == 1
+    ids = content_token_ids(tokenizer, "a</s>b")
+    assert 1 not in ids and tokenizer.decode(ids, clean_up_tokenization_spaces=False).replace(" ", "") == "a</s>b"
 
 
 def test_an_unknown_word_that_is_the_end_of_a_text_too_is_a_control_token() -> None:
@@ -113,8 +133,78 @@ def test_an_unknown_word_that_is_the_end_of_a_text_too_is_a_control_token() -> N
     backend.add_special_tokens(["<eos>"])
     tokenizer = wrapped(backend, unk_token="<eos>")
     assert control_ids(tokenizer) == {1}
-    with pytest.raises(PromptError, match="reads 'b' as the control token 1"):
+    assert content_token_ids(tokenizer, "aa") == [0, 0]
+    with pytest.raises(PromptError, match="does not know as a control token"):
         content_token_ids(tokenizer, "abb")
+
+
+def sentencepiece(kind: str) -> PreTrainedTokenizerFast:
+    """As Llama 2's and Gemma's: spaces are letters; Gemma adds runs of them, which are words of its vocabulary."""
+    runs = ["\u2581" * length for length in range(2, 5)]
+    words = ["<unk>", "<eos>", "<think>", "\n\n", *runs, "\u2581", *"<>/thinkabceos\n", "th", "in"]
+    merges = [("t", "h"), ("i", "n")]
+    backend = tokenizers.Tokenizer(
+        models.BPE({word: i for i, word in enumerate(dict.fromkeys(words))}, merges, unk_token="<unk>")
+    )
+    if kind == "gemma":
+        backend.normalizer = normalizers.Replace(" ", "\u2581")
+        backend.add_tokens([AddedToken("\n\n", special=False, normalized=False)])
+        # As the normalizer writes them.
+        backend.add_tokens([AddedToken(run, special=False, normalized=True) for run in runs])
+    else:
+        prepend: list[Any] = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        backend.normalizer = normalizers.Sequence(prepend)
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse()])
+    backend.add_special_tokens([AddedToken("<eos>", special=True), AddedToken("<unk>", special=True)])
+    backend.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    return wrapped(backend, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["gemma", "llama"])
+@settings(max_examples=100, deadline=None)
+@given(text=st.lists(st.sampled_from(["<think>", "<eos>", "<", ">", "think", "\n\n", " ", "  ", "a"])).map("".join))
+def test_sentencepiece_texts_are_encoded_in_one_go(kind: str, text: str) -> None:
+    """In pieces each would get a space of its own before it."""
+    tokenizer = sentencepiece(kind)
+    ids = content_token_ids(tokenizer, text)
+    assert control_ids(tokenizer) == {1, 2} and control_ids(tokenizer).isdisjoint(ids)
+    decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    assert decoded == (text if kind == "gemma" or not text else f" {text}")
+
+
+def test_runs_of_spaces_that_are_added_tokens_stay_what_they_are() -> None:
+    tokenizer = sentencepiece("gemma")
+    for text in ("a  b   c", "a\n\nb"):
+        assert content_token_ids(tokenizer, text) == tokenizer(text)["input_ids"]
+    tokens = tokenizer.convert_ids_to_tokens(content_token_ids(tokenizer, "a   b"))
+    assert tokens == ["a", "\u2581" * 3, "b"]
+
+
+def test_all_other_tokens_keep_their_ids() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("\n\n\n", special=False, normalized=False)])
+    for ordinary in ("\n\n\n", "\n\n", "a", "7"):
+        assert content_token_ids(tokenizer, ordinary) == [tokenizer.convert_tokens_to_ids(ordinary)]
+
+
+def test_a_long_hostile_text_takes_no_longer_than_another() -> None:
+    """Encoding happens on the event loop. It is one call: a bound on time would be a timed test."""
+    tokenizer = byte_level()
+    calls: list[str] = []
+
+    class Counting:
+        def __init__(self, backend: Any) -> None:
+            self._backend = backend
+
+        def encode(self, text: str, **options: Any) -> Any:
+            calls.append(text)
+            return self._backend.encode(text, **options)
+
+    content_token_ids(tokenizer, "")
+    known = content_tokens._encoders[tokenizer]
+    content_tokens._encoders[tokenizer] = replace(known, backend=Counting(known.backend))
+    content_token_ids(tokenizer, "<think>" * 1000)
+    assert len(calls) == 1
 
 
 def test_tokens_that_are_added_later_are_seen() -> None:
@@ -124,20 +214,12 @@ def test_tokens_that_are_added_later_are_seen() -> None:
     assert tokenizer.convert_tokens_to_ids("<late>") not in content_token_ids(tokenizer, "<late>")
 
 
-def test_a_tokenizer_that_cannot_say_where_a_token_stands_is_refused() -> None:
+def test_a_tokenizer_that_is_not_fast_is_refused() -> None:
     class Slow:
-        def __init__(self) -> None:
-            self.added_tokens_decoder = {7: "<think>"}
-
-        def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-            if options.get("return_offsets_mapping"):
-                raise NotImplementedError
-            return {"input_ids": [7] if "<think>" in text else [1]}
+        backend_tokenizer = None
 
         def __len__(self) -> int:
             return 8
 
-    slow = Slow()
-    assert content_token_ids(slow, "a") == [1]
-    with pytest.raises(PromptError, match=r"Slow cannot take apart; put a tokenizer\.json"):
-        content_token_ids(slow, "<think>")
+    with pytest.raises(PromptError, match=r"Slow is no fast tokenizer.*put a tokenizer\.json"):
+        content_token_ids(Slow(), "a")

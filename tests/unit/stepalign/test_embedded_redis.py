@@ -181,7 +181,7 @@ def test_a_server_on_the_path_is_preferred_if_it_is_new_enough(tmp_path: Path, m
 def test_without_any_server_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EmbeddedRedisError, match=r"stepalign\[embedded\].*REDIS_URL"):
+    with pytest.raises(EmbeddedRedisError, match=r"extra 'embedded'.*REDIS_URL"):
         find_server()
     program(tmp_path, "redis-server", "echo 'Redis server v=6.0.16'")
     with pytest.raises(EmbeddedRedisError, match=r"version 6\.0\.16"):

@@ -395,7 +395,7 @@ def test_a_truncated_answer_is_not_asked_for_again() -> None:
     assert response.retried is None and len(backend.prompts) == 1
 
 
-@pytest.mark.parametrize("error", [PromptTooLongError("the critique prompt", 9, 8), UnsupportedRequestError("400")])
+@pytest.mark.parametrize("error", [PromptTooLongError("the prompt", 9, 8, "it"), UnsupportedRequestError("400")])
 def test_a_retry_that_will_never_be_answered_leaves_the_first_failure(error: Exception) -> None:
     class Tight(FakeBackend):
         async def generate(self, prompt: RenderedPrompt) -> Generation:

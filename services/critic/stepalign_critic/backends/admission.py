@@ -39,6 +39,20 @@ class Admission:
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """Wait for a place and hold it. Raises SaturatedError when too many wait already."""
+        leave = await self.enter()
+        answered = False
+        try:
+            yield
+            answered = True
+        finally:
+            # What failed or was given up says nothing of how long an answer takes.
+            leave(answered)
+
+    async def enter(self) -> Callable[[bool], None]:
+        """Wait for a place, and give what leaves it, to be called once: with whether there was an answer.
+
+        Raises SaturatedError when too many wait already.
+        """
         if self._places.locked() and self._waiting >= self._most_waiting:
             raise SaturatedError(f"{self._waiting} requests wait already, the limit is {self._most_waiting}")
         self._waiting += 1
@@ -47,9 +61,10 @@ class Admission:
         finally:
             self._waiting -= 1
         began = self._clock()
-        try:
-            yield
-            # What failed or was given up says nothing of how long an answer takes.
-            self._held_seconds.add(self._clock() - began)
-        finally:
+
+        def leave(answered: bool) -> None:
+            if answered:
+                self._held_seconds.add(self._clock() - began)
             self._places.release()
+
+        return leave

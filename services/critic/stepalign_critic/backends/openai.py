@@ -91,6 +91,7 @@ class OpenAIBackend:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.timeout_seconds
+        told = ""
         while True:
             try:
                 served = await self._served_models()
@@ -101,11 +102,15 @@ class OpenAIBackend:
                         f"{self._settings.base_url} refuses the key: status {error.response.status_code}; "
                         "set critic.openai.api_key_file"
                     ) from None
+                reason = _no_models(error)
                 if loop.time() > deadline:
                     raise ConfigError(
                         f"{self._settings.base_url} gave no list of models in {self._settings.timeout_seconds:g} s: "
-                        f"{type(error).__name__}: {error}"
+                        f"{reason}"
                     ) from None
+                if reason != told:
+                    told = reason
+                    _log.warning("waiting for the model's server", base_url=self._settings.base_url, reason=reason)
                 await asyncio.sleep(_START_PROBE_SECONDS)
         self._model = _choose(self._model, served, self._settings.base_url or "")
         self._reachable = True
@@ -170,6 +175,12 @@ def _aiohttp_transport() -> httpx.AsyncBaseTransport:
     from httpx_aiohttp import AiohttpTransport
 
     return AiohttpTransport()
+
+
+def _no_models(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 404:
+        return "there is no /models (404): critic.openai.base_url ends before it, mostly in /v1"
+    return f"{type(error).__name__}: {error}"
 
 
 def _choose(wanted: str | None, served: list[str], base_url: str) -> str:

@@ -7,6 +7,7 @@ raises ValueError on a question that it cannot handle.
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 from stepalign.config import CriticSection
 from stepalign.plugins import CHECKERS, Checker, load_plugin
@@ -30,6 +31,7 @@ class ProgramBackend:
         self._checker = checker
         self._revision = revision
         self._admission = Admission(max_running, max_waiting)
+        self._threads = ThreadPoolExecutor(max_running, thread_name_prefix="checker")
 
     @classmethod
     def from_config(cls, section: CriticSection) -> ProgramBackend:
@@ -57,14 +59,18 @@ class ProgramBackend:
     async def generate(self, prompt: RenderedPrompt) -> Generation:
         """The checker's text. It reads the request, not the prompt, and no part of it is a token."""
         request = prompt.request
-        async with self._admission.place():
-            try:
-                text = await asyncio.to_thread(self._checker, request.question, request.split().tagged)
-            except ValueError as error:
-                said = f"the checker {self._model!r} cannot handle this request: {error}"
-                raise UnsupportedRequestError(said) from None
-            except Exception as error:
-                raise EngineError(f"the checker {self._model!r} failed: {type(error).__name__}: {error}") from error
+        leave = await self._admission.enter()
+        asked = request.question, request.split().tagged
+        running = asyncio.get_running_loop().run_in_executor(self._threads, self._checker, *asked)
+        # A thread cannot be interrupted: it keeps its place to its end, whoever still waits.
+        running.add_done_callback(lambda done: leave(not done.cancelled() and done.exception() is None))
+        try:
+            text = await asyncio.shield(running)
+        except ValueError as error:
+            said = f"the checker {self._model!r} cannot handle this request: {error}"
+            raise UnsupportedRequestError(said) from None
+        except Exception as error:
+            raise EngineError(f"the checker {self._model!r} failed: {type(error).__name__}: {error}") from error
         return Generation(text=text, finish_reason=FinishReason.STOP, prompt_tokens=0, completion_tokens=0)
 
     def expected_wait_seconds(self) -> float | None:
@@ -74,4 +80,4 @@ class ProgramBackend:
         return True
 
     async def stop(self) -> None:
-        return
+        self._threads.shutdown(wait=False, cancel_futures=True)

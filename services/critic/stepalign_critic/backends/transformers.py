@@ -23,8 +23,9 @@ from transformers import (
 )
 
 from stepalign.config import CriticSection
+from stepalign.content_tokens import control_ids
 from stepalign.devices import choose_device
-from stepalign.errors import ConfigError, PromptTooLongError
+from stepalign.errors import ConfigError, PromptError, PromptTooLongError
 from stepalign.prompts import Message, render_token_ids
 from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.base import Generation, RenderedPrompt
@@ -102,7 +103,7 @@ class TransformersBackend:
         token_ids, budget = prompt.token_ids, self._section.max_prompt_tokens
         assert token_ids is not None, "the service renders prompts with this backend's tokenizer"
         if len(token_ids) > budget:
-            raise PromptTooLongError("the critique prompt", len(token_ids), budget)
+            raise PromptTooLongError("the critique prompt", len(token_ids), budget, "critic.max_prompt_tokens")
         loaded = self._ready
         completion = await self._batcher.submit(token_ids)
         ended = bool(completion) and completion[-1] in loaded.eos
@@ -155,6 +156,8 @@ def _load(path: Path, section: CriticSection) -> _Loaded:
     transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        # Here and not with the first request: it takes a second.
+        control_ids(tokenizer)
         model: Any = AutoModelForCausalLM.from_pretrained(
             path,
             local_files_only=True,
@@ -169,7 +172,7 @@ def _load(path: Path, section: CriticSection) -> _Loaded:
             xpu=torch.xpu.is_available(),
         )
         model = model.to(device).eval()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, PromptError) as error:
         raise ConfigError(f"the critic model in {path} cannot be loaded: {error}") from error
     _check_positions(model, section)
     eos = _eos_ids(model, tokenizer, path)

@@ -15,7 +15,8 @@ from uuid import uuid4
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from stepalign.config import CriticSection
-from stepalign.errors import ConfigError, PromptTooLongError
+from stepalign.content_tokens import control_ids
+from stepalign.errors import ConfigError, PromptError, PromptTooLongError
 from stepalign.prompts import Message, render_token_ids
 from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.admission import Admission
@@ -74,7 +75,7 @@ class VllmBackend:
         token_ids, budget = prompt.token_ids, self._section.max_prompt_tokens
         assert token_ids is not None, "the service renders prompts with this backend's tokenizer"
         if len(token_ids) > budget:
-            raise PromptTooLongError("the critique prompt", len(token_ids), budget)
+            raise PromptTooLongError("the critique prompt", len(token_ids), budget, "critic.max_prompt_tokens")
         tokens: Any = TokensPrompt(prompt_token_ids=token_ids)
         salt = caller()
         if salt is not None:
@@ -116,8 +117,9 @@ class VllmBackend:
         return self._engine is not None and not self._engine.errored
 
     async def stop(self) -> None:
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.shutdown)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
 
 
 def _load(path: Path, section: CriticSection) -> tuple[Any, Any]:
@@ -129,6 +131,8 @@ def _load(path: Path, section: CriticSection) -> tuple[Any, Any]:
     settings = section.vllm
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        # Here and not with the first request: it takes a second.
+        control_ids(tokenizer)
         arguments = AsyncEngineArgs(
             **{
                 "model": str(path),
@@ -144,5 +148,5 @@ def _load(path: Path, section: CriticSection) -> tuple[Any, Any]:
             }
         )
         return tokenizer, AsyncLLM.from_engine_args(arguments)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, PromptError) as error:
         raise ConfigError(f"vLLM cannot serve the critic model in {path}: {error}") from error
