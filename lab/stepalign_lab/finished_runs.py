@@ -223,7 +223,9 @@ def _read_report(folder: Path) -> _Report:
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigError(f"{folder}: there is no {REPORT} in it; give the folder of a run that has ended") from error
+        raise ConfigError(
+            f"{folder}: there is no {REPORT} in it; give the folder of a run that has ended, as in runs/demo/*/"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}); make it readable, or write it again with `stepalign report`"

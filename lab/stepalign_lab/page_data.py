@@ -100,7 +100,9 @@ def page_data(folders: Sequence[Path], comparison: dict[str, Any] | None = None)
 def _read_run(folder: Path) -> _Run:
     report = read_json(folder / REPORT)
     if not report:
-        raise ConfigError(f"{folder}: there is no {REPORT} in it; give the folder of a run that has ended")
+        raise ConfigError(
+            f"{folder}: there is no {REPORT} in it; give the folder of a run that has ended, as in runs/demo/*/"
+        )
     return _Run(report, read_rows(folder / METRICS_FILE), read_rows(folder / TOKENS))
 
 

@@ -256,6 +256,8 @@ class SyncCriticClient:
         self._call(lambda: self._client.wait_ready(timeout, poll))
 
     def _call(self, act: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        if not self._close.alive:
+            raise RuntimeError("this client is closed; make another one")
         running = self._portal.start_task_soon(act)
         try:
             return running.result()

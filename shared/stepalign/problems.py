@@ -68,8 +68,9 @@ def _parse_row(line: str) -> Problem:
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         fields["answer"] = str(answer)
     question = fields.get("question")
-    if "id" not in fields and isinstance(question, str):
-        fields["id"] = "p-" + hashlib.sha256(question.encode()).hexdigest()[:12]
+    # Without a question that is what there is to say; an id is not asked for.
+    if "id" not in fields:
+        fields["id"] = "p-" + hashlib.sha256(str(question).encode()).hexdigest()[:12]
     try:
         return Problem.model_validate(fields)
     except ValidationError as error:

@@ -466,6 +466,8 @@ def test_a_folder_without_safetensors_is_refused(language_model: Kind, model_fol
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ConfigError, match="safetensors"):
         asyncio.run(create_backend(language_model.section(path=folder)).start())
+    with pytest.raises(ConfigError, match=r"critic\.path is .*nowhere; there is no such folder"):
+        asyncio.run(create_backend(language_model.section(path=tmp_path / "nowhere")).start())
 
 
 def test_budgets_over_the_models_positions_are_refused(transformers_model: Kind) -> None:

@@ -439,3 +439,10 @@ def test_an_address_with_a_path_is_named_at_a_404() -> None:
         CriticRequestError, match=r"is http://critic:1/v1/v1/critiques the critic's address, which has no path"
     ):
         asyncio.run(main())
+
+
+def test_a_closed_client_says_so() -> None:
+    client = SyncCriticClient("http://critic:1")
+    client.close()
+    with pytest.raises(RuntimeError, match="this client is closed"):
+        client.critique(REQUEST)

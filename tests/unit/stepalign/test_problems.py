@@ -48,6 +48,14 @@ def test_line_separators_inside_a_string_do_not_end_a_row(tmp_path: Path) -> Non
     assert [line for line, _ in error.value.rows] == [2]
 
 
+def test_a_row_without_a_question_is_asked_for_that_alone(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"answer": "1"}\n')
+    with pytest.raises(ProblemFileError) as refused:
+        load_problems(path)
+    assert refused.value.rows == [(1, "question: Field required")]
+
+
 def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ProblemFileError, match="holds no problem"):
         load_problems(write(tmp_path, ""))

@@ -171,7 +171,7 @@ class OpenAIBackend:
 
 
 def _aiohttp_transport() -> httpx.AsyncBaseTransport:
-    # httpx's own transport carries a fourth of the requests at 32 connections (benchmarks/results/critic.json).
+    # httpx's own transport carries a third of the requests at 32 connections (benchmarks/results/critic.json).
     from httpx_aiohttp import AiohttpTransport
 
     return AiohttpTransport()

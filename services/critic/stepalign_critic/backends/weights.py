@@ -15,11 +15,12 @@ _SHAPING = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "voca
 def weights_revision(folder: Path) -> str:
     """First 16 hex digits of the SHA-256 over the folder's safetensors files and what goes with them, by name.
 
-    Raises ConfigError when there are none: other weight formats are refused, they can carry code.
+    Raises ConfigError when there are no weights: other weight formats are refused, they can carry code.
     """
     files = sorted({path for pattern in _SHAPING for path in folder.glob(pattern)})
     if not any(path.suffix == ".safetensors" for path in files):
-        raise ConfigError(f"critic.path is {folder}; there must be at least one .safetensors file in that folder")
+        what = "there must be at least one .safetensors file in it" if folder.is_dir() else "there is no such folder"
+        raise ConfigError(f"critic.path is {folder}; {what}")
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
