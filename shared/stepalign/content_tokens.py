@@ -76,16 +76,16 @@ def _without_controls(tokenizer: ContentTokenizer) -> _Encoder:
         )
     written: dict[str, Any] = json.loads(backend.to_str())
     unknown = _unknown_word(tokenizer)
-    steering = [token for token in written["added_tokens"] if not _is_ordinary(token)]
-    controls = {token["content"]: token["id"] for token in steering if token["content"] != unknown}
+    steering = {token["content"]: token["id"] for token in written["added_tokens"] if not _is_ordinary(token)}
+    controls = {word: token_id for word, token_id in steering.items() if word != unknown}
     # Nobody can spell these names. The tokens stay, so that all others keep their ids.
     nobody = uuid4().hex
     words = _words(written["model"])
     written["added_tokens"] = [
-        {**token, "content": f"{nobody} {token['content']}"} if token in steering else token
+        {**token, "content": f"{nobody} {token['content']}"} if token["content"] in steering else token
         for token in written["added_tokens"]
         # Of a word of the vocabulary nothing is left to be added.
-        if not (token in steering and token["content"] in words)
+        if not (token["content"] in steering and token["content"] in words)
     ]
     _rename_words(written["model"], {word: f"{nobody} {word}" for word in controls if len(word) > 1})
     copy: Any = backend.from_str(json.dumps(written))
