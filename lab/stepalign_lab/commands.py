@@ -85,6 +85,8 @@ def demo(
     after the other: some minutes on a CPU. Files go to runs/demo. With --resume what is there is continued, or gets
     other seeds and arms beside it. The lab's configuration can be overridden, as in --trainer.steps 200.
     """
+    if resume and overwrite:
+        raise ConfigError("--resume continues an earlier demo and --overwrite replaces it; give one of them")
     configuration = ASSETS / "lab.toml"
     directory = load_config(configuration).run.dir / "demo"
     arms, seeds = started(directory) if resume else ([], [])

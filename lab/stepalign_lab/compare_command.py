@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from stepalign.errors import ConfigError
 from stepalign_lab.finished_runs import Metric
 
 if TYPE_CHECKING:
@@ -31,9 +30,6 @@ def compare(
     from stepalign_lab.comparison import compare as compare_runs
     from stepalign_lab.comparison import comparison_json, read_runs
 
-    for path in runs:
-        if str(path).startswith("-"):
-            raise ConfigError(f"there is no option {path}; stepalign compare --help lists them")
     comparison = compare_runs(read_runs(runs))
     if as_json:
         typer.echo(comparison_json(comparison), nl=False)

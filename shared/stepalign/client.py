@@ -115,17 +115,17 @@ class CriticClient:
         body = request.model_dump_json().encode()
         deadline = self._clock() + self._timeout
         attempt = 0
-        reason: CriticUnavailableError | None = None
+        told: CriticUnavailableError | None = None
         while True:
             try:
-                told = headers | _timeout_header(deadline - self._clock())
-                answer = await self._send("POST", "/v1/critiques", deadline, content=body, headers=told)
+                sent = headers | _timeout_header(deadline - self._clock())
+                answer = await self._send("POST", "/v1/critiques", deadline, content=body, headers=sent)
                 return _read(answer)
             except CriticUnavailableError as error:
                 # The last try is often cut short by the deadline, which says nothing of what is wrong.
-                if reason is None or not isinstance(error.__cause__, TimeoutError):
-                    reason = error
-                await self._pause(reason, attempt, deadline)
+                silent = isinstance(error.__cause__, TimeoutError)
+                await self._pause(error, attempt, deadline, told if silent else None)
+                told = told if silent else error
                 attempt += 1
 
     async def critique_many(
@@ -173,26 +173,28 @@ class CriticClient:
 
     async def _send(self, method: str, path: str, deadline: float, **options: Any) -> httpx.Response:
         """One try. Raises CriticUnavailableError on what may be different the next time."""
-        remaining = deadline - self._clock()
+        began = self._clock()
+        remaining = deadline - began
         timeout = httpx.Timeout(max(remaining, 0.001), connect=max(min(remaining, _CONNECT_SECONDS), 0.001))
         try:
             async with asyncio.timeout(max(remaining, 0.001)):
                 answer = await self._http.request(method, path, timeout=timeout, **options)
         except _RETRIED_ERRORS as error:
-            why = (
-                f"{type(error).__name__}: {error}" if str(error) else f"{type(error).__name__} after {remaining:.1f} s"
-            )
-            raise CriticUnavailableError(f"no answer from the critic at {self._http.base_url}: {why}") from error
+            how = f": {error}" if str(error) else f" after {self._clock() - began:.1f} s"
+            said = f"no answer from the critic at {self._http.base_url}: {type(error).__name__}{how}"
+            raise CriticUnavailableError(said) from error
         except httpx.HTTPError as error:
             said = f"the critic at {self._http.base_url} cannot be called: {type(error).__name__}: {error}"
             raise CriticError(said) from error
         if answer.status_code in _RETRIED_STATUSES:
             message, code = _explain(answer)
-            raise CriticUnavailableError(f"{answer.status_code} {code}: {message}", _retry_after(answer), code)
+            raise CriticUnavailableError(f"{_status(answer, code)}: {message}", _retry_after(answer), code)
         return answer
 
-    async def _pause(self, error: CriticUnavailableError, attempt: int, deadline: float) -> None:
-        """Wait before the next try. Raises ``error`` when the deadline would pass meanwhile."""
+    async def _pause(
+        self, error: CriticUnavailableError, attempt: int, deadline: float, earlier: CriticUnavailableError | None
+    ) -> None:
+        """Wait before the next try. Raises ``error``, with the ``earlier`` one, if the deadline would pass before."""
         longest = min(self._max_backoff, self._backoff * 2 ** min(attempt, 30))
         seconds = longest * (0.5 + 0.5 * self._uniform()) + (error.retry_after or 0.0)
         if self._clock() + seconds >= deadline:
@@ -200,7 +202,7 @@ class CriticClient:
                 raise CriticError(f"the critic's engine failed {attempt + 1} times on this request: {error}") from error
             raise CriticUnavailableError(
                 f"gave up after {attempt + 1} {'try' if attempt == 0 else 'tries'} in {self._timeout:g} s (timeout); "
-                f"last: {error}",
+                f"last: {error}{f'; before it: {earlier}' if earlier is not None else ''}",
                 error.retry_after,
             ) from error
         log.warning("the critic gave no answer; trying again", seconds=round(seconds, 2), error=str(error))
@@ -296,14 +298,18 @@ def _read(answer: httpx.Response) -> CritiqueResponse:
         message, code = _explain(answer)
         if answer.status_code == 404:
             message += f"; is {answer.url} the critic's address, which has no path, followed by /v1/critiques?"
-        raise CriticRequestError(f"{answer.status_code} {code}: {message}", answer.status_code, code)
+        raise CriticRequestError(f"{_status(answer, code)}: {message}", answer.status_code, code)
     if answer.status_code != 200:
         message, code = _explain(answer)
-        raise CriticError(f"the critic answered {answer.status_code} {code}: {message}")
+        raise CriticError(f"the critic answered {_status(answer, code)}: {message}")
     try:
         return CritiqueResponse.model_validate_json(answer.content)
     except ValidationError as error:
         raise CriticError(f"the critic's answer is no critique response: {error}") from error
+
+
+def _status(answer: httpx.Response, code: str | None) -> str:
+    return f"{answer.status_code}" if code is None else f"{answer.status_code} {code}"
 
 
 def _explain(answer: httpx.Response) -> tuple[str, str | None]:

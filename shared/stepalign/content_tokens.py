@@ -46,12 +46,20 @@ def content_token_ids(tokenizer: ContentTokenizer, text: str) -> list[int]:
     """The ids of ``text`` without BOS and EOS.
 
     The first call for a tokenizer copies it, which takes a second with a large vocabulary. Raises PromptError for one
-    that is not a fast one, and for one that reads unknown words as a control token when there is such a word.
+    that is not a fast one, and for a text that holds what the tokenizer has nothing but a control token for: a word
+    that it does not know, or a character that is such a token.
     """
     encoder = _encoder(tokenizer)
-    token_ids: list[int] = encoder.backend.encode(text, add_special_tokens=False).ids
+    encoding = encoder.backend.encode(text, add_special_tokens=False)
+    token_ids: list[int] = encoding.ids
     if not encoder.controls.isdisjoint(token_ids):
-        raise PromptError("the tokenizer reads a word that it does not know as a control token; give it an unk_token")
+        token_id, (start, end) = next(
+            found for found in zip(token_ids, encoding.offsets, strict=True) if found[0] in encoder.controls
+        )
+        raise PromptError(
+            f"the tokenizer reads {text[start:end]!r} as the control token {token_id}: it has no other token for it, "
+            "nor one for unknown words alone"
+        )
     return token_ids
 
 

@@ -20,17 +20,19 @@ class _Stderr:
     """Standard error as it is when a line is written: what captures it may have replaced it since.
 
     A line that cannot be written is no reason to fail what it is about. Once nobody reads any more (a closed pipe), the
-    lines go nowhere.
+    lines go nowhere, as they do where there is no standard error.
     """
 
     def write(self, text: str) -> int:
         with _unwritable():
-            sys.stderr.write(text)
+            if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                sys.stderr.write(text)
         return len(text)
 
     def flush(self) -> None:
         with _unwritable():
-            sys.stderr.flush()
+            if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                sys.stderr.flush()
 
 
 @contextmanager
@@ -42,7 +44,8 @@ def _unwritable() -> Generator[None]:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stderr.fileno())
         os.close(nowhere)
-    except OSError:
+    except (OSError, ValueError):
+        # A full disk, or a file that is closed.
         pass
 
 

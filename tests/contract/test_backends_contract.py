@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from openai_server import OpenAIServer, running
 from stepalign.config import CriticSection
@@ -271,6 +272,26 @@ def test_a_backend_that_was_not_started_may_be_stopped(kind: Kind) -> None:
 def test_an_unknown_checker_is_refused_and_the_installed_ones_named() -> None:
     with pytest.raises(ConfigError, match=r"'nobody'.*installed are .*'lab'"):
         create_backend(CriticSection(backend="program", checker="nobody"))
+
+
+def test_a_checker_logs_with_its_requests_id_and_refuses_once_it_has_stopped() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def checker(question: str, attempt: str) -> str:
+        seen.append(structlog.contextvars.get_contextvars())
+        return attempt
+
+    async def main() -> None:
+        backend = ProgramBackend("logs", checker, "r", max_running=1, max_waiting=1)
+        with structlog.contextvars.bound_contextvars(request_id="req_1"):
+            await backend.generate(render(backend, REQUESTS[0]))
+        await backend.stop()
+        for _ in range(3):
+            with pytest.raises(NotReadyError, match="takes no more requests"):
+                await backend.generate(render(backend, REQUESTS[0]))
+
+    asyncio.run(main())
+    assert [each.get("request_id") for each in seen] == ["req_1"]
 
 
 def test_a_sequence_ends_when_nobody_waits_for_it_and_the_others_go_on(transformers_model: Kind) -> None:

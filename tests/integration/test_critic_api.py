@@ -139,7 +139,8 @@ def test_json_that_is_not_sent_as_such_is_told_the_header(url: str, path: str, k
     answer = httpx.post(url + path, content=json.dumps(CORRECT), headers=headers)
     error = error_of(answer)
     assert (answer.status_code, error["code"]) == (422, "invalid_request")
-    assert f"send JSON with the header Content-Type: application/json, not {kind or 'without one'}" in error["message"]
+    said = f"send JSON with the header Content-Type: application/json; {kind or 'no such header'} was sent"
+    assert error["message"] == f"body: {said}"
 
 
 def test_a_body_that_is_no_json_is_told_where(url: str) -> None:
@@ -549,3 +550,30 @@ def test_an_openai_server_without_models_is_named_at_once_and_what_may_be_wrong_
         assert json.loads(found)["base_url"] == url
         assert "there is no /models (404): critic.openai.base_url ends before it, mostly in /v1" in found
         assert error_of(httpx.get(f"{own}/health/ready"))["code"] == "loading"
+
+
+def test_a_critic_without_standard_error_serves_and_ends_with_0(tmp_path: Path) -> None:
+    """As with ``2>&-``."""
+    config = write_config(tmp_path)
+    url_file = tmp_path / "runs" / "test" / "critic.url"
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *critic_command(config)]
+    with subprocess.Popen(shell) as process:
+        try:
+            wait_until(lambda: url_file.exists() or process.poll() is not None)
+            assert ask(url_file.read_text(), CritiqueRequest(**CORRECT)).critique is not None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+
+
+def test_a_critic_on_a_port_that_is_taken_leaves_the_others_address_alone(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    with critic_process(config) as (process, url):
+        port = str(httpx.URL(url).port)
+        command = critic_command(config, "--critic.port", port)
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert second.returncode == 1 and "cannot listen" in second.stderr
+        assert (tmp_path / "runs" / "test" / "critic.url").read_text() == url
+        process.send_signal(signal.SIGTERM)
+        ended_with_0(process, config)

@@ -248,6 +248,8 @@ def test_the_demo_compares_its_arms_and_is_continued_added_to_or_replaced_as_it_
     unsaid = demo("--seed", "5")
     assert unsaid.returncode == 1 and "--resume continues it or adds to it, --overwrite replaces it" in unsaid.stderr
     assert {name: (folder / name / "report.json").stat().st_mtime_ns for name in reports()} == before
+    both = demo("--resume", "--overwrite")
+    assert both.returncode == 1 and "give one of them" in both.stderr
     other = demo("--resume", "--trainer.learning_rate", "0.5")
     assert other.returncode == 1 and "holds a run with other settings" in other.stderr
     budget[1] = "3"

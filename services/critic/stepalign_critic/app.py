@@ -155,8 +155,8 @@ def _add_error_handlers(app: FastAPI, settings: AppSettings) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         unread = any(found["loc"] == ("body",) and found["type"] != "missing" for found in error.errors())
-        if unread and kind != "application/json" and not kind.endswith("+json"):
-            said = f"send JSON with the header Content-Type: application/json, not {kind or 'without one'}"
+        if unread and kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+            said = f"send JSON with the header Content-Type: application/json; {kind or 'no such header'} was sent"
             return enveloped(422, invalid_detail([((), said)]))
         return enveloped(422, invalid_detail((_path(found), _message(found)) for found in error.errors()))
 

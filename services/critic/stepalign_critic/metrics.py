@@ -49,7 +49,9 @@ class Metrics:
             registry=self.registry,
         )
         self.store_errors = Counter(
-            f"{_PREFIX}cache_store_errors", "Times that the shared cache was of no use", registry=self.registry
+            f"{_PREFIX}cache_store_errors",
+            "The shared cache was asked and was of no use",
+            registry=self.registry,
         )
 
     def count_request(self, path: str, status: int) -> None:

@@ -64,13 +64,15 @@ def serve(config: Config, backend: Backend | None = None) -> None:
     service = CriticService(served, config.critic.prompts, config.critic.max_steps)
     url_file = config.run_dir / URL_FILE
     try:
-        write_atomically(url_file, "")
-        url_file.unlink()
+        probe = url_file.with_name(f".writable.{os.getpid()}")
+        write_atomically(probe, "")
+        probe.unlink()
     except OSError as error:
         raise ConfigError(
             f"cannot write {url_file}: {error.strerror}; set run.dir to a folder that can be written"
         ) from None
     listening = _bind(config.critic.host, config.critic.port)
+    url_file.unlink(missing_ok=True)
     access = "with API keys" if keys is not None else "on loopback only: there are no API keys"
     _log.info(f"listening {access}", url=_url(listening))
     limit = config.critic.rate_limit_per_minute
@@ -124,7 +126,7 @@ def _cache(section: CriticSection) -> CritiqueCache | None:
 
 
 def _exit_cleanly(_signal: int, _frame: FrameType | None) -> None:
-    """uvicorn raises a captured signal again after its shutdown; being told to stop is no failure."""
+    """Before uvicorn takes the signals over, and after it has: being told to stop is no failure."""
     sys.exit(0)
 
 
@@ -196,11 +198,9 @@ class _Server(uvicorn.Server):
             # Nothing is being answered, and the thread that loads cannot be interrupted, only left.
             self._url_file.unlink(missing_ok=True)
             os._exit(0)
+        assert self._loop is not None, "what has loaded runs in it"
         self._signals += 1
-        if self._loop is None:
-            super().handle_exit(sig, frame)
-        else:
-            self._loop.call_soon_threadsafe(self._obey, self._signals, context=self._context)
+        self._loop.call_soon_threadsafe(self._obey, self._signals, context=self._context)
 
     def _obey(self, signals: int) -> None:
         """The first signal begins the grace, the second ends it, a third gives up what is being answered."""
@@ -223,7 +223,7 @@ class _Server(uvicorn.Server):
             await self._lifecycle.finish(self._finish_seconds)
         finally:
             self.should_exit = True
-            last = Timer(_LAST_ANSWERS_SECONDS + _LAST_THREADS_SECONDS, self._end_at_once)
+            last = Timer(_LAST_ANSWERS_SECONDS + _LAST_THREADS_SECONDS, self._context.copy().run, [self._end_at_once])
             last.daemon = True
             last.start()
 

@@ -181,7 +181,7 @@ def test_a_refused_request_is_not_retried(status: int, code: str) -> None:
 
 
 def test_a_refusal_in_foreign_words_is_quoted() -> None:
-    with pytest.raises(CriticRequestError, match="403 None: no answer of a critic: '<html>forbidden") as request_error:
+    with pytest.raises(CriticRequestError, match="403: no answer of a critic: '<html>forbidden") as request_error:
         World(httpx.Response(403, text="<html>forbidden</html>")).critique()
     assert request_error.value.code is None
 
@@ -446,3 +446,22 @@ def test_a_closed_client_says_so() -> None:
     client.close()
     with pytest.raises(RuntimeError, match="this client is closed"):
         client.critique(REQUEST)
+
+
+def test_an_engine_that_failed_before_the_deadline_cut_the_last_try_is_unavailable_and_no_more() -> None:
+    class Failing(httpx.AsyncBaseTransport):
+        tries = 0
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            self.tries += 1
+            if self.tries == 1:
+                return refused(502, "engine_error")
+            await asyncio.sleep(60)
+            raise AssertionError("cut short")
+
+    async def main() -> None:
+        async with CriticClient("http://critic:1", timeout=0.3, backoff=0.01, transport=Failing()) as client:
+            await client.critique(REQUEST)
+
+    with pytest.raises(CriticUnavailableError, match=r"2 tries.*TimeoutError.*; before it: 502 engine_error"):
+        asyncio.run(main())

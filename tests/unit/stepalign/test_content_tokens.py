@@ -134,7 +134,7 @@ def test_an_unknown_word_that_is_the_end_of_a_text_too_is_a_control_token() -> N
     tokenizer = wrapped(backend, unk_token="<eos>")
     assert control_ids(tokenizer) == {1}
     assert content_token_ids(tokenizer, "aa") == [0, 0]
-    with pytest.raises(PromptError, match="does not know as a control token"):
+    with pytest.raises(PromptError, match="reads 'b' as the control token 1"):
         content_token_ids(tokenizer, "abb")
 
 

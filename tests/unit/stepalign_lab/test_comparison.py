@@ -746,8 +746,8 @@ def test_the_command_prints_tables_remarks_and_what_is_left_out(runs: Runs) -> N
 
 def test_an_unknown_option_or_metric_is_refused(runs: Runs) -> None:
     folder = runs.add("stepalign", 0, [1, 2])
-    with pytest.raises(ConfigError, match="there is no option --metrc"):
-        invoke(folder, "--metrc")
+    unknown = invoke(folder, "--metrc")
+    assert unknown.exit_code == 2 and "--metrc" in unknown.output
     assert invoke(folder, "--metric", "mean").exit_code == 2
 
 

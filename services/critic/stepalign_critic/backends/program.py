@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 from stepalign.config import CriticSection
 from stepalign.plugins import CHECKERS, Checker, load_plugin
@@ -15,7 +16,7 @@ from stepalign.prompts import Message
 from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.admission import Admission
 from stepalign_critic.backends.base import Generation, RenderedPrompt
-from stepalign_critic.errors import EngineError, UnsupportedRequestError
+from stepalign_critic.errors import EngineError, NotReadyError, UnsupportedRequestError
 
 
 class ProgramBackend:
@@ -58,10 +59,17 @@ class ProgramBackend:
 
     async def generate(self, prompt: RenderedPrompt) -> Generation:
         """The checker's text. It reads the request, not the prompt, and no part of it is a token."""
-        request = prompt.request
+        question, attempt = prompt.request.question, prompt.request.split().tagged
         leave = await self._admission.enter()
-        asked = request.question, request.split().tagged
-        running = asyncio.get_running_loop().run_in_executor(self._threads, self._checker, *asked)
+        # Log lines of the checker carry what those of its request do.
+        context = copy_context()
+        try:
+            running = asyncio.get_running_loop().run_in_executor(
+                self._threads, lambda: context.run(self._checker, question, attempt)
+            )
+        except RuntimeError as error:
+            leave(False)
+            raise NotReadyError(f"the checker takes no more requests: {error}", "stopping") from None
         # A thread cannot be interrupted: it keeps its place to its end, whoever still waits.
         running.add_done_callback(lambda done: leave(not done.cancelled() and done.exception() is None))
         try:
