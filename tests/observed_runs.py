@@ -365,6 +365,7 @@ class Bench:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         answers: list[Any] = []
         failures: list[BaseException] = []
+        users: list[threading.Thread] = []
         seen = Served()
 
         class Watched(critic_server._Server):
@@ -373,7 +374,8 @@ class Bench:
                 assert sockets is not None
                 seen.server, seen.port = self, sockets[0].getsockname()[1]
                 seen.url = f"http://127.0.0.1:{seen.port}"
-                threading.Thread(target=use, daemon=True).start()
+                users.append(threading.Thread(target=use, daemon=True))
+                users[0].start()
 
             def _end_at_once(self) -> None:
                 """This process is not the critic's own."""
@@ -397,6 +399,9 @@ class Bench:
             finally:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
+        # The server may have ended before what uses it.
+        for user in users:
+            user.join(30)
         if failures:
             raise failures[0]
         return answers[0]
