@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TextIO, cast
 
 import structlog
@@ -24,29 +23,26 @@ class _Stderr:
     """
 
     def write(self, text: str) -> int:
-        with _unwritable():
-            if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison]
-                sys.stderr.write(text)
+        self._try(lambda stderr: stderr.write(text))
         return len(text)
 
     def flush(self) -> None:
-        with _unwritable():
-            if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison]
-                sys.stderr.flush()
+        self._try(lambda stderr: stderr.flush())
 
-
-@contextmanager
-def _unwritable() -> Generator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        # Else the end of the process would try once more to write what is buffered.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stderr.fileno())
-        os.close(nowhere)
-    except (OSError, ValueError):
-        # A full disk, or a file that is closed.
-        pass
+    @staticmethod
+    def _try(act: Callable[[TextIO], object]) -> None:
+        stderr = cast(TextIO | None, sys.stderr)
+        try:
+            if stderr is not None:
+                act(stderr)
+        except BrokenPipeError:
+            # Else the end of the process would try once more to write what is buffered.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stderr.fileno())
+            os.close(nowhere)
+        except (OSError, ValueError):
+            # A full disk, or a file that is closed.
+            pass
 
 
 _STDERR = cast(TextIO, _Stderr())
