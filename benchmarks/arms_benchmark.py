@@ -26,10 +26,10 @@ from rich.console import Console
 
 from benchmarks.comparison_section import write_section
 from stepalign.errors import StepalignError
-from stepalign.files import replace_text
-from stepalign_lab.campaign import Campaign, Member
-from stepalign_lab.compare_command import show_comparison
-from stepalign_lab.comparison import Comparison
+from stepalign_launcher.campaign import Campaign, Member
+from stepalign_report.commands.compare import show_comparison
+from stepalign_report.comparison import Comparison
+from stepalign_run.folder.files import replace_text
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "results.md"

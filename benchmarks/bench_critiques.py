@@ -29,13 +29,13 @@ from benchmarks.arms_benchmark import ROOT, run_as_program
 from benchmarks.comparison_section import markdown_table, replace_section
 from benchmarks.errors import BenchError
 from benchmarks.report import machine, rounded
-from stepalign.alignment import validate_critique
 from stepalign.client import SyncCriticClient
-from stepalign.config import load_config
+from stepalign.critique.alignment import validate_critique
 from stepalign.errors import CriticError
-from stepalign.files import replace_text
 from stepalign.plugins import load_checker
 from stepalign.types import Critique, CritiqueRequest, CritiqueResponse
+from stepalign_run.config import load_config
+from stepalign_run.folder.files import replace_text
 from stepalign_solver.band import base_completions
 
 RESULTS = ROOT / "benchmarks" / "results" / "critiques.json"

@@ -38,7 +38,7 @@ _CODE = (
     "services/solver",
     "services/critic",
     "trainer",
-    "lab/stepalign_lab/audit_command.py",
+    "services/launcher/stepalign_launcher/commands/audit.py",
     "benchmarks/faults",
 )
 _console = Console()

@@ -30,8 +30,8 @@ from benchmarks.queue.kills import measure_kills
 from benchmarks.queue.payload import rollouts
 from benchmarks.queue.throughput import ThroughputSettings, measure_throughput
 from benchmarks.report import Bound
-from stepalign.embedded_redis import EmbeddedRedis
-from stepalign.queue.codec import encode
+from stepalign_launcher.redis_server import EmbeddedRedis
+from stepalign_run.queue.codec import encode
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "queue.json"

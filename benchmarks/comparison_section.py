@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from stepalign.files import replace_text
+from stepalign_run.folder.files import replace_text
 
 METRICS = (("avg", "Avg"), ("maj", "Maj"), ("pass", "Pass"), ("trace", "Trace"))
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from stepalign.embedded_redis import EmbeddedRedis
-from stepalign.types import Rollout
+from stepalign_launcher.redis_server import EmbeddedRedis
+from stepalign_run.rollout import Rollout
 
 RolloutFactory = Callable[..., Rollout]
 

@@ -20,11 +20,11 @@ from typing import Any
 import typer
 from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
-from stepalign.config import CriticSection, load_config
 from stepalign.prompts import render_token_ids
 from stepalign.types import CritiqueRequest
 from stepalign_critic.backends.vllm import VllmBackend
 from stepalign_critic.service import CriticService
+from stepalign_run.config import CriticSection, load_config
 
 
 def main(config: Path = typer.Argument(help="TOML configuration of the critic.")) -> None:

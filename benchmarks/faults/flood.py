@@ -6,8 +6,8 @@ import asyncio
 import time
 from pathlib import Path
 
-from stepalign.config import load_config
-from stepalign.queue import Admission, open_queue
+from stepalign_run.config import load_config
+from stepalign_run.queue import Admission, open_queue
 from stepalign_solver.journal import PublicationJournal
 
 

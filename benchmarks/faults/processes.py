@@ -24,7 +24,7 @@ from redis.retry import Retry
 
 from benchmarks.errors import BenchError
 from benchmarks.faults.injection import Fault
-from stepalign.embedded_redis import find_server
+from stepalign_launcher.redis_server import find_server
 
 _PRELOADED = ["benchmarks.faults.preload"]
 _START_SECONDS = 20.0

@@ -22,10 +22,10 @@ from benchmarks.errors import BenchError
 from benchmarks.faults.injection import Fault
 from benchmarks.faults.processes import Command, RedisServer, command
 from stepalign.errors import StepalignError
-from stepalign.ledger import Audit
-from stepalign.policy_store import file_sha256
-from stepalign.queue.connection import run_key
-from stepalign_lab.audit_command import examine
+from stepalign_launcher.commands.audit import examine
+from stepalign_run.audit import Audit
+from stepalign_run.policy_store import file_sha256
+from stepalign_run.redis.connection import run_key
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "lab" / "stepalign_lab" / "assets"

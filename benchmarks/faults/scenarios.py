@@ -19,10 +19,13 @@ from benchmarks.faults.flood import flood
 from benchmarks.faults.injection import Action, Fault
 from benchmarks.faults.processes import function
 from benchmarks.faults.run import BATCH, STEPS, FaultyRun, Outcome, faulty_run
-from stepalign.queue.connection import run_key
+from stepalign_run.redis.connection import run_key
 
-_LOOP, _LEARNER = "stepalign_trainer.loop", "stepalign_trainer.learner:Learner"
-_SETTLEMENT, _QUEUE = "stepalign_trainer.settlement:Settlement", "stepalign.queue.redis_streams:RedisRolloutQueue"
+_LOOP, _LEARNER = "stepalign_trainer.loop", "stepalign_trainer.update.learner:Learner"
+_SETTLEMENT, _QUEUE = (
+    "stepalign_trainer.durable.settlement:Settlement",
+    "stepalign_run.queue.redis_streams:RedisRolloutQueue",
+)
 _CRITIC = "stepalign_critic.backends.program:ProgramBackend.generate"
 # Longer than the idle limit, after which a silent consumer loses what it has claimed.
 _SLOW_SECONDS = 1.5
@@ -215,13 +218,13 @@ FULL_DISK = FullDisk("a full disk for the checkpoint", disturb=_full_disk, resta
 SCENARIOS = [
     _kill("solver", f"{_QUEUE}.publish", Action.KILL_BEFORE, 3, 12),
     _kill("solver", f"{_QUEUE}.publish", Action.KILL_AFTER, 3, 12),
-    _kill("solver", "stepalign.policy_store:RedisPolicyStore.announce_sampled", Action.KILL_BEFORE, 2, 4),
+    _kill("solver", "stepalign_run.policy_store:RedisPolicyStore.announce_sampled", Action.KILL_BEFORE, 2, 4),
     _kill("trainer", f"{_LEARNER}.update", Action.KILL_BEFORE, 2, 4),
     _kill("trainer", f"{_LEARNER}._step", Action.KILL_AFTER, 2, 4),
-    _kill("trainer", "stepalign_trainer.checkpoint:_sync", Action.KILL_BEFORE, 9, 24),
+    _kill("trainer", "stepalign_trainer.durable.checkpoint:_sync", Action.KILL_BEFORE, 9, 24),
     _kill("trainer", f"{_SETTLEMENT}.checkpointed", Action.KILL_BEFORE, 2, 4),
     _kill("trainer", f"{_SETTLEMENT}.checkpointed", Action.KILL_AFTER, 2, 4),
-    _kill("trainer", "stepalign.policy_store:RedisPolicyStore.publish", Action.KILL_BEFORE, 3, 5),
+    _kill("trainer", "stepalign_run.policy_store:RedisPolicyStore.publish", Action.KILL_BEFORE, 3, 5),
     _kill("trainer", f"{_SETTLEMENT}.finish", Action.KILL_BEFORE, 1, 1),
     *(
         _signalled(f"{process} {word}", process, number)

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import orjson
 
-from stepalign.queue.codec import decode, encode
-from stepalign.types import Rollout
+from stepalign_run.queue.codec import decode, encode
+from stepalign_run.rollout import Rollout
 
 
 class _Sampling(msgspec.Struct):

@@ -39,12 +39,12 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.errors import BenchError
 from benchmarks.queue.payload import rollouts
-from stepalign.config import QueueSection
-from stepalign.ledger import OUTCOMES
-from stepalign.queue import Admission, Delivery, open_queue
-from stepalign.queue.connection import run_key
-from stepalign.types import Rollout
-from stepalign_trainer.checkpoint import (
+from stepalign_run.audit import OUTCOMES
+from stepalign_run.config import QueueSection
+from stepalign_run.queue import Admission, Delivery, open_queue
+from stepalign_run.redis.connection import run_key
+from stepalign_run.rollout import Rollout
+from stepalign_trainer.durable.checkpoint import (
     ADAPTER,
     CHECKPOINTS,
     TrainerState,
@@ -54,10 +54,10 @@ from stepalign_trainer.checkpoint import (
     save_checkpoint,
     write_directory,
 )
-from stepalign_trainer.journal import StepJournal
-from stepalign_trainer.learner import Learner
+from stepalign_trainer.durable.journal import StepJournal
+from stepalign_trainer.durable.settlement import TRAINED, Settlement
 from stepalign_trainer.loop import SETTLED_WINDOW
-from stepalign_trainer.settlement import TRAINED, Settlement
+from stepalign_trainer.update.learner import Learner
 
 KILLS = 20
 ROLLOUTS = 400

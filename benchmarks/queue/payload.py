@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from stepalign.types import FinishReason, Problem, Rollout, SamplingParameters
+from stepalign.types import FinishReason, Problem
+from stepalign_run.rollout import Rollout, SamplingParameters
 
 _WORDS = ["step", "the", "sum", "of", "is", "so", "we", "have", "then", "carry", "multiply", "by", "remainder", "total"]
 _PROMPT_TOKENS, _TOKENS, _TEXT_WORDS = 200, 380, 330

@@ -20,11 +20,11 @@ from uuid import uuid4
 
 from redis.asyncio import Redis
 
-from stepalign.config import QueueSection
-from stepalign.queue import RedisRolloutQueue
-from stepalign.queue.base import Delivery
-from stepalign.queue.claiming import RawEntry
-from stepalign.queue.connection import run_key
+from stepalign_run.config import QueueSection
+from stepalign_run.queue import RedisRolloutQueue
+from stepalign_run.queue.base import Delivery
+from stepalign_run.queue.claiming import RawEntry
+from stepalign_run.redis.connection import run_key
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stepalign.policy_store import file_sha256
+from stepalign_run.policy_store import file_sha256
 
 CARD = """\
 ---

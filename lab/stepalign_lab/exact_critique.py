@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stepalign.trace import Step, Trace, parse_trace
+from stepalign.critique.trace import Step, Trace, parse_trace
 
 # Between digits whitespace separates numbers; elsewhere it says nothing.
 _IDLE_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")

@@ -12,8 +12,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stepalign.content_tokens import content_token_ids
 from stepalign.prompts import render_token_ids
+from stepalign.prompts.content_tokens import content_token_ids
 from stepalign_lab.documents import Document
 from stepalign_lab.tokenizer import Tokenizer
 

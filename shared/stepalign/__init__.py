@@ -1,9 +1,8 @@
 """stepalign: the SDK. Wire types, the trace parser, the alignment validator, the critic client and the queue."""
 
-from stepalign.alignment import validate_critique
-from stepalign.trace import Trace, parse_trace, render_trace
+from stepalign.critique.alignment import validate_critique
+from stepalign.critique.trace import Trace, parse_trace, render_trace
 from stepalign.types import (
-    Context,
     Critique,
     CritiqueFailure,
     CritiqueRequest,
@@ -11,12 +10,10 @@ from stepalign.types import (
     FailureReason,
     FinishReason,
     Problem,
-    Rollout,
     Verdict,
 )
 
 __all__ = [
-    "Context",
     "Critique",
     "CritiqueFailure",
     "CritiqueRequest",
@@ -24,7 +21,6 @@ __all__ = [
     "FailureReason",
     "FinishReason",
     "Problem",
-    "Rollout",
     "Trace",
     "Verdict",
     "parse_trace",

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from math import comb
 from typing import Any
 
-from stepalign.alignment import validate_critique
+from stepalign.critique.alignment import validate_critique
+from stepalign.critique.answers import answer_key, answers_equal
+from stepalign.critique.trace import Trace, parse_trace
 from stepalign.errors import ConfigError, GraderError
-from stepalign.grading import answer_key, answers_equal
 from stepalign.plugins import Checker, Grader
-from stepalign.trace import Trace, parse_trace
 from stepalign.types import Critique, FinishReason, Problem, Verdict
 
 

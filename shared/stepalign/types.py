@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from stepalign.splitting import AnswerRule, SplitAttempt, SplitRule, join_steps, split_attempt
-from stepalign.trace import Span
+from stepalign.critique.splitting import AnswerRule, SplitAttempt, SplitRule, join_steps, split_attempt
+from stepalign.critique.trace import Span
 
 SCHEMA_VERSION = 1
+
 
 # ASCII, since ids travel in HTTP headers.
 Identifier = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:/@+-]+$")]
@@ -38,49 +39,11 @@ class Problem(Wire):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
-class SamplingParameters(Wire):
-    """How completions are sampled. ``top_p = 1`` and ``top_k = 0`` switch the filters off."""
-
-    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    max_new_tokens: Annotated[int, Field(ge=1)]
-    seed: int
-
-
 class FinishReason(StrEnum):
     STOP = "stop"
     """The model ended with EOS, which is the last completion token."""
     LENGTH = "length"
     """The budget ran out; there is no EOS."""
-
-
-class Rollout(Wire):
-    """One sampled solution. The token ids are the truth; ``text`` is their decoding without EOS, never re-tokenized.
-
-    ``behaviour_logprobs`` are the natural-log probabilities of the completion tokens under the policy that sampled
-    them, at the sampling temperature and after its filters.
-    """
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    run_id: Identifier
-    rollout_id: Identifier
-    group_id: Identifier
-    problem: Problem
-    policy_version: Annotated[int, Field(ge=0)]
-    prompt_token_ids: Annotated[list[int], Field(min_length=1)]
-    completion_token_ids: Annotated[list[int], Field(min_length=1)]
-    text: str
-    finish_reason: FinishReason
-    sampling: SamplingParameters
-    behaviour_logprobs: list[float] | None = None
-    traceparent: str | None = None
-
-    @model_validator(mode="after")
-    def _lengths_agree(self) -> Rollout:
-        if self.behaviour_logprobs is not None and len(self.behaviour_logprobs) != len(self.completion_token_ids):
-            raise ValueError("behaviour_logprobs must hold one value per completion token; none may be missing")
-        return self
 
 
 class Verdict(StrEnum):
@@ -196,8 +159,12 @@ def _well_formed(text: str) -> str:
 
 
 WellFormed = Annotated[str, AfterValidator(_well_formed)]
+
+
 # What join_steps refuses; it says it better than a pattern of pydantic's would.
 Step = Annotated[WellFormed, Field(json_schema_extra={"pattern": r"\S"})]
+
+
 _ONE_ATTEMPT: JsonDict = {
     "oneOf": [
         {"required": ["attempt"], "properties": {"attempt": {"type": "string"}, "steps": {"type": "null"}}},
@@ -210,7 +177,7 @@ _ONE_ATTEMPT: JsonDict = {
 class CritiqueRequest(Wire):
     """What a project sends to the critic: an attempt as text, tagged or not, or as a list of steps.
 
-    How untagged text is split is said in :mod:`stepalign.splitting`. ``answer`` is the known answer, if any.
+    How untagged text is split is said in :mod:`stepalign.critique.splitting`. ``answer`` is the known answer, if any.
     """
 
     model_config = ConfigDict(json_schema_extra=_ONE_ATTEMPT)
@@ -275,37 +242,9 @@ class CritiqueResponse(Wire):
         return self
 
 
-class ContextKind(StrEnum):
-    """What the self-teacher sees besides the question."""
-
-    CRITIQUE = "critique"
-    """The critique of this rollout."""
-    REFERENCE = "reference"
-    """The problem's reference solution."""
-    NULL = "null"
-    """Nothing: the teacher's prompt is the student's."""
-    OTHER_PROBLEM = "other_problem"
-    """The reference solution of another problem."""
-    SHUFFLED_CRITIQUE = "shuffled_critique"
-    """The critique of another problem's rollout."""
-    FULL_REPETITION = "full_repetition"
-    """The critique with the wrong step quoted before its correction."""
-    OMISSION = "omission"
-    """The critique without the steps that it copies before its first change."""
-
-
-CRITIQUE_CONTEXTS = frozenset(
-    {ContextKind.CRITIQUE, ContextKind.SHUFFLED_CRITIQUE, ContextKind.FULL_REPETITION, ContextKind.OMISSION}
-)
-"""The kinds that are made from a critic's critiques."""
-
-
-class Context(Wire):
-    kind: ContextKind
-    text: str
-
-
 REQUEST_TIMEOUT_HEADER = "x-request-timeout-ms"
+
+
 MAX_REQUEST_TIMEOUT_MS = 3_600_000
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from page_runs import write_run
-from stepalign_lab.comparison import compare, read_runs
-from stepalign_lab.page import write_page
+from stepalign_report.comparison import compare, read_runs
+from stepalign_report.page import write_page
+from support.page_runs import write_run
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page
 
-from page_runs import write_run
-from stepalign_lab.comparison import compare, read_runs
-from stepalign_lab.page import write_page
+from stepalign_report.comparison import compare, read_runs
+from stepalign_report.page import write_page
+from support.page_runs import write_run
 
 OpenPage = Callable[..., Page]
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><!--<script>"

@@ -14,7 +14,7 @@ from typing import Protocol
 import httpx
 import pytest
 
-from stepalign.config import load_config
+from stepalign_run.config import load_config
 
 ROOT = Path(__file__).parents[2]
 LARGEST = load_config(ROOT / "configs" / "lab.toml", [], {}).critic.max_body_bytes

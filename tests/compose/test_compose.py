@@ -24,9 +24,9 @@ import pytest
 
 from stepalign import CritiqueRequest
 from stepalign.client import CriticClient
-from stepalign.config import load_config
 from stepalign.errors import StepalignError
 from stepalign_lab.domain import FACTS, apply, reference_solution, sample_chain, step_bodies, tagged, wrong_facts
+from stepalign_run.config import load_config
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = ("critic", "solver", "trainer")

@@ -19,8 +19,6 @@ from typing import Any
 import pytest
 import structlog
 
-from openai_server import OpenAIServer, running
-from stepalign.config import CriticSection
 from stepalign.errors import ConfigError, PromptTooLongError
 from stepalign.types import CritiqueRequest, FinishReason
 from stepalign_critic.backends import create_backend
@@ -30,6 +28,8 @@ from stepalign_critic.backends.transformers import TransformersBackend
 from stepalign_critic.errors import NotReadyError, SaturatedError
 from stepalign_critic.service import CriticService
 from stepalign_lab.tokenizer import CONTROL, build_tokenizer
+from stepalign_run.config import CriticSection
+from support.openai_server import OpenAIServer, running
 
 STEP = "<step_1> 3 + 4 = 7 </step_1>"
 REQUESTS = [

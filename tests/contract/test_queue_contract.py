@@ -11,11 +11,12 @@ from typing import Protocol
 import pytest
 import redis
 
-from stepalign.config import QueueSection
-from stepalign.queue import Admission, MemoryBroker, MemoryRolloutQueue, RedisRolloutQueue, Replay, RolloutQueue
-from stepalign.queue.codec import decode
-from stepalign.queue.redis_streams import GROUP
-from stepalign.types import Rollout
+from stepalign_run.config import QueueSection
+from stepalign_run.queue import Admission, RedisRolloutQueue, Replay, RolloutQueue
+from stepalign_run.queue.codec import decode
+from stepalign_run.queue.redis_streams import GROUP
+from stepalign_run.rollout import Rollout
+from stepalign_run.testing import MemoryBroker, MemoryRolloutQueue
 
 SETTINGS = QueueSection(capacity=8, claim_idle_seconds=60, max_deliveries=2)
 Factory = Callable[..., Rollout]
@@ -439,7 +440,7 @@ def test_a_claim_waits_for_entries_and_no_longer_than_it_may(world: World, group
 
 
 def test_a_claim_that_waits_for_more_keeps_what_it_has(world: World, group, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stepalign.queue.claiming._LONGEST_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("stepalign_run.queue.claiming._LONGEST_WAIT_SECONDS", 0.05)
 
     async def scenario(waiting: RolloutQueue, other: RolloutQueue) -> None:
         await waiting.publish(group("a", 1))

@@ -24,13 +24,15 @@ import torch
 from pydantic import BaseModel
 from redis import Redis
 
-from critic_servers import metric, wait_until
-from observed_runs import Bench, Evaluated, Served, Trained, exact_critic
-from stepalign.config import Config, QueueSection
 from stepalign.errors import ConfigError, CriticError, CriticUnavailableError, ProblemFileError, QueueUnavailableError
-from stepalign.queue import MemoryBroker, MemoryRolloutQueue, open_queue
-from stepalign.types import CritiqueRequest, Rollout
-from stepalign_trainer.contexts import open_critic
+from stepalign.types import CritiqueRequest
+from stepalign_run.config import Config, QueueSection
+from stepalign_run.queue import open_queue
+from stepalign_run.rollout import Rollout
+from stepalign_run.testing import MemoryBroker, MemoryRolloutQueue
+from stepalign_trainer.batch.contexts import open_critic
+from support.critic_servers import metric, wait_until
+from support.observed_runs import Bench, Evaluated, Served, Trained, exact_critic
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,21 @@ from typing import Any
 
 import httpx
 import pytest
-from critic_processes import critic_command, critic_process, ended_with_0, write_config
 
-from critic_servers import (
+from stepalign.client import CriticClient
+from stepalign.errors import ConfigError, CriticRequestError
+from stepalign.types import CritiqueRequest, CritiqueResponse, FinishReason, Verdict
+from stepalign_critic import server
+from stepalign_critic.app import AppSettings
+from stepalign_critic.backends import create_backend
+from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
+from stepalign_critic.backends.program import ProgramBackend
+from stepalign_critic.errors import SaturatedError
+from stepalign_critic.http.access import ApiKeys, check_exposure
+from stepalign_critic.service import CriticService
+from stepalign_run.config import CriticSection
+from support.critic_processes import critic_command, critic_process, ended_with_0, write_config
+from support.critic_servers import (
     ANSWER,
     CORRECT,
     QUESTION,
@@ -30,18 +42,6 @@ from critic_servers import (
     serving,
     wait_until,
 )
-from stepalign.client import CriticClient
-from stepalign.config import CriticSection
-from stepalign.errors import ConfigError, CriticRequestError
-from stepalign.types import CritiqueRequest, CritiqueResponse, FinishReason, Verdict
-from stepalign_critic import server
-from stepalign_critic.access import ApiKeys, check_exposure
-from stepalign_critic.app import AppSettings
-from stepalign_critic.backends import create_backend
-from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
-from stepalign_critic.backends.program import ProgramBackend
-from stepalign_critic.errors import SaturatedError
-from stepalign_critic.service import CriticService
 
 pytestmark = pytest.mark.slow
 

@@ -12,19 +12,6 @@ from typing import Any
 import httpx
 import pytest
 
-from critic_servers import (
-    ANSWER,
-    CORRECT,
-    QUESTION,
-    STEP_1,
-    STEP_2,
-    GatedBackend,
-    HeldBackend,
-    error_of,
-    metric,
-    serving,
-    wait_until,
-)
 from stepalign.client import CriticClient, SyncCriticClient
 from stepalign.errors import CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.types import (
@@ -37,6 +24,19 @@ from stepalign.types import (
 )
 from stepalign_critic.app import AppSettings
 from stepalign_critic.service import CriticService
+from support.critic_servers import (
+    ANSWER,
+    CORRECT,
+    QUESTION,
+    STEP_1,
+    STEP_2,
+    GatedBackend,
+    HeldBackend,
+    error_of,
+    metric,
+    serving,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 

@@ -12,18 +12,18 @@ import httpx
 import pytest
 from redis import Redis
 
-from critic_servers import CORRECT, GatedBackend, HeldBackend, error_of, metric, serving, wait_until
 from stepalign.client import CriticClient
-from stepalign.config import CriticSection
-from stepalign.critique_store import CritiqueStore
 from stepalign.errors import ConfigError
 from stepalign.types import CritiqueRequest
-from stepalign_critic.access import ApiKeys
 from stepalign_critic.app import AppSettings
 from stepalign_critic.backends import create_backend
 from stepalign_critic.cache import CritiqueCache
-from stepalign_critic.rate_limit import RateLimiter
+from stepalign_critic.cache.store import CritiqueStore
+from stepalign_critic.http.access import ApiKeys
+from stepalign_critic.http.rate_limit import RateLimiter
 from stepalign_critic.service import CriticService
+from stepalign_run.config import CriticSection
+from support.critic_servers import CORRECT, GatedBackend, HeldBackend, error_of, metric, serving, wait_until
 
 pytestmark = pytest.mark.slow
 

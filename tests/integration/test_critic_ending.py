@@ -12,14 +12,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from critic_processes import COMMAND, critic_process, ended_with_0, write_config
 
-from critic_servers import CORRECT, ask, error_of, metric, serving, wait_until
-from stepalign.config import CriticSection
 from stepalign.types import CritiqueRequest
 from stepalign_critic.app import AppSettings
 from stepalign_critic.backends import create_backend
 from stepalign_critic.service import CriticService
+from stepalign_run.config import CriticSection
+from support.critic_processes import COMMAND, critic_process, ended_with_0, write_config
+from support.critic_servers import CORRECT, ask, error_of, metric, serving, wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from critic_servers import serving, wait_until
-from stepalign.config import CriticSection
 from stepalign_critic.backends import create_backend
 from stepalign_critic.service import CriticService
+from stepalign_run.config import CriticSection
+from support.critic_servers import serving, wait_until
 
 pytestmark = pytest.mark.slow
 

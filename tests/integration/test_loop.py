@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from benchmarks.arms_benchmark import run_all
-from stepalign.config import shipped_arms
-from stepalign_lab.campaign import Campaign
+from stepalign_launcher.campaign import Campaign
+from stepalign_run.config import shipped_arms
 
 REPO = Path(__file__).parents[2]
 LAB = REPO / "configs" / "lab.toml"

@@ -11,8 +11,6 @@ import pytest
 from fastapi.responses import JSONResponse, Response
 
 import stepalign_lab
-from openai_server import OpenAIServer, chat_completion, running
-from stepalign.config import CriticSection
 from stepalign.errors import ConfigError
 from stepalign.types import CritiqueRequest, FinishReason
 from stepalign_critic.backends import create_backend
@@ -20,6 +18,8 @@ from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
 from stepalign_critic.backends.openai import OpenAIBackend
 from stepalign_critic.errors import EngineError, NotReadyError, SaturatedError, ServiceError, UnsupportedRequestError
 from stepalign_critic.service import CriticService
+from stepalign_run.config import CriticSection
+from support.openai_server import OpenAIServer, chat_completion, running
 
 pytestmark = pytest.mark.slow
 

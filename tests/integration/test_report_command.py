@@ -15,11 +15,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from stepalign.cli import build_app
-from stepalign.config import QueueSection
 from stepalign.errors import ConfigError
-from stepalign.policy_store import Canary, PolicyVersion, RedisPolicyStore
-from stepalign.queue import RedisRolloutQueue
-from stepalign.types import Rollout
+from stepalign_run.config import QueueSection
+from stepalign_run.policy_store import Canary, PolicyVersion, RedisPolicyStore
+from stepalign_run.queue import RedisRolloutQueue
+from stepalign_run.rollout import Rollout
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 

@@ -79,9 +79,9 @@ class Run:
 
     @staticmethod
     def _name(words: list[str]) -> str:
-        if "stepalign.embedded_redis" in words:
+        if "stepalign_launcher.redis_server" in words:
             return "redis"
-        return words[words.index("stepalign.supervised") + 1] if "stepalign.supervised" in words else "server"
+        return words[words.index("stepalign_launcher.child") + 1] if "stepalign_launcher.child" in words else "server"
 
     def kill(self, name: str) -> None:
         """Kill a process and wait for the one that takes its place."""

@@ -1,7 +1,7 @@
 """What schemathesis finds wrong with the critic in every state, on the newest FastAPI and on the oldest one allowed.
 
 Beyond schemathesis' own checks: each state answers valid requests as that state should, which also shows that it was in
-it. tests/critic_states.py serves, tests/schemathesis.toml and tests/schemathesis_hooks.py say what is checked.
+it. tests/support/critic_states.py serves; schemathesis.toml and schemathesis_hooks.py beside it say what is checked.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import httpx
 import pytest
 from packaging.requirements import Requirement
 
-from critic_states import KEY
 from stepalign.types import REQUEST_TIMEOUT_HEADER
+from support.critic_states import KEY
 
 pytestmark = pytest.mark.slow
 
@@ -135,11 +135,12 @@ def versions(fastapi: str) -> dict[str, str]:
 def critic_in(state: str, fastapi: str, folder: Path) -> Iterator[str]:
     """The address of a critic in ``state``. Fails when it left that state by itself or logged an error."""
     log = folder / "critic.log"
+    path = [OLDEST, TESTS] if fastapi == "oldest" else [TESTS]
     with (
         log.open("wb") as errors,
         subprocess.Popen(
-            [sys.executable, TESTS / "critic_states.py", state],
-            env=os.environ | {"PYTHONPATH": str(OLDEST) if fastapi == "oldest" else ""},
+            [sys.executable, "-m", "support.critic_states", state],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -165,13 +166,13 @@ def examine(url: str, expected: Expected, headers: dict[str, str], folder: Path)
     """What schemathesis sent and got; it must find nothing."""
     document = httpx.get(f"{url}/openapi.json", headers=WITH_KEY).raise_for_status().text
     (folder / "openapi.json").write_text(document)
-    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(TESTS / "schemathesis.toml")]
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(TESTS / "support" / "schemathesis.toml")]
     command += ["run", "openapi.json", "--url", url, "--report", "ndjson", "--report-ndjson-path", "report"]
     command += [part for name, value in headers.items() for part in ("--header", f"{name}: {value}")]
     if 422 in expected.critiques:
         # The document cannot say which questions a checker can handle. That exactly these are refused is checked here.
         command += ["--exclude-checks", "positive_data_acceptance"]
-    environment = os.environ | {"SCHEMATHESIS_HOOKS": str(TESTS / "schemathesis_hooks.py")}
+    environment = os.environ | {"SCHEMATHESIS_HOOKS": str(TESTS / "support" / "schemathesis_hooks.py")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return list(exchanges(folder / "report"))

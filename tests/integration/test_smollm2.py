@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from stepalign.config import load_config
 from stepalign.problems import load_problems
 from stepalign.prompts import load_prompt, render_token_ids
 from stepalign.types import CritiqueRequest
 from stepalign_lab.smollm2 import convert_smollm2
+from stepalign_run.config import load_config
 
 REPO = Path(__file__).parents[2]
 

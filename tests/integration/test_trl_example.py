@@ -15,12 +15,12 @@ import torch
 import typer
 from safetensors.torch import load_file
 
-from critic_servers import serving, wait_until
 from stepalign.client import SyncCriticClient
-from stepalign.config import CriticSection
 from stepalign.types import CritiqueRequest, CritiqueResponse
 from stepalign_critic.backends import create_backend
 from stepalign_critic.service import CriticService
+from stepalign_run.config import CriticSection
+from support.critic_servers import serving, wait_until
 
 pytestmark = pytest.mark.slow
 

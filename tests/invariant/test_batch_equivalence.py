@@ -11,14 +11,16 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from stepalign.alignment import validate_critique
-from stepalign.config import Config, load_config
+from stepalign.critique.alignment import validate_critique
 from stepalign.prompts import load_prompt, render_token_ids
-from stepalign.types import Context, ContextKind, Critique, Problem, Rollout
+from stepalign.types import Critique, Problem
 from stepalign_lab.checker import exact_critique
 from stepalign_lab.domain import parse_question, step_bodies, tagged, wrong_facts
-from stepalign_trainer.examples import Example, build_example
-from stepalign_trainer.learner import Learner
+from stepalign_run.config import Config, load_config
+from stepalign_run.context import Context, ContextKind
+from stepalign_run.rollout import Rollout
+from stepalign_trainer.batch.examples import Example, build_example
+from stepalign_trainer.update.learner import Learner
 
 pytestmark = pytest.mark.slow
 

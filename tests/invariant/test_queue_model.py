@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from redis import Redis
 
-from stepalign.config import QueueSection
-from stepalign.queue import Admission, RedisRolloutQueue, Replay
-from stepalign.queue.connection import run_key
-from stepalign.queue.redis_streams import GROUP
-from stepalign.types import Problem, Rollout, SamplingParameters
+from stepalign.types import Problem
+from stepalign_run.config import QueueSection
+from stepalign_run.queue import Admission, RedisRolloutQueue, Replay
+from stepalign_run.queue.redis_streams import GROUP
+from stepalign_run.redis.connection import run_key
+from stepalign_run.rollout import Rollout, SamplingParameters
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 

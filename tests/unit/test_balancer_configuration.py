@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stepalign.config import load_config
 from stepalign_critic.server import _LAST_ANSWERS_SECONDS, _LAST_THREADS_SECONDS
+from stepalign_run.config import load_config
 
 ROOT = Path(__file__).parents[2]
 HAPROXY = (ROOT / "services" / "lb" / "haproxy.cfg").read_text(encoding="utf-8")

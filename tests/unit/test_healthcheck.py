@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "docker" / "healthcheck.py"
+SCRIPT = Path(__file__).parents[2] / "deploy" / "healthcheck.py"
 
 
 def check(cwd: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 REPO = Path(__file__).parents[2]
-SCRIPT = REPO / "docker" / "requirements.py"
+SCRIPT = REPO / "deploy" / "requirements.py"
 DOCKERFILES = {
     "critic": REPO / "services" / "critic" / "Dockerfile",
     "solver": REPO / "services" / "solver" / "Dockerfile",
@@ -170,7 +170,7 @@ def test_an_image_checks_its_health_and_the_arguments_are_right(image: str) -> N
     stage = final_stage(image)
     health = only(stage, "HEALTHCHECK")
     assert 'CMD ["python", "-I", "-S", "healthcheck.py", ' in health
-    assert "COPY docker/healthcheck.py ./" in stage
+    assert "COPY deploy/healthcheck.py ./" in stage
     environment = " ".join(line for line in stage if line.startswith("ENV "))
     if image == "critic":
         port = only(stage, "EXPOSE")
@@ -204,7 +204,7 @@ def test_an_image_has_the_torch_of_make_setup(image: str, name: str) -> None:
 
 
 def test_the_environment_of_an_image_is_of_known_variables() -> None:
-    from stepalign.config import known_variables
+    from stepalign_run.config import known_variables
 
     for image in DOCKERFILES:
         named = re.findall(r"\b(STEPALIGN_\w+)=", "\n".join(instructions(image)))

@@ -9,7 +9,7 @@ import pytest
 
 HEAVY = ("torch", "transformers", "vllm", "tokenizers", "peft")
 APP_WITH_PROGRAM_BACKEND = """
-from stepalign.config import CriticSection
+from stepalign_run.config import CriticSection
 from stepalign_critic.app import create_app
 from stepalign_critic.backends import create_backend
 from stepalign_critic.commands import critic
@@ -33,7 +33,7 @@ def test_the_probe_sees_a_loaded_model_library() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import stepalign, stepalign.client, stepalign.config, stepalign.prompts, stepalign.queue",
+        "import stepalign, stepalign.client, stepalign_run.config, stepalign.prompts, stepalign_run.queue",
         APP_WITH_PROGRAM_BACKEND,
     ],
     ids=["sdk", "app with the program backend"],

@@ -239,10 +239,10 @@ def test_a_prompt_over_its_budget_is_refused_before_the_engine_sees_it(service: 
 def test_no_text_of_a_request_becomes_a_control_token() -> None:
     from transformers import AutoTokenizer
 
-    from stepalign.config import CriticSection
     from stepalign.types import CritiqueRequest
     from stepalign_critic.backends.vllm import VllmBackend
     from stepalign_critic.service import CriticService
+    from stepalign_run.config import CriticSection
 
     backend = VllmBackend(CriticSection(backend="vllm", path=MODEL))
     tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stepalign.config import AlarmsSection
+from stepalign_run.config import AlarmsSection
 
 WATCHED = ("entropy", "mean_tokens", "truncated", "grad_norm", "signal_share", "first_token_kl")
 

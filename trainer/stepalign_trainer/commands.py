@@ -9,10 +9,10 @@ from typing import Annotated
 import structlog
 import typer
 
-from stepalign.config import Config, load_config
-from stepalign.files import TRAINER_LOCK, lock_file
-from stepalign.heartbeat import Heartbeat
 from stepalign.logging import configure_logging
+from stepalign_run.config import Config, load_config
+from stepalign_run.folder.files import TRAINER_LOCK, lock_file
+from stepalign_run.heartbeat import Heartbeat
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
 
@@ -33,12 +33,12 @@ def _train(settings: Config) -> None:
     from transformers import AutoTokenizer
 
     from stepalign.plugins import load_checker
-    from stepalign.policy_store import open_policy_store
-    from stepalign.queue import open_queue
-    from stepalign_trainer.contexts import Contexts, await_critic, open_critic
-    from stepalign_trainer.journal import METRICS, StepJournal
-    from stepalign_trainer.learner import Learner
+    from stepalign_run.policy_store import open_policy_store
+    from stepalign_run.queue import open_queue
+    from stepalign_trainer.batch.contexts import Contexts, await_critic, open_critic
+    from stepalign_trainer.durable.journal import METRICS, StepJournal
     from stepalign_trainer.loop import Trainer
+    from stepalign_trainer.update.learner import Learner
 
     learner = Learner(settings, AutoTokenizer.from_pretrained(settings.model.path, local_files_only=True))
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-from stepalign.config import SamplingSection
 from stepalign.errors import ConfigError
 from stepalign.types import FinishReason
+from stepalign_run.config import SamplingSection
 
 
 @dataclass(frozen=True)

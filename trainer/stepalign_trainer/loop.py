@@ -11,18 +11,19 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from stepalign.config import Config
 from stepalign.errors import NonFiniteError, PromptTooLongError, QueueUnavailableError
-from stepalign.files import replace_text
-from stepalign.ledger import OUTCOMES
 from stepalign.logging import get_logger
 from stepalign.plugins import load_grader
-from stepalign.policy_store import PolicyStore, PolicyVersion, file_sha256, weights_sha256
-from stepalign.queue import Delivery, RolloutQueue
-from stepalign.types import Rollout
+from stepalign_run.audit import OUTCOMES
+from stepalign_run.config import Config
+from stepalign_run.folder.files import replace_text
+from stepalign_run.policy_store import PolicyStore, PolicyVersion, file_sha256, weights_sha256
+from stepalign_run.queue import Delivery, RolloutQueue
+from stepalign_run.rollout import Rollout
 from stepalign_trainer.alarms import Alarms
-from stepalign_trainer.canary import canary_sequence, measure_canary
-from stepalign_trainer.checkpoint import (
+from stepalign_trainer.batch.contexts import ContextResult, Contexts
+from stepalign_trainer.batch.examples import Example, build_example
+from stepalign_trainer.durable.checkpoint import (
     ADAPTER,
     TrainerState,
     check_checkpoint,
@@ -32,14 +33,13 @@ from stepalign_trainer.checkpoint import (
     publish_adapter,
     save_checkpoint,
 )
-from stepalign_trainer.contexts import ContextResult, Contexts
-from stepalign_trainer.examples import Example, build_example
-from stepalign_trainer.journal import StepJournal
-from stepalign_trainer.learner import Learner, UpdateMetrics
-from stepalign_trainer.retention import prune
-from stepalign_trainer.rewards import Rewards, reward_batch
-from stepalign_trainer.settlement import TRAINED, Settlement
+from stepalign_trainer.durable.journal import StepJournal
+from stepalign_trainer.durable.retention import prune
+from stepalign_trainer.durable.settlement import TRAINED, Settlement
+from stepalign_trainer.objectives.rewards import Rewards, reward_batch
 from stepalign_trainer.token_view import TokenJournal, token_row
+from stepalign_trainer.update.canary import canary_sequence, measure_canary
+from stepalign_trainer.update.learner import Learner, UpdateMetrics
 
 log = get_logger(__name__)
 

@@ -6,16 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stepalign.critique.trace import parse_trace
 from stepalign.errors import GraderError, PromptTooLongError
-from stepalign.files import replace_text
 from stepalign.plugins import Grader
 from stepalign.scoring import is_right
-from stepalign.trace import parse_trace
-from stepalign.types import Context, ContextKind, Rollout
-from stepalign_trainer.contexts import ContextResult
-from stepalign_trainer.examples import teacher_prompt_ids
-from stepalign_trainer.learner import Learner
-from stepalign_trainer.scope import token_groups, token_spans
+from stepalign_run.context import Context, ContextKind
+from stepalign_run.folder.files import replace_text
+from stepalign_run.rollout import Rollout
+from stepalign_trainer.batch.contexts import ContextResult
+from stepalign_trainer.batch.examples import teacher_prompt_ids
+from stepalign_trainer.batch.scope import token_groups, token_spans
+from stepalign_trainer.update.learner import Learner
 
 FILE = "tokens.jsonl"
 DIGITS = 4

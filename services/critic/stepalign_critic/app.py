@@ -21,18 +21,18 @@ from starlette.routing import Route
 
 from stepalign.errors import PromptError
 from stepalign.types import SCHEMA_VERSION, ModelInfo, ModelList
-from stepalign_critic import api_docs
-from stepalign_critic.access import ApiKeys, RequireApiKey
-from stepalign_critic.api_docs import DocumentedApp, errors
-from stepalign_critic.batch import add_batch
 from stepalign_critic.cache import CritiqueCache
-from stepalign_critic.critiques import Critiques, add_critiques
-from stepalign_critic.envelope import detail_of, enveloped, error_response, invalid_detail
 from stepalign_critic.errors import RateLimitedError, ServiceError
+from stepalign_critic.http import examples
+from stepalign_critic.http.access import ApiKeys, RequireApiKey
+from stepalign_critic.http.batch import add_batch
+from stepalign_critic.http.critiques import Critiques, add_critiques
+from stepalign_critic.http.envelope import detail_of, enveloped, error_response, invalid_detail
+from stepalign_critic.http.examples import DocumentedApp, errors
+from stepalign_critic.http.middleware import BodyLimit, RequestContext
+from stepalign_critic.http.rate_limit import RateLimiter
 from stepalign_critic.lifecycle import State
 from stepalign_critic.metrics import Metrics
-from stepalign_critic.middleware import BodyLimit, RequestContext
-from stepalign_critic.rate_limit import RateLimiter
 from stepalign_critic.service import CriticService
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request"}
@@ -105,7 +105,7 @@ _ALWAYS = errors(401, 500, never={"prompt_error"})
 def _add_operations(app: FastAPI, service: CriticService) -> None:
     not_ready = errors(503, never={"saturated"})
 
-    @app.get("/v1/models", response_model=ModelList, responses={200: api_docs.MODELS, **_ALWAYS, **not_ready})
+    @app.get("/v1/models", response_model=ModelList, responses={200: examples.MODELS, **_ALWAYS, **not_ready})
     async def models() -> ModelList:
         refusal = service.lifecycle.refusal()
         if refusal is not None:
@@ -115,19 +115,19 @@ def _add_operations(app: FastAPI, service: CriticService) -> None:
         info = identity.model_dump(exclude={"model"})
         return ModelList(data=[ModelInfo(id=identity.model, created=int(created), **info)])
 
-    @app.get("/health/live", responses={200: api_docs.LIVE})
+    @app.get("/health/live", responses={200: examples.LIVE})
     async def live() -> dict[str, str]:
         return {"status": "live"}
 
-    @app.get("/health/ready", responses={200: api_docs.READY, **not_ready})
-    @app.get("/health", responses={200: api_docs.READY, **not_ready})
+    @app.get("/health/ready", responses={200: examples.READY, **not_ready})
+    @app.get("/health", responses={200: examples.READY, **not_ready})
     async def ready() -> dict[str, str]:
         refusal = service.lifecycle.unreadiness()
         if refusal is not None:
             raise refusal
         return {"status": "ready"}
 
-    @app.get("/version", responses={200: api_docs.VERSION, **_ALWAYS})
+    @app.get("/version", responses={200: examples.VERSION, **_ALWAYS})
     async def versions() -> dict[str, Any]:
         started = service.lifecycle.state in (State.READY, State.DRAINING, State.STOPPING)
         critic = service.identity().model_dump() if started else None
@@ -135,7 +135,7 @@ def _add_operations(app: FastAPI, service: CriticService) -> None:
 
 
 def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
-    @app.get("/metrics", response_class=Response, responses={200: api_docs.METRICS, 500: _ALWAYS[500]})
+    @app.get("/metrics", response_class=Response, responses={200: examples.METRICS, 500: _ALWAYS[500]})
     async def metrics_text() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 

@@ -24,20 +24,20 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from stepalign.config import Config, CriticSection
-from stepalign.critique_store import CritiqueStore
 from stepalign.errors import ConfigError
 from stepalign.logging import get_logger
-from stepalign.redis_address import with_password
-from stepalign_critic.access import ApiKeys, check_exposure
 from stepalign_critic.app import AppSettings, create_app
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.base import Backend
 from stepalign_critic.cache import CritiqueCache
+from stepalign_critic.cache.store import CritiqueStore
+from stepalign_critic.http.access import ApiKeys, check_exposure
+from stepalign_critic.http.rate_limit import RateLimiter
 from stepalign_critic.lifecycle import Lifecycle, State
 from stepalign_critic.metrics import Metrics, exposed
-from stepalign_critic.rate_limit import RateLimiter
 from stepalign_critic.service import CriticService
+from stepalign_run.config import Config, CriticSection
+from stepalign_run.redis.address import with_password
 
 URL_FILE = "critic.url"
 

@@ -14,12 +14,12 @@ from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
 
-from stepalign.alignment import validate_critique
+from stepalign.critique.alignment import validate_critique
+from stepalign.critique.forms import omit_copied_steps, quote_wrong_step
+from stepalign.critique.splitting import SplitAttempt, SplitRule
 from stepalign.errors import PromptError
 from stepalign.logging import get_logger
 from stepalign.prompts import Message, Prompt, has_prompt, load_prompt
-from stepalign.repetition import omit_copied_steps, quote_wrong_step
-from stepalign.splitting import SplitAttempt, SplitRule
 from stepalign.types import (
     AttemptReading,
     CriticIdentity,

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepalign.config import Config
 from stepalign.errors import ConfigError
 from stepalign.plugins import load_grader
 from stepalign.problems import load_problems
 from stepalign.scoring import grade
 from stepalign.types import Problem
-from stepalign_solver.policy import load_policy, load_tokenizer
-from stepalign_solver.sampling import Completion, Sampler, stable_seed
-from stepalign_solver.worker import StudentPrompts
+from stepalign_models.loading import load_policy, load_tokenizer
+from stepalign_models.sampling import Completion, Sampler, stable_seed
+from stepalign_run.config import Config
+from stepalign_solver.prompts import StudentPrompts
 
 
 @dataclass(frozen=True)

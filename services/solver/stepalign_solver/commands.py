@@ -15,12 +15,12 @@ from typing import Annotated
 import structlog
 import typer
 
-from stepalign.config import Config, load_config
 from stepalign.errors import ConfigError
-from stepalign.files import replace_text
-from stepalign.heartbeat import Heartbeat
 from stepalign.logging import configure_logging
 from stepalign.problems import load_problems
+from stepalign_run.config import Config, load_config
+from stepalign_run.folder.files import replace_text
+from stepalign_run.heartbeat import Heartbeat
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
 
@@ -34,10 +34,10 @@ def solver(ctx: typer.Context, config: ConfigPath) -> None:
     structlog.contextvars.bind_contextvars(run_id=settings.run.name)
     problems = load_problems(settings.data.train)
 
-    from stepalign.policy_store import open_policy_store
-    from stepalign.queue import open_queue
-    from stepalign_solver.policy import load_policy, load_tokenizer
-    from stepalign_solver.sampling import Sampler
+    from stepalign_models.loading import load_policy, load_tokenizer
+    from stepalign_models.sampling import Sampler
+    from stepalign_run.policy_store import open_policy_store
+    from stepalign_run.queue import open_queue
     from stepalign_solver.worker import RolloutWorker
 
     tokenizer = load_tokenizer(settings.model.path)

@@ -13,20 +13,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stepalign.config import Config
 from stepalign.errors import ConfigError
-from stepalign.files import replace_text
-from stepalign.heartbeat import Heartbeat
 from stepalign.logging import get_logger
 from stepalign.plugins import load_checker, load_grader
-from stepalign.policy_store import file_sha256
 from stepalign.problems import load_problems
 from stepalign.scoring import GradedSample, Score, grade, score
-from stepalign.selection import EVALUATION_ROWS, evaluated_steps, select_step
 from stepalign.types import FinishReason, Problem
-from stepalign_solver.policy import load_policy, load_tokenizer
-from stepalign_solver.sampling import Sampler, stable_seed
-from stepalign_solver.worker import StudentPrompts
+from stepalign_models.loading import load_policy, load_tokenizer
+from stepalign_models.sampling import Sampler, stable_seed
+from stepalign_run.config import Config
+from stepalign_run.folder.files import replace_text
+from stepalign_run.heartbeat import Heartbeat
+from stepalign_run.policy_store import file_sha256
+from stepalign_run.selection import EVALUATION_ROWS, evaluated_steps, select_step
+from stepalign_solver.prompts import StudentPrompts
 
 log = get_logger(__name__)
 

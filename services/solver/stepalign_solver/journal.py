@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepalign.errors import JournalError
-from stepalign.ledger import PUBLISHED
-from stepalign.queue import Admission
-from stepalign.types import Rollout
+from stepalign_run.audit import PUBLISHED
+from stepalign_run.queue import Admission
+from stepalign_run.rollout import Rollout
 
 
 class PublicationJournal:

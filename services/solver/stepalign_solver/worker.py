@@ -13,20 +13,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from stepalign.config import Config, Dtype
-from stepalign.errors import ProblemFileError, PromptTooLongError
 from stepalign.logging import get_logger
-from stepalign.policy_store import PolicyStore, PolicyVersion, verify_adapter, verify_canary
-from stepalign.prompts import load_prompt, render_token_ids
-from stepalign.queue import Admission, RolloutQueue
-from stepalign.types import Problem, Rollout
+from stepalign.types import Problem
+from stepalign_models.sampling import Completion, stable_seed
+from stepalign_run.config import Config, Dtype
+from stepalign_run.policy_store import PolicyStore, PolicyVersion, verify_adapter, verify_canary
+from stepalign_run.queue import Admission, RolloutQueue
+from stepalign_run.rollout import Rollout
 from stepalign_solver.journal import PublicationJournal
-from stepalign_solver.sampling import Completion, stable_seed
+from stepalign_solver.prompts import StudentPrompts
 from stepalign_solver.schedule import Draw, ProblemSchedule
 
 log = get_logger(__name__)
 
+
 FULL_WAIT_SECONDS = 0.2
+
+
 # Nats. A merged adapter differs by rounding, and 16 bits round logits of some tens to a few hundredths.
 CANARY_TOLERANCE = {Dtype.FLOAT32: 1e-3, Dtype.BFLOAT16: 0.25, Dtype.FLOAT16: 0.05}
 
@@ -35,26 +38,6 @@ class CompletionSampler(Protocol):
     def sample(self, prompts: Any, parameters: Any) -> list[Completion]: ...
 
     def logprobs(self, prompt: list[int], completion: list[int]) -> list[float]: ...
-
-
-class StudentPrompts:
-    """Token ids of the student's prompts. All problems are checked before the first is sampled."""
-
-    def __init__(self, config: Config, tokenizer: Any, problems: list[Problem], source: Path) -> None:
-        prompt = load_prompt(config.model.prompts, "student")
-        self.token_ids: dict[str, list[int]] = {}
-        refused: list[tuple[int, str]] = []
-        for row, problem in enumerate(problems, start=1):
-            ids = render_token_ids(
-                tokenizer, prompt.fill(question=problem.question), **config.model.chat_template_options
-            )
-            if len(ids) > config.solver.max_prompt_tokens:
-                what, budget = f"the prompt of problem {problem.id!r}", config.solver.max_prompt_tokens
-                error = PromptTooLongError(what, len(ids), budget, "solver.max_prompt_tokens")
-                refused.append((row, str(error)))
-            self.token_ids[problem.id] = ids
-        if refused:
-            raise ProblemFileError(str(source), refused)
 
 
 class RolloutWorker:

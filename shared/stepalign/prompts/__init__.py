@@ -17,8 +17,8 @@ from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any, Protocol
 
-from stepalign.content_tokens import ContentTokenizer, content_token_ids
 from stepalign.errors import PromptError
+from stepalign.prompts.content_tokens import ContentTokenizer, content_token_ids
 
 _ROLE = re.compile(r"^\[(system|user|assistant)\]$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{\{([a-z_]+)\}\}")
@@ -92,7 +92,7 @@ def render_token_ids(tokenizer: ChatTokenizer, messages: list[Message], **templa
     """Messages → token ids through the tokenizer's chat template, no content giving an added token.
 
     Raises PromptError when the chat template drops or repeats a message's content and when
-    :func:`~stepalign.content_tokens.content_token_ids` does.
+    :func:`~stepalign.prompts.content_tokens.content_token_ids` does.
     """
     slots = [{"role": m["role"], "content": _SLOT.format(i)} for i, m in enumerate(messages)]
     scaffold: str = tokenizer.apply_chat_template(slots, tokenize=False, add_generation_prompt=True, **template_options)

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.arms_benchmark import check_bounds
 from benchmarks.bench_lab import BOUNDS
 from benchmarks.comparison_section import write_section
-from page_runs import write_run
-from stepalign_lab.comparison import Comparison, compare, read_runs
+from stepalign_report.comparison import Comparison, compare, read_runs
+from support.page_runs import write_run
 
 PAGE = "# Results\n\nbefore\n\n<!-- bench-lab: begin -->\nold figures\n<!-- bench-lab: end -->\n\nafter\n"
 FIRST = {

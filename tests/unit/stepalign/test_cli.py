@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from stepalign.embedded_redis import ServerDiedError
 from stepalign.errors import CriticUnavailableError, QueueUnavailableError, StepalignError
 from stepalign_critic.errors import BackendDiedError
+from stepalign_launcher.redis_server import ServerDiedError
 
 
 def stepalign(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from stepalign import content_tokens
-from stepalign.content_tokens import content_token_ids, control_ids
 from stepalign.errors import PromptError
-from stepalign.prompts import render_token_ids
+from stepalign.prompts import content_tokens, render_token_ids
+from stepalign.prompts.content_tokens import content_token_ids, control_ids
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<eos>")
 PLAIN = ("<think>", "</think>", "<tool_call>", "<|fim_prefix|>")

@@ -5,8 +5,9 @@ import itertools
 import pytest
 
 from stepalign import FinishReason
+from stepalign.critique.answers import answer_key, answers_equal
+from stepalign.critique.trace import parse_trace
 from stepalign.errors import ConfigError, GraderError
-from stepalign.grading import answer_key, answers_equal
 from stepalign.scoring import (
     GradedSample,
     Score,
@@ -18,7 +19,6 @@ from stepalign.scoring import (
     score,
     trace_critique,
 )
-from stepalign.trace import parse_trace
 from stepalign.types import Problem, Verdict
 from stepalign_lab.checker import exact_critique
 

@@ -8,8 +8,8 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 import pytest
 
 from stepalign import plugins
+from stepalign.critique.answers import answers_equal
 from stepalign.errors import ConfigError
-from stepalign.grading import answers_equal
 from stepalign.plugins import CHECKERS, GRADERS, load_checker, load_grader, load_plugin
 from stepalign_lab.checker import exact_critique
 
@@ -63,7 +63,7 @@ def test_a_name_that_two_distributions_bring_is_refused(monkeypatch: pytest.Monk
 
 
 def test_an_entry_point_that_no_distribution_brings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    stray = EntryPoint("stray", "stepalign.grading:answers_equal", GRADERS)
+    stray = EntryPoint("stray", "stepalign.critique.answers:answers_equal", GRADERS)
     monkeypatch.setattr(plugins, "entry_points", lambda *, group: EntryPoints([stray]))
     with pytest.raises(ConfigError, match="stray"):
         load_grader("stray")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepalign.splitting import AnswerRule, SplitAttempt, SplitRule, join_steps, split_attempt
-from stepalign.trace import parse_trace
+from stepalign.critique.splitting import AnswerRule, SplitAttempt, SplitRule, join_steps, split_attempt
+from stepalign.critique.trace import parse_trace
 
 GSM = "There are 3 bags of 4 apples.\nThat is 3 * 4 = 12 apples.\n#### 12"
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepalign import parse_trace, render_trace
-from stepalign.trace import TraceIssue as Issue
+from stepalign.critique.trace import TraceIssue as Issue
 
 body = st.text(max_size=30).filter(lambda text: text.strip() and "<" not in text)
 # Texts that are mostly tags, so that every rule of the parser is met.

@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 
 import pytest
 
-from critic_answers import answer_of
-from critic_servers import GatedBackend
-from stepalign.config import CriticSection, VllmSection
-from stepalign.critique_store import StoreUnavailableError
 from stepalign.prompts import Prompt, load_prompt
 from stepalign.types import CriticIdentity, CritiqueMode, CritiqueRequest, CritiqueResponse
 from stepalign_critic.cache import CritiqueCache, Source
+from stepalign_critic.cache.store import StoreUnavailableError
 from stepalign_critic.service import CriticService
 from stepalign_critic.tenant import set_key
+from stepalign_run.config import CriticSection, VllmSection
+from support.critic_answers import answer_of
+from support.critic_servers import GatedBackend
 
 T = TypeVar("T")
 REQUEST = CritiqueRequest(question="q", attempt="<step_1>a</step_1>", answer="1")

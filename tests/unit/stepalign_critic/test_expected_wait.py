@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from stepalign_critic.batching import MicroBatcher, Wanted
+from stepalign_critic.backends.micro_batcher import MicroBatcher, Wanted
 
 Batcher = MicroBatcher[float, float]
 

@@ -19,10 +19,10 @@ from stepalign.types import (
     FinishReason,
     ModelList,
 )
-from stepalign_critic import api_docs
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.backends.program import ProgramBackend
-from stepalign_critic.openapi import document
+from stepalign_critic.http import examples as api_docs
+from stepalign_critic.http.openapi import document
 from stepalign_critic.service import CriticService
 
 COMMITTED = Path(__file__).parents[3] / "docs" / "openapi.json"
@@ -42,7 +42,7 @@ MODELS = {
 
 def test_the_committed_document_is_what_the_service_gives() -> None:
     assert COMMITTED.read_text(encoding="utf-8") == document(), (
-        "the API has changed; write its document anew: python -m stepalign_critic.openapi docs/openapi.json"
+        "the API has changed; write its document anew: python -m stepalign_critic.http.openapi docs/openapi.json"
     )
 
 

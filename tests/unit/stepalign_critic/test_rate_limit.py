@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from stepalign_critic.errors import RateLimitedError
-from stepalign_critic.rate_limit import RateLimiter
+from stepalign_critic.http.rate_limit import RateLimiter
 
 
 class Clock:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from stepalign.critique.splitting import AnswerRule, SplitRule
 from stepalign.errors import ConfigError, PromptError, PromptTooLongError
 from stepalign.prompts import Message, Prompt
-from stepalign.splitting import AnswerRule, SplitRule
 from stepalign.types import (
     CriticIdentity,
     Critique,

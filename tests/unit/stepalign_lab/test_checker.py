@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from stepalign.alignment import validate_critique
+from stepalign.critique.alignment import validate_critique
 from stepalign.types import Critique
 from stepalign_lab.checker import exact_critique
 from stepalign_lab.documents import synthetic_attempt

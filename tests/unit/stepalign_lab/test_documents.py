@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from stepalign.trace import parse_trace
+from stepalign.critique.trace import parse_trace
 from stepalign_lab.checker import exact_critique
 from stepalign_lab.documents import critic_document, solver_document
 from stepalign_lab.domain import apply, parse_question, wrong_facts

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stepalign.alignment import validate_critique
+from stepalign.critique.alignment import validate_critique
 from stepalign.errors import ConfigError
 from stepalign.plugins import load_checker
 from stepalign.problems import load_problems

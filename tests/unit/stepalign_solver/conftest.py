@@ -13,10 +13,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from stepalign.config import Config, load_config
-from stepalign.policy_store import Canary, PolicyVersion, file_sha256
 from stepalign_lab.pretrain import small_llama
 from stepalign_lab.tokenizer import build_tokenizer
+from stepalign_run.config import Config, load_config
+from stepalign_run.policy_store import Canary, PolicyVersion, file_sha256
 
 QUESTIONS = ["3 + 4 * 7", "1 - 2 + 3 * 4", "9 * 9", "5 + 5 - 1 * 8 + 2"]
 

@@ -9,15 +9,15 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from stepalign.cli import build_app
-from stepalign.config import Config, load_config
+from stepalign.critique.trace import parse_trace
 from stepalign.errors import ConfigError
 from stepalign.problems import load_problems
-from stepalign.trace import parse_trace
-from stepalign.types import SamplingParameters
+from stepalign_models.loading import load_policy, load_tokenizer
+from stepalign_models.sampling import Sampler
+from stepalign_run.config import Config, load_config
+from stepalign_run.rollout import SamplingParameters
 from stepalign_solver.band import Band, chosen_rows, solved_counts
-from stepalign_solver.policy import load_policy, load_tokenizer
-from stepalign_solver.sampling import Sampler
-from stepalign_solver.worker import StudentPrompts
+from stepalign_solver.prompts import StudentPrompts
 
 LAB = Path(__file__).parents[3] / "configs" / "lab.toml"
 

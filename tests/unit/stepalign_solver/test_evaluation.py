@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from stepalign.config import Config
 from stepalign.errors import ConfigError
 from stepalign.problems import load_problems
 from stepalign.scoring import Score
-from stepalign.selection import evaluated_steps, select_step
 from stepalign.types import FinishReason, Problem
+from stepalign_models.loading import load_policy
+from stepalign_models.sampling import Completion, Sampler
+from stepalign_run.config import Config
+from stepalign_run.selection import evaluated_steps, select_step
 from stepalign_solver import evaluation as evaluation_module
 from stepalign_solver.evaluation import Evaluator, evaluate
-from stepalign_solver.policy import load_policy
-from stepalign_solver.sampling import Completion, Sampler
-from stepalign_solver.worker import StudentPrompts
+from stepalign_solver.prompts import StudentPrompts
 
 SENTINEL = 123.0
 

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from stepalign.config import Config
 from stepalign.errors import PolicyError, ProblemFileError
-from stepalign.ledger import read_records
-from stepalign.policy_store import Canary, MemoryPolicyStore, PolicyVersion
 from stepalign.problems import load_problems
-from stepalign.queue import Admission, QueueStatus
-from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
-from stepalign.types import Rollout
+from stepalign_models.loading import load_policy
+from stepalign_models.sampling import Sampler, stable_seed
+from stepalign_run.audit import read_records
+from stepalign_run.config import Config
+from stepalign_run.policy_store import Canary, PolicyVersion
+from stepalign_run.queue import Admission, QueueStatus
+from stepalign_run.rollout import Rollout
+from stepalign_run.testing import MemoryBroker, MemoryPolicyStore, MemoryRolloutQueue
 from stepalign_solver import worker as worker_module
-from stepalign_solver.policy import load_policy
-from stepalign_solver.sampling import Sampler, stable_seed
 from stepalign_solver.worker import RolloutWorker
 
 BASE = PolicyVersion(version=0, path="", sha256="")

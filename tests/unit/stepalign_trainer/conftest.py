@@ -14,31 +14,25 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from critic_answers import answer_of
-from stepalign.alignment import validate_critique
-from stepalign.config import Config, load_config
-from stepalign.content_tokens import content_token_ids
+from stepalign.critique.alignment import validate_critique
 from stepalign.errors import CriticRequestError
 from stepalign.plugins import Checker
-from stepalign.policy_store import MemoryPolicyStore, PolicyVersion
-from stepalign.queue import QueueStatus
-from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
-from stepalign.types import (
-    Context,
-    ContextKind,
-    Critique,
-    CritiqueRequest,
-    CritiqueResponse,
-    Problem,
-    Rollout,
-)
+from stepalign.prompts.content_tokens import content_token_ids
+from stepalign.types import Critique, CritiqueRequest, CritiqueResponse, Problem
 from stepalign_lab.checker import exact_critique
+from stepalign_run.config import Config, load_config
+from stepalign_run.context import Context, ContextKind
+from stepalign_run.policy_store import PolicyVersion
+from stepalign_run.queue import QueueStatus
+from stepalign_run.rollout import Rollout
+from stepalign_run.testing import MemoryBroker, MemoryPolicyStore, MemoryRolloutQueue
 from stepalign_trainer import loop as loop_module
-from stepalign_trainer.contexts import Contexts
-from stepalign_trainer.examples import Example, build_example
-from stepalign_trainer.journal import METRICS, StepJournal
-from stepalign_trainer.learner import Learner
+from stepalign_trainer.batch.contexts import Contexts
+from stepalign_trainer.batch.examples import Example, build_example
+from stepalign_trainer.durable.journal import METRICS, StepJournal
 from stepalign_trainer.loop import Trainer
+from stepalign_trainer.update.learner import Learner
+from support.critic_answers import answer_of
 
 # 3 + 4 = 7, 7 * 7 = 9, 9 - 2 = 7, 7 + 1 = 8
 QUESTION = "3 + 4 * 7 - 2 + 1"

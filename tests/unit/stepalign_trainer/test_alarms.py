@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stepalign.config import AlarmsSection
+from stepalign_run.config import AlarmsSection
 from stepalign_trainer.alarms import Alarms
 
 Run = Any  # that of conftest.py

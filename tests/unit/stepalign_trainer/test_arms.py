@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from stepalign.config import Config, shipped_arms
 from stepalign_lab.checker import exact_critique
-from stepalign_trainer.learner import Learner
+from stepalign_run.config import Config, shipped_arms
+from stepalign_trainer.update.learner import Learner
 
 pytestmark = pytest.mark.slow
 

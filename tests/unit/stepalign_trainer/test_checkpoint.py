@@ -14,7 +14,8 @@ import torch
 from structlog.testing import capture_logs
 
 from stepalign.errors import CheckpointError
-from stepalign_trainer.checkpoint import (
+from stepalign_trainer.batch.examples import Example
+from stepalign_trainer.durable.checkpoint import (
     BrokenCheckpointError,
     TrainerState,
     check_run,
@@ -25,9 +26,8 @@ from stepalign_trainer.checkpoint import (
     save_checkpoint,
     write_directory,
 )
-from stepalign_trainer.examples import Example
-from stepalign_trainer.learner import Learner
-from stepalign_trainer.settlement import Settled
+from stepalign_trainer.durable.settlement import Settled
+from stepalign_trainer.update.learner import Learner
 
 pytestmark = pytest.mark.slow
 

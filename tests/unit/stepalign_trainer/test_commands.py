@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stepalign.errors import ConfigError
-from stepalign.files import lock_file
+from stepalign_run.folder.files import lock_file
 from stepalign_trainer.commands import trainer
 
 LAB = Path(__file__).parents[3] / "configs" / "lab.toml"

@@ -11,18 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from critic_answers import answer_of
-from stepalign.config import CriticSection
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
-from stepalign.types import (
-    ContextKind,
-    CritiqueRequest,
-    CritiqueResponse,
-    Rollout,
-)
+from stepalign.types import CritiqueRequest, CritiqueResponse
 from stepalign_lab.checker import exact_critique
-from stepalign_trainer import contexts as contexts_module
-from stepalign_trainer.contexts import ContextResult, Contexts, open_critic
+from stepalign_run.config import CriticSection
+from stepalign_run.context import ContextKind
+from stepalign_run.rollout import Rollout
+from stepalign_trainer.batch import contexts as contexts_module
+from stepalign_trainer.batch.contexts import ContextResult, Contexts, open_critic
+from support.critic_answers import answer_of
 
 MakeRollout = Callable[..., Rollout]
 Answer = Callable[[CritiqueRequest], Awaitable[str]]

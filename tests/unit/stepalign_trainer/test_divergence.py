@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from stepalign.errors import NonFiniteError
-from stepalign_trainer.divergence import Predictions, TokenTerms, forward_kl, predict, reverse_kl, token_terms
+from stepalign_trainer.objectives.divergence import (
+    Predictions,
+    TokenTerms,
+    forward_kl,
+    predict,
+    reverse_kl,
+    token_terms,
+)
 
 
 def logits(*rows: list[float]) -> torch.Tensor:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from stepalign.config import Config
 from stepalign.errors import PromptTooLongError
-from stepalign.types import Context, ContextKind, Critique, Rollout
-from stepalign_trainer.examples import build_example, teacher_prompt_ids
+from stepalign.types import Critique
+from stepalign_run.config import Config
+from stepalign_run.context import Context, ContextKind
+from stepalign_run.rollout import Rollout
+from stepalign_trainer.batch.examples import build_example, teacher_prompt_ids
 
 MakeConfig = Callable[..., Config]
 MakeRollout = Callable[..., Rollout]

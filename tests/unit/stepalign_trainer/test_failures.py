@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from stepalign.errors import CheckpointError, NonFiniteError
-from stepalign_trainer.examples import Example
-from stepalign_trainer.learner import Learner
+from stepalign_trainer.batch.examples import Example
 from stepalign_trainer.loop import Trainer
+from stepalign_trainer.update.learner import Learner
 
 pytestmark = pytest.mark.slow
 

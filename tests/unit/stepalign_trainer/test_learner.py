@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from stepalign.errors import ConfigError, NonFiniteError
-from stepalign_trainer.examples import Example
-from stepalign_trainer.learner import Learner
-from stepalign_trainer.scope import TokenGroups
+from stepalign_trainer.batch.examples import Example
+from stepalign_trainer.batch.scope import TokenGroups
+from stepalign_trainer.update.learner import Learner
 
 MakeLearner = Callable[..., Learner]
 UNCLIPPED = ("--trainer.max_grad_norm", "1e9")

@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from stepalign.config import Config
 from stepalign.errors import CheckpointError, ConfigError, CriticRequestError, QueueUnavailableError
-from stepalign.policy_store import verify_adapter
-from stepalign.queue.codec import encode
-from stepalign.queue.memory import MemoryRolloutQueue
-from stepalign.types import CritiqueRequest, CritiqueResponse, Rollout
-from stepalign_trainer.contexts import Contexts
-from stepalign_trainer.journal import METRICS, StepJournal
-from stepalign_trainer.learner import Learner
+from stepalign.types import CritiqueRequest, CritiqueResponse
+from stepalign_run.config import Config
+from stepalign_run.policy_store import verify_adapter
+from stepalign_run.queue.codec import encode
+from stepalign_run.rollout import Rollout
+from stepalign_run.testing import MemoryRolloutQueue
+from stepalign_trainer.batch.contexts import Contexts
+from stepalign_trainer.durable.journal import METRICS, StepJournal
 from stepalign_trainer.loop import Trainer, fingerprint
+from stepalign_trainer.update.learner import Learner
 
 pytestmark = pytest.mark.slow
 

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from stepalign.config import FixedNegativeSection, GrpoSection
-from stepalign_trainer.divergence import Predictions, predict
-from stepalign_trainer.examples import Example
-from stepalign_trainer.learner import Learner
-from stepalign_trainer.objectives import FixedNegative, Grpo, group_advantages
-from stepalign_trainer.scope import TokenGroups
+from stepalign_run.config import FixedNegativeSection, GrpoSection
+from stepalign_trainer.batch.examples import Example
+from stepalign_trainer.batch.scope import TokenGroups
+from stepalign_trainer.objectives.divergence import Predictions, predict
+from stepalign_trainer.objectives.fixed_negative import FixedNegative
+from stepalign_trainer.objectives.grpo import Grpo, group_advantages
+from stepalign_trainer.update.learner import Learner
 
 pytestmark = pytest.mark.slow
 

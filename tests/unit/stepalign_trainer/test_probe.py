@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from critic_answers import answer_of
-from stepalign.config import Config, EvaluationSection
+from stepalign.critique.answers import answers_equal
 from stepalign.errors import ConfigError
-from stepalign.grading import answers_equal
 from stepalign.plugins import Checker
-from stepalign.policy_store import MemoryPolicyStore
-from stepalign.probing import ProbePlan, ProbeReport
-from stepalign.queue.memory import MemoryBroker, MemoryRolloutQueue
-from stepalign.types import Critique, CritiqueRequest, CritiqueResponse, FinishReason, Rollout
+from stepalign.types import Critique, CritiqueRequest, CritiqueResponse, FinishReason
 from stepalign_lab.checker import exact_critique
+from stepalign_run.config import Config, EvaluationSection
+from stepalign_run.probing import ProbePlan, ProbeReport
+from stepalign_run.rollout import Rollout
+from stepalign_run.testing import MemoryBroker, MemoryPolicyStore, MemoryRolloutQueue
+from stepalign_trainer.batch.scope import TokenGroups, token_groups, token_spans
 from stepalign_trainer.generation import Choice, Generator
-from stepalign_trainer.probe import Probe, Subject, claim_batch
-from stepalign_trainer.probe_command import read_plan
-from stepalign_trainer.probe_figures import ScoredRollout, contrast, differing, estimate, focus, scaled
-from stepalign_trainer.scope import TokenGroups, token_groups, token_spans
+from stepalign_trainer.probe.command import read_plan
+from stepalign_trainer.probe.figures import ScoredRollout, contrast, differing, estimate, focus, scaled
+from stepalign_trainer.probe.measure import Probe, Subject, claim_batch
+from support.critic_answers import answer_of
 
 pytestmark = pytest.mark.slow
 
@@ -368,8 +368,8 @@ def test_a_correct_solution_is_what_the_solver_would_emit(
 def test_the_gain_is_the_mean_over_tokens_of_the_log_probability_ratio(
     measure: Measure, make_learner: Callable[..., Any], rollouts: list[Rollout]
 ) -> None:
-    from stepalign.types import Context, ContextKind
-    from stepalign_trainer.examples import teacher_prompt_ids
+    from stepalign_run.context import Context, ContextKind
+    from stepalign_trainer.batch.examples import teacher_prompt_ids
 
     learner = make_learner("--evaluation.max_new_tokens", "64")
     right = rollouts[0].completion_token_ids

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stepalign.config import Config
-from stepalign_trainer.retention import prune
+from stepalign_run.config import Config
+from stepalign_trainer.durable.retention import prune
 
 MakeConfig = Callable[..., Config]
 

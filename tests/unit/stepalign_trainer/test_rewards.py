@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from stepalign.config import GrpoSection
+from stepalign.critique.answers import answers_equal
 from stepalign.errors import GraderError
-from stepalign.grading import answers_equal
-from stepalign.queue.memory import MemoryRolloutQueue
-from stepalign.types import Rollout
-from stepalign_trainer.rewards import reward, reward_batch
+from stepalign_run.config import GrpoSection
+from stepalign_run.rollout import Rollout
+from stepalign_run.testing import MemoryRolloutQueue
+from stepalign_trainer.objectives.rewards import reward, reward_batch
 
 MakeRollout = Callable[..., Rollout]
 Run = Any  # that of conftest.py

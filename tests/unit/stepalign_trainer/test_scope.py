@@ -12,8 +12,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from stepalign.types import Critique, Rollout
-from stepalign_trainer.scope import TokenGroups, token_groups, token_spans
+from stepalign.types import Critique
+from stepalign_run.rollout import Rollout
+from stepalign_trainer.batch.scope import TokenGroups, token_groups, token_spans
 
 MakeRollout = Callable[..., Rollout]
 MakeCritique = Callable[[Rollout], Critique]

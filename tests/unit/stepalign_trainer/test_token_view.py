@@ -10,8 +10,8 @@ import torch
 
 from stepalign_lab.checker import exact_critique
 from stepalign_trainer import loop as loop_module
-from stepalign_trainer.checkpoint import load_checkpoint
-from stepalign_trainer.learner import Learner
+from stepalign_trainer.durable.checkpoint import load_checkpoint
+from stepalign_trainer.update.learner import Learner
 
 pytestmark = pytest.mark.slow
 

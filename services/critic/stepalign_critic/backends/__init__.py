@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from stepalign.config import CriticSection
 from stepalign_critic.backends.base import Backend
+from stepalign_run.config import CriticSection
 
 
 def create_backend(section: CriticSection) -> Backend:

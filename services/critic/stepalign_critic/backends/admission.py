@@ -7,8 +7,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from stepalign_critic.backends.moving_mean import MovingMean
 from stepalign_critic.errors import SaturatedError
-from stepalign_critic.moving_mean import MovingMean
 
 
 class Admission:

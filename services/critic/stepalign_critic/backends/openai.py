@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from stepalign.config import CriticSection
 from stepalign.errors import ConfigError
 from stepalign.logging import get_logger
 from stepalign.prompts import Message
@@ -21,6 +20,7 @@ from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.admission import Admission
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.errors import EngineError, NotReadyError, SaturatedError, UnsupportedRequestError
+from stepalign_run.config import CriticSection
 
 _PROBE_SECONDS = 2.0
 _START_PROBE_SECONDS = 0.5

@@ -10,13 +10,13 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
-from stepalign.config import CriticSection
 from stepalign.plugins import CHECKERS, Checker, load_plugin
 from stepalign.prompts import Message
 from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.admission import Admission
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.errors import EngineError, NotReadyError, UnsupportedRequestError
+from stepalign_run.config import CriticSection
 
 
 class ProgramBackend:

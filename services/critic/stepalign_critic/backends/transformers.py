@@ -22,16 +22,16 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from stepalign.config import CriticSection
-from stepalign.content_tokens import control_ids
-from stepalign.devices import choose_device
 from stepalign.errors import ConfigError, PromptError, PromptTooLongError
 from stepalign.prompts import Message, render_token_ids
+from stepalign.prompts.content_tokens import control_ids
 from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.base import Generation, RenderedPrompt
+from stepalign_critic.backends.micro_batcher import MicroBatcher, Wanted
 from stepalign_critic.backends.weights import weights_revision
-from stepalign_critic.batching import MicroBatcher, Wanted
 from stepalign_critic.errors import NotReadyError
+from stepalign_models.devices import choose_device
+from stepalign_run.config import CriticSection
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ from uuid import uuid4
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from stepalign.config import CriticSection
-from stepalign.content_tokens import control_ids
 from stepalign.errors import ConfigError, PromptError, PromptTooLongError
 from stepalign.prompts import Message, render_token_ids
+from stepalign.prompts.content_tokens import control_ids
 from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.admission import Admission
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.backends.weights import weights_revision
 from stepalign_critic.errors import EngineError, NotReadyError
 from stepalign_critic.tenant import caller
+from stepalign_run.config import CriticSection
 
 
 class VllmBackend:

@@ -1,0 +1,140 @@
+"""Whether a probe's ranking of the arms agrees with what finished runs of them gave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepalign.errors import ConfigError
+from stepalign_report.build import REPORT
+from stepalign_report.runs import METRICS, Metric, Run, check_comparable, read_runs
+from stepalign_run.probing import ProbeReport
+
+LEAST_ARMS = 3
+"""With two arms a rank correlation is 1 or −1 whatever they are."""
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 1 for the smallest; equal values share the mean of theirs."""
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2 for value in values
+    ]
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's rank correlation: Pearson's of the ranks. None where all values of one are equal.
+
+    Raises ValueError when the lengths differ.
+    """
+    a, b = ranks(x), ranks(y)
+    centre = (len(a) + 1) / 2
+    covariance = sum((p - centre) * (q - centre) for p, q in zip(a, b, strict=True))
+    spread = math.sqrt(sum((p - centre) ** 2 for p in a) * sum((q - centre) ** 2 for q in b))
+    return covariance / spread if spread else None
+
+
+@dataclass(frozen=True)
+class ArmOutcome:
+    """An arm's score beside what its runs gave: test figures, percent, mean over seeds."""
+
+    arm: str
+    score: float
+    seeds: tuple[int, ...]
+    figures: dict[Metric, float]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    samples: int
+    """k of Avg@k and the others."""
+    arms: tuple[ArmOutcome, ...]
+    """Best score first."""
+    left_out: tuple[str, ...]
+    """Arms with runs but without a score, or with a score but without runs."""
+    correlations: dict[Metric, float | None]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "arms": [
+                {
+                    "arm": arm.arm,
+                    "score": arm.score,
+                    "seeds": list(arm.seeds),
+                    **{m: round(v, 4) for m, v in arm.figures.items()},
+                }
+                for arm in self.arms
+            ],
+            "left_out": list(self.left_out),
+            "spearman": {metric: None if rho is None else round(rho, 4) for metric, rho in self.correlations.items()},
+        }
+
+
+def finished_below(folders: Iterable[Path]) -> list[Path]:
+    """Each folder itself if it is of a finished run, else the finished runs right inside it.
+
+    Raises ConfigError for a folder without any.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        inside = [folder] if (folder / REPORT).exists() else sorted(path.parent for path in folder.glob(f"*/{REPORT}"))
+        if not inside:
+            raise ConfigError(
+                f"--against {folder}: there is no finished run in it ({REPORT}); give runs that have ended"
+            )
+        found += inside
+    return found
+
+
+def agreement(report: ProbeReport, folders: Iterable[Path]) -> Agreement:
+    """Set a probe's scores against finished runs.
+
+    Raises ConfigError when runs cannot be compared with one another or with the probe (another base, problems, grader
+    or sampling), or when fewer than three arms have both a score and a run.
+    """
+    runs = read_runs(finished_below(folders))
+    check_comparable(runs)
+    _check_terms(report, runs[0])
+    by_arm: dict[str, list[Run]] = {}
+    for run in runs:
+        by_arm.setdefault(run.arm, []).append(run)
+    scores = {arm.arm: arm.score.value for arm in report.arms if arm.score is not None}
+    arms = tuple(_outcome(name, score, by_arm[name]) for name, score in scores.items() if name in by_arm)
+    if len(arms) < LEAST_ARMS:
+        raise ConfigError(
+            f"{len(arms)} arm(s) have both a score and a finished run; a rank correlation needs {LEAST_ARMS}: give "
+            "more runs, or probe more arms"
+        )
+    shared: list[Metric] = [metric for metric in METRICS if all(metric in arm.figures for arm in arms)]
+    both = {arm.arm for arm in arms}
+    return Agreement(
+        samples=runs[0].samples,
+        arms=arms,
+        left_out=tuple(sorted((by_arm.keys() | {arm.arm for arm in report.arms}) - both)),
+        correlations={m: spearman([arm.score for arm in arms], [arm.figures[m] for arm in arms]) for m in shared},
+    )
+
+
+def _check_terms(report: ProbeReport, run: Run) -> None:
+    differing = [key for key, value in report.terms.items() if run.terms.get(key) != value]
+    if differing:
+        raise ConfigError(
+            f"{run.folder} and the probe differ in {', '.join(differing)}; probe with the configuration of the runs"
+        )
+
+
+def _outcome(name: str, score: float, runs: Sequence[Run]) -> ArmOutcome:
+    figures: dict[Metric, float] = {}
+    for metric in METRICS:
+        means = [_mean(run.test[metric]) for run in runs if metric in run.test]
+        if means:
+            figures[metric] = 100.0 * sum(means) / len(means)
+    return ArmOutcome(name, score, tuple(sorted(run.seed for run in runs)), figures)
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known)

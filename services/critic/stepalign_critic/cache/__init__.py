@@ -1,0 +1,5 @@
+"""Answers that are kept: in the process, and in a Redis server that replicas share."""
+
+from stepalign_critic.cache.cache import CritiqueCache, Source
+
+__all__ = ["CritiqueCache", "Source"]

@@ -1,0 +1,177 @@
+"""The same request, the same critique: looked up by content, made once however many ask for it at the same time.
+
+A key is the SHA-256 of everything that shapes an answer: the request, what makes the critique (model, weights,
+prompts, backend), the configuration of its decoding, this package's version, and the caller's API key, so that no
+caller can find out what another one has asked. Failures of the model are answers and are kept too; errors are not.
+
+Answers are looked for in this process, then in the shared store, then made. Requests for an answer that is being made
+wait for it; it is cancelled when all of them have hung up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from stepalign.logging import get_logger
+from stepalign.types import CritiqueRequest, CritiqueResponse
+from stepalign_critic.cache.store import CritiqueStore, StorePausedError, StoreUnavailableError
+from stepalign_critic.tenant import caller
+
+_log = get_logger(__name__)
+
+Make = Callable[[], Awaitable[CritiqueResponse]]
+
+
+class Source(StrEnum):
+    """Where an answer came from."""
+
+    MISS = "miss"
+    """It was made for this request."""
+    HIT = "hit"
+    """It was kept in this process."""
+    SHARED = "shared"
+    """Another replica, or this one before a restart, had put it into the store."""
+    JOINED = "joined"
+    """Another request was waiting for it already."""
+
+
+class _Entry(BaseModel):
+    """What stands in the shared store."""
+
+    key: str
+    response: CritiqueResponse
+
+
+@dataclass
+class _Flight:
+    task: asyncio.Task[tuple[CritiqueResponse, Source]]
+    waiting: int = 0
+
+
+class CritiqueCache:
+    """Keeps the ``entries`` newest answers of this process, and more in ``store``. 0 entries keep none here.
+
+    ``decoding`` holds the parameters of decoding, which are part of every key. ``on_store_error`` is called when the
+    store was of no use.
+    """
+
+    def __init__(
+        self, entries: int, store: CritiqueStore | None = None, decoding: Mapping[str, Any] | None = None
+    ) -> None:
+        self._entries = entries
+        self._store = store
+        # Read here, once: finding out a distribution's version is reading and parsing a file.
+        self._of_all_keys = json.dumps(
+            {"decoding": dict(decoding or {}), "version": version("stepalign")}, sort_keys=True
+        )
+        # As JSON: an answer is a hundred objects, which the garbage collector would go through again and again.
+        self._kept: OrderedDict[str, str] = OrderedDict()
+        self._flights: dict[str, _Flight] = {}
+        self.on_store_error: Callable[[], None] = lambda: None
+
+    def key_of(self, request: CritiqueRequest, critic: str) -> str:
+        """The content address of an answer to the caller whose request this task answers.
+
+        ``critic`` is the digest of what shapes the answers of the critic that makes them.
+        """
+        # None of them holds a line break as it is.
+        parts = (self._of_all_keys, critic, caller() or "", request.model_dump_json())
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def holds(self, key: str) -> bool:
+        """Whether the answer is kept in this process or being made."""
+        return key in self._kept or key in self._flights
+
+    async def get_or_make(self, key: str, make: Make) -> tuple[CritiqueResponse, Source]:
+        """The answer of this key and where it came from. Raises what ``make`` raises, to all who wait for it."""
+        kept = self._kept.get(key)
+        if kept is not None:
+            self._kept.move_to_end(key)
+            return CritiqueResponse.model_validate_json(kept), Source.HIT
+        flight = self._flights.get(key)
+        joined = flight is not None
+        if flight is None:
+            flight = _Flight(asyncio.create_task(self._find_or_make(key, make)))
+            self._flights[key] = flight
+            flight.task.add_done_callback(lambda _, flight=flight: self._land(key, flight))
+        flight.waiting += 1
+        try:
+            response, source = await asyncio.shield(flight.task)
+        finally:
+            flight.waiting -= 1
+            if flight.waiting == 0 and not flight.task.done():
+                # Nobody waits any more. A new request for it must not join what is being cancelled.
+                self._land(key, flight)
+                flight.task.cancel()
+                await asyncio.wait({flight.task})
+            if flight.task.done() and not flight.task.cancelled():
+                # Nobody may be left to raise a failure that comes while it is being cancelled.
+                flight.task.exception()
+        return response, Source.JOINED if joined else source
+
+    def _land(self, key: str, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+    async def _find_or_make(self, key: str, make: Make) -> tuple[CritiqueResponse, Source]:
+        found = await self.shared(key)
+        if found is not None:
+            return found, Source.SHARED
+        made = await make()
+        self._keep(key, made)
+        if self._store is not None:
+            try:
+                await self._store.set(key, _Entry(key=key, response=made).model_dump_json())
+            except StorePausedError:
+                pass
+            except StoreUnavailableError as error:
+                self._note(str(error))
+        return made, Source.MISS
+
+    async def shared(self, key: str) -> CritiqueResponse | None:
+        """The answer that stands in the store, which this process keeps from now on; None without one."""
+        found = None if self._store is None else await self._look_up(self._store, key)
+        if found is not None:
+            self._keep(key, found)
+        return found
+
+    async def _look_up(self, store: CritiqueStore, key: str) -> CritiqueResponse | None:
+        try:
+            text = await store.get(key)
+            if text is None:
+                return None
+            entry = _Entry.model_validate_json(text)
+            if entry.key == key:
+                return entry.response
+            self._note("the shared cache has another request's answer at this key")
+        except StorePausedError:
+            pass
+        except (StoreUnavailableError, ValidationError) as error:
+            # Whatever stands there is no answer of ours: it is made anew and written over.
+            self._note(str(error))
+        return None
+
+    def _note(self, error: str) -> None:
+        self.on_store_error()
+        _log.warning("the shared cache was of no use", error=error)
+
+    def _keep(self, key: str, response: CritiqueResponse) -> None:
+        if self._entries:
+            self._kept[key] = response.model_dump_json()
+            while len(self._kept) > self._entries:
+                self._kept.popitem(last=False)
+
+    async def close(self) -> None:
+        """Close the store's connections."""
+        if self._store is not None:
+            await self._store.close()

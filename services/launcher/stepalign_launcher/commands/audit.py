@@ -1,0 +1,128 @@
+"""``stepalign run audit``: whether every rollout of a run is accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from stepalign.errors import ConfigError
+from stepalign_launcher.redis_server import URL_FILE, EmbeddedRedis
+from stepalign_launcher.runner import lock_folder
+from stepalign_run.audit import Audit, read_records
+from stepalign_run.audit import audit as audit_records
+from stepalign_run.config import load_config
+from stepalign_run.queue import resolve_url
+from stepalign_run.queue.snapshot import read_snapshot
+
+_RECONNECT_SECONDS = 3.0
+# Of a run in progress the records and the queue are not read at one moment: what is between them is no problem, and
+# gone when it is looked at again.
+_LOOKS = 4
+_BETWEEN_LOOKS_SECONDS = 0.5
+_ADDRESS_SECONDS = 30.0
+
+
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, as runs/demo/stepalign_scoped-0.")],
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="TOML file that names the Redis server, if not REDIS_URL.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check that published = trained + skipped + stale + dead + pending; exit with 1 when it is not so.
+
+    What the solver and the trainer wrote is compared with what the queue holds and has counted. A run of the local
+    stack needs no address: its own server is asked, and started for it when the run has ended.
+    """
+    found = examine(run, config)
+    if as_json:
+        print(json.dumps({**dataclasses.asdict(found), "accounted": found.accounted, "adds_up": not found.problems}))
+    else:
+        _show(Console(), run.name, found)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def examine(run: Path, config: Path | None = None) -> Audit:
+    """The audit of a run's folder. Raises ConfigError when it is none or when there is no server to ask."""
+    if not (run / "run.json").is_file():
+        raise ConfigError(f"{run} is no run's folder: there is no run.json")
+    with _server(run, config) as url:
+        found = _examined(run, url)
+        for _ in range(_LOOKS - 1):
+            if not found.problems:
+                break
+            time.sleep(_BETWEEN_LOOKS_SECONDS)
+            found = _examined(run, url)
+    return found
+
+
+def _examined(run: Path, url: str) -> Audit:
+    records = read_records(run)
+    return audit_records(records, asyncio.run(read_snapshot(url, run.name, _RECONNECT_SECONDS)))
+
+
+@contextmanager
+def _server(run: Path, config: Path | None) -> Iterator[str]:
+    own = run / "redis"
+    if config is not None:
+        yield resolve_url(load_config(config, ["--run.dir", str(run.parent), "--run.name", run.name]))
+    elif own.is_dir():
+        try:
+            lock = lock_folder(run)
+        except ConfigError:
+            yield _address_of_a_run_in_progress(own / URL_FILE)
+            return
+        # An address that is there all the same is that of a server that a power cut or a kill has ended.
+        with lock, EmbeddedRedis(own) as url:
+            yield url
+    elif os.environ.get("REDIS_URL"):
+        yield os.environ["REDIS_URL"]
+    else:
+        raise ConfigError("no Redis server to ask: name the run's TOML file after its folder, or set REDIS_URL")
+
+
+def _address_of_a_run_in_progress(path: Path) -> str:
+    """Its server may be on its way up, or up again. Raises ConfigError when it does not come."""
+    deadline = time.monotonic() + _ADDRESS_SECONDS
+    while not path.is_file():
+        if time.monotonic() > deadline:
+            raise ConfigError(f"the run is in progress and its Redis server does not start; see {path.parent}")
+        time.sleep(0.1)
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _show(console: Console, run: str, found: Audit) -> None:
+    table = Table("rollouts", title=f"audit of run {run}")
+    table.add_column("count", justify="right")
+    rows = {
+        "published": found.published,
+        "= trained": found.trained,
+        **{f"+ skipped: {reason}": count for reason, count in found.skipped.items()},
+        "+ stale": found.stale,
+        "+ dead": found.dead,
+        "+ pending": found.pending,
+    }
+    for name, count in rows.items():
+        table.add_row(name, str(count))
+    console.print(table)
+    if found.forgotten:
+        console.print(
+            f"the queue's server does not know {found.forgotten} of these, which solver and trainer have on record: "
+            "a power cut has cost it its last writes"
+        )
+    if not found.problems:
+        console.print("it adds up: nothing is lost, and nothing was trained twice")
+    for problem in found.problems:
+        console.print(f"[bold red]it does not add up:[/] {problem}", highlight=False)

@@ -1,0 +1,92 @@
+"""``stepalign demo``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from stepalign.errors import ConfigError
+from stepalign_launcher.campaign import Campaign, started
+from stepalign_launcher.commands.run import Resume, _run
+from stepalign_launcher.runner import LocalRun, lock_folder
+from stepalign_report.build import (
+    METRICS,
+    PAGE,
+)
+from stepalign_report.commands.compare import show_comparison
+from stepalign_run.config import load_config
+
+LAB = "stepalign_lab"
+DEMO_ARMS = ("grpo", "refsol", "stepalign", "stepalign_scoped")
+
+
+def demo(
+    ctx: typer.Context,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option("--seed", help="Seed of problem order and sampling; 0, or those of the resumed runs. Repeatable."),
+    ] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option("--arm", metavar="ARM", help="An arm in place of the four. Repeatable.")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo, all of its runs.")] = False,
+) -> None:
+    """Train the lab's solver in four ways on equal terms, and compare them.
+
+    GRPO, distillation from the reference, and step-aligned distillation on all tokens and up to the first error, one
+    after the other: some minutes on a CPU. Files go to runs/demo. With --resume what is there is continued, or gets
+    other seeds and arms beside it. The lab's configuration can be overridden, as in --trainer.steps 200.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume continues an earlier demo and --overwrite replaces it; give one of them")
+    configuration = lab_configuration()
+    directory = load_config(configuration).run.dir / "demo"
+    arms, seeds = started(directory) if resume else ([], [])
+    if not set(arms) - set(DEMO_ARMS):
+        arms = [*DEMO_ARMS]
+    campaign = Campaign(configuration, arm or arms, seed or seeds or [0], directory, ctx.args)
+    console = Console()
+    with lock_folder(directory):
+        if overwrite:
+            shutil.rmtree(directory, ignore_errors=True)
+        elif not resume and started(directory) != ([], []):
+            raise ConfigError(
+                f"{directory} holds an earlier demo; --resume continues it or adds to it, --overwrite replaces it"
+            )
+        for member in campaign.outstanding():
+            local = LocalRun(configuration, member.overrides)
+            _run(console, local, resume=campaign.begun(member), overwrite=True, brief=True)
+        comparison = campaign.compare()
+    show_comparison(console, comparison)
+    console.print(f"the page of it: {directory / PAGE}", highlight=False)
+    _next_steps(console, directory)
+
+
+def lab_configuration() -> Path:
+    """The lab's ``lab.toml``, found without importing the lab's code. Raises ConfigError where it is not installed."""
+    spec = find_spec(LAB)
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"the package {LAB} is missing: install stepalign with its extra 'lab'")
+    return Path(spec.origin).parent / "assets" / "lab.toml"
+
+
+def _next_steps(console: Console, directory: Path) -> None:
+    program = os.path.relpath(sys.argv[0])
+    hints = (
+        ("the same with other rollouts", f"{program} demo --resume --seed 1"),
+        ("a control: no feedback at all", f"{program} demo --resume --arm null --arm stepalign_scoped"),
+        ("runs of several seeds compared", f"{program} compare {directory}/*/"),
+        ("figures of each update", f"tail -n 1 {directory}/*/{METRICS}"),
+        ("real weights on word problems", "make demo-smollm2"),
+    )
+    console.print("\nWhat to try next:")
+    for what, command in hints:
+        console.print(f"  {what:<31} {command}", highlight=False, soft_wrap=True)

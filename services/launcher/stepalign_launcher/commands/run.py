@@ -1,0 +1,70 @@
+"""``stepalign run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from stepalign.cli import OVERRIDES
+from stepalign_launcher.commands.audit import audit
+from stepalign_launcher.runner import LocalRun
+from stepalign_report.commands.report import _show
+from stepalign_report.progress import RunProgress
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
+
+
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
+
+
+class _RunUnlessNamed(TyperGroup):
+    """``run CONFIG …`` means ``run start CONFIG …``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args and args[0] in self.commands else ["start", *args])
+
+
+run = typer.Typer(cls=_RunUnlessNamed, help="Run the whole loop on this machine, as processes; `run audit` checks it.")
+
+
+run.command("audit")(audit)
+
+
+@run.command("start", context_settings=OVERRIDES)
+def start(
+    ctx: typer.Context,
+    config: ConfigPath,
+    problems: Annotated[
+        Path | None, typer.Option("--problems", metavar="FILE", help="Problems to train on: JSONL (data.train).")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")] = False,
+) -> None:
+    """Run the whole loop on this machine, as processes. `stepalign run audit RUN` checks that no rollout was lost."""
+    overrides = [*ctx.args, *(["--data.train", str(problems.resolve())] if problems is not None else [])]
+    _run(Console(), LocalRun(config, overrides), resume=resume, overwrite=overwrite)
+
+
+def _run(console: Console, local: LocalRun, *, resume: bool, overwrite: bool, brief: bool = False) -> None:
+    config = local.config
+    local.prepare(resume=resume, overwrite=overwrite)
+    console.print(
+        f"run [bold]{config.run.name}[/]: arm {config.arm_name}, {config.trainer.steps} updates of "
+        f"{config.trainer.batch} rollouts, seed {config.run.seed}, {local.threads} thread(s) per process; "
+        f"files in {config.run_dir}",
+        highlight=False,
+    )
+    try:
+        with RunProgress(config, console) as progress:
+            report = local.run(progress.watch)
+    except KeyboardInterrupt:
+        console.print("stopped, no process is left; continue with --resume", highlight=False)
+        raise typer.Exit(130) from None
+    if brief:
+        console.print(f"  {config.arm_name}: done in {report['wall_seconds']:.0f} s", highlight=False)
+    else:
+        _show(console, config, report)

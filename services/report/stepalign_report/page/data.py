@@ -1,0 +1,257 @@
+"""What the page shows, from the files of finished runs: the JSON that ``report.html`` holds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepalign.errors import ConfigError
+from stepalign_report.build import METRICS as METRICS_FILE
+from stepalign_report.build import REPORT, read_json, read_rows, sum_counts
+from stepalign_report.intervals import LEVEL, RESAMPLES
+from stepalign_report.measures import METRICS, Estimate, Shares, estimate, problem_values
+
+TOKENS = "tokens.jsonl"
+TOKEN_DIGITS, FIGURE_DIGITS = 4, 6
+_K = re.compile(r"avg_at_(\d+)")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One finished run: its report, its updates, and its token rows if it has any."""
+
+    report: dict[str, Any]
+    updates: list[dict[str, Any]]
+    tokens: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.report["run"]
+
+    @property
+    def seed(self) -> int:
+        return self.report["seed"]
+
+    @property
+    def arm(self) -> str:
+        return next(iter(self.report["arms"]))
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return self.report["arms"][self.arm]
+
+    @property
+    def is_evaluated(self) -> bool:
+        return "by_problem" in self.report
+
+    @property
+    def samples(self) -> int:
+        """k of Avg@k."""
+        return next(int(found[1]) for key in self.report["base"]["test"] if (found := _K.fullmatch(key)))
+
+    def marks(self, where: str, step: int = 0) -> dict[str, Shares]:
+        """Values by problem: of ``base`` or ``test`` on the test problems, or of a checkpoint on ``validation``."""
+        entry = self.report["by_problem"]
+        parts = {"base": lambda: entry["base"]["test"], "test": lambda: entry["test"]}
+        chosen = parts.get(where, lambda: entry["validation"][str(step)])()
+        return problem_values(chosen, self.samples)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The runs of one arm with one number of updates: its seeds."""
+
+    label: str
+    runs: list[_Run]
+
+
+def page_data(folders: Sequence[Path], comparison: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Everything that the page shows. Raises ConfigError when the folders hold no runs that can stand on one page."""
+    runs = [_read_run(folder) for folder in folders]
+    if not runs:
+        raise ConfigError("no run is given; give the folders of finished runs, as runs/demo")
+    groups = _groups(runs)
+    evaluated = [group for group in groups if group.runs[0].is_evaluated]
+    _check_evaluations(evaluated)
+    names = [run.name for run in runs]
+    return {
+        "title": f"stepalign · {names[0]}" if len(names) == 1 else f"stepalign · {len(names)} runs",
+        "runs": [_run_data(run, groups) for run in runs],
+        "arms": [group.label for group in groups],
+        "warnings": _differences_of_terms(runs),
+        "samples": evaluated[0].runs[0].samples if evaluated else None,
+        "problems": {
+            split: len(evaluated[0].runs[0].report["by_problem"]["ids"][split]) if evaluated else 0
+            for split in ("validation", "test")
+        },
+        "resampling": {"resamples": RESAMPLES, "level": LEVEL},
+        "results": _results(evaluated),
+        "curves": [_curve(group) for group in evaluated],
+        "differences": _plain(_differences(comparison or {}), FIGURE_DIGITS),
+        "remarks": (comparison or {}).get("remarks", []),
+    }
+
+
+def _read_run(folder: Path) -> _Run:
+    report = read_json(folder / REPORT)
+    if not report:
+        raise ConfigError(
+            f"{folder}: there is no {REPORT} in it; give the folder of a run that has ended, as in runs/demo/*/"
+        )
+    return _Run(report, read_rows(folder / METRICS_FILE), read_rows(folder / TOKENS))
+
+
+def _groups(runs: Sequence[_Run]) -> list[_Group]:
+    """Runs of the same arm and number of updates stand together; raises ConfigError when a seed is there twice."""
+    members: dict[tuple[str, int], list[_Run]] = {}
+    for run in runs:
+        members.setdefault((run.arm, run.report["steps"]), []).append(run)
+    budgets = Counter(arm for arm, _ in members)
+    groups: list[_Group] = []
+    for (arm, steps), together in members.items():
+        if len({run.seed for run in together}) < len(together):
+            names = ", ".join(run.name for run in together)
+            raise ConfigError(f"arm {arm} is there twice with the same seed ({names}); leave one of the runs out")
+        groups.append(_Group(arm if budgets[arm] == 1 else f"{arm}, {steps} updates", together))
+    return groups
+
+
+def _check_evaluations(groups: Sequence[_Group]) -> None:
+    """All runs answer the same problems with as many samples: else their figures are no figures of one table."""
+    runs = [run for group in groups for run in group.runs]
+    for run in runs[1:]:
+        first = runs[0]
+        if run.samples != first.samples or run.report["by_problem"]["ids"] != first.report["by_problem"]["ids"]:
+            raise ConfigError(
+                f"runs {first.name!r} and {run.name!r} were evaluated on other problems or with another number of "
+                "samples; write a page for each of them"
+            )
+
+
+def _differences_of_terms(runs: Sequence[_Run]) -> list[str]:
+    """Names of terms that the runs do not share, with their values. Runs without a critic agree with any."""
+    flat = [dict(_flatten(run.report.get("terms", {}))) for run in runs]
+    warnings: list[str] = []
+    for name in sorted({name for terms in flat for name in terms}):
+        known = [terms for terms in flat if name in terms or not name.startswith("critic.")]
+        values = list(dict.fromkeys(str(terms.get(name, "–"))[:12] for terms in known))
+        if len(values) > 1:
+            warnings.append(f"{name}: {', '.join(values)}")
+    return warnings
+
+
+def _flatten(terms: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in terms.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _run_data(run: _Run, groups: Sequence[_Group]) -> dict[str, Any]:
+    report = run.report
+    return {
+        "name": run.name,
+        "arm": next(index for index, group in enumerate(groups) if any(run is other for other in group.runs)),
+        "seed": run.seed,
+        "steps": report["steps"],
+        **{key: run.figures.get(key) for key in ("objective", "context", "scope", "selected_step")},
+        "rollouts": report["rollouts"],
+        "critiques": report["critiques"],
+        "outcomes": sum_counts(run.updates, "outcomes"),
+        "alarms": report.get("alarms", {}),
+        "wall_seconds": report["wall_seconds"],
+        "threads": report["threads"],
+        "versions": report["versions"],
+        "evaluation": report.get("evaluation"),
+        "updates": _plain(_columns(run.updates), FIGURE_DIGITS),
+        "tokens": [_plain(row, TOKEN_DIGITS) for row in run.tokens],
+    }
+
+
+def _columns(updates: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
+    """The numbers of the updates, by name."""
+    names = {name for row in updates for name, value in row.items() if isinstance(value, int | float)}
+    return {name: [row.get(name) for row in updates] for name in sorted(names)}
+
+
+def _results(groups: Sequence[_Group]) -> list[dict[str, Any]]:
+    """Rows of the result table: base, chance, then each arm, and its seeds under it when there are several."""
+    if not groups:
+        return []
+    every = [run for group in groups for run in group.runs]
+    by_seed = list({run.seed: run for run in reversed(every)}.values())[::-1]
+    rows = [_result("base", by_seed, "base")]
+    chance = every[0].report.get("chance")
+    if chance is not None:
+        figures = {
+            key: {"value": chance[name]} for key in METRICS if (name := f"{key}_at_{every[0].samples}") in chance
+        }
+        rows.append({"kind": "chance", "arm": None, "seeds": [], "step": None, "mean_tokens": None, **figures})
+    for index, group in enumerate(groups):
+        rows.append(_result("arm", group.runs, "test", index))
+        if len(group.runs) > 1:
+            rows.extend(_result("seed", [run], "test", index) for run in group.runs)
+    return rows
+
+
+def _result(kind: str, runs: Sequence[_Run], where: str, arm: int | None = None) -> dict[str, Any]:
+    figures = [run.report["base"]["test"] if where == "base" else run.figures["test"] for run in runs]
+    return {
+        "kind": kind,
+        "arm": arm,
+        "seeds": [run.seed for run in runs],
+        "step": runs[0].figures["selected_step"] if kind != "base" and len(runs) == 1 else None,
+        "mean_tokens": round(sum(each["mean_tokens"] for each in figures) / len(figures), 4),
+        **_estimates([run.marks(where) for run in runs]),
+    }
+
+
+def _estimates(values: Sequence[dict[str, Shares]]) -> dict[str, Estimate | None]:
+    """By measure, over seeds; a measure that some run does not have is left out."""
+    shared = [metric for metric in METRICS if all(metric in each for each in values)]
+    return {metric: estimate([each[metric] for each in values]) for metric in shared}
+
+
+def _curve(group: _Group) -> dict[str, Any]:
+    """Validation figures of the steps that every seed of the arm has."""
+    of_each = [set(map(int, run.report["by_problem"]["validation"])) for run in group.runs]
+    steps = sorted(set.intersection(*of_each))
+    points = [_estimates([run.marks("validation", step) for run in group.runs]) for step in steps]
+    return {
+        "label": group.label,
+        "steps": steps,
+        "selected": [{"seed": run.seed, "step": run.figures["selected_step"]} for run in group.runs],
+        "seeds": [run.seed for run in group.runs],
+        **{metric: [point.get(metric) for point in points] for metric in METRICS},
+    }
+
+
+def _differences(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """Differences of two arms, a row for each pair."""
+    rows: list[dict[str, Any]] = []
+    for pair in comparison.get("pairs", []):
+        metrics = {
+            metric: {"value": d["difference"], "low": d["lower"], "high": d["upper"], "apart": d["apart_from_0"]}
+            for metric, d in pair["metrics"].items()
+        }
+        seeds = next((d["seeds"] for d in pair["metrics"].values() if d["seeds"]), [])
+        head = {"a": pair["a"], "b": pair["b"], "headline": pair["headline"]}
+        rows.append({**head, "seeds": seeds, "metrics": metrics})
+    return rows
+
+
+def _plain(value: Any, digits: int) -> Any:
+    """The same with rounded numbers; what is not finite becomes None, which JSON has a word for."""
+    if isinstance(value, float):
+        return round(value, digits) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(each, digits) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, digits) for each in value]
+    return value

@@ -1,0 +1,65 @@
+"""``report.html``: one or several finished runs as a page that is one file and needs no network.
+
+The page holds its data as JSON and draws it with its own script; styles and script stand in ``assets``. Texts of
+rollouts are whatever a model wrote, so none of them is ever markup: in the file ``<`` is escaped inside the JSON, the
+script makes text nodes of it, and a content security policy admits no script but the page's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from stepalign_report.page.data import page_data
+from stepalign_run.folder.files import replace_text
+
+TEMPLATE, STYLE = "report.html", "report.css"
+# One module in the page, in this order: each part uses what stands before it.
+SCRIPTS = ("dom.js", "charts.js", "figures.js", "curves.js", "counts.js", "tokens.js", "report.js")
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+
+
+def build_page(runs: Sequence[Path], comparison: dict[str, Any] | None = None) -> str:
+    """The page of finished run folders; with several of them every arm and seed stands in its curves and tables.
+
+    ``comparison`` is what ``stepalign compare --json`` prints. Raises ConfigError when a folder holds no report, or
+    when the runs cannot stand on one page.
+    """
+    data = page_data(runs, comparison)
+    style, script = _asset(STYLE), "\n".join(_asset(name) for name in SCRIPTS)
+    values = {
+        "title": html.escape(data["title"]),
+        "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}",
+        "style": style,
+        "data": _as_json(data),
+        "script": script,
+    }
+    return _PLACEHOLDER.sub(lambda found: values[found[1]], _asset(TEMPLATE))
+
+
+def write_page(target: Path, runs: Sequence[Path], comparison: dict[str, Any] | None = None) -> Path:
+    """Write the page to a file, whole or not at all. Raises ConfigError as :func:`build_page` does."""
+    replace_text(target, build_page(runs, comparison))
+    return target
+
+
+def _asset(name: str) -> str:
+    return (files("stepalign_report.page") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """The source expression that admits exactly this inline text."""
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+def _as_json(data: dict[str, Any]) -> str:
+    """JSON that may stand inside a script element: without ``<`` it can neither end it nor open a comment in it."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,0 +1,137 @@
+"""Live progress of a run in the terminal, read from the files that its processes write."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from stepalign_report.build import read_rows, sum_counts
+from stepalign_run.config import Config
+from stepalign_run.selection import EVALUATION_ROWS
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+class RunProgress:
+    """A progress bar, the last update's figures and the validation curve; one line a checkpoint without a terminal."""
+
+    def __init__(self, config: Config, console: Console) -> None:
+        self.config = config
+        self.console = console
+        self.updates: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
+        self.printed = 0
+        self.printed_updates = 0
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self.task = self.bar.add_task("starting processes", total=config.trainer.steps)
+        self.live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> RunProgress:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.live.stop()
+
+    def watch(self) -> None:
+        """Read what is new."""
+        self.updates = read_rows(self.config.run_dir / "metrics.jsonl")
+        self.evaluations = read_rows(self.config.run_dir / EVALUATION_ROWS)
+        description = "training" if self.updates else "starting processes"
+        if len(self.updates) == self.config.trainer.steps:
+            description = "evaluating" if self.config.data.test is not None else "finishing"
+        self.bar.update(self.task, completed=len(self.updates), description=description)
+        for row in self.evaluations[self.printed :]:
+            self.console.print(self._evaluation_line(row), highlight=False)
+        self.printed = len(self.evaluations)
+        if not self.console.is_terminal:
+            self._print_updates()
+
+    def _print_updates(self) -> None:
+        """A line every tenth of the run, for logs."""
+        every = max(1, self.config.trainer.steps // 10)
+        for row in self.updates[self.printed_updates :]:
+            if row["step"] % every == 0:
+                self.console.print(
+                    f"  {'update':>10} · step {row['step']:>4} · loss {_figure(row['loss'], 4)} · "
+                    f"{row['trained_rollouts']} of {row['rollouts']} rollouts trained",
+                    highlight=False,
+                )
+        self.printed_updates = len(self.updates)
+
+    def _evaluation_line(self, row: dict[str, Any]) -> str:
+        k = self.config.evaluation.samples
+        figures = row["figures"]
+        return (
+            f"  {row['split']:>10} · step {row['step']:>4} · Avg@{k} {figures[f'avg_at_{k}']:6.2f} · "
+            f"Maj@{k} {figures[f'maj_at_{k}']:6.2f} · Pass@{k} {figures[f'pass_at_{k}']:6.2f}"
+        )
+
+    def _render(self) -> Group:
+        if not self.updates:
+            return Group(self.bar)
+        last = self.updates[-1]
+        table = Table.grid(padding=(0, 2))
+        outcomes = sum_counts(self.updates, "critiques")
+        total = sum(row["rollouts"] for row in self.updates)
+        table.add_row("loss", _figure(last["loss"], 4), "entropy", _figure(last["entropy"], 3))
+        table.add_row(
+            "advantage",
+            f"correct {_figure(last['advantage_correct'])}, error {_figure(last['advantage_at_error'])}",
+            "mean tokens",
+            _figure(last["mean_tokens"], 1),
+        )
+        table.add_row("rollouts", str(total), "critiques", ", ".join(f"{k} {v}" for k, v in outcomes.items()))
+        return Group(self.bar, table)
+
+
+def result_table(config: Config, report: dict[str, Any]) -> Table:
+    """Base against trained on the test problems."""
+    k = config.evaluation.samples
+    arm = report["arms"][config.arm_name]
+    table = Table(title=f"{report['base']['test']['problems']} test problems, {k} samples each, seed {report['seed']}")
+    rows = [("base", report["base"]["test"]), (f"{config.arm_name} (step {arm['selected_step']})", arm["test"])]
+    if report["chance"] is not None:
+        rows.insert(0, ("chance", report["chance"]))
+    figures = {f"Avg@{k}": f"avg_at_{k}", f"Maj@{k}": f"maj_at_{k}", f"Pass@{k}": f"pass_at_{k}"}
+    if f"trace_at_{k}" in arm["test"]:
+        figures["every step right"] = f"trace_at_{k}"
+    figures["mean tokens"] = "mean_tokens"
+    for heading in ("", *figures):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, values in rows:
+        table.add_row(name, *(_figure(values.get(key), 1) for key in figures.values()))
+    return table
+
+
+def summary_table(config: Config, report: dict[str, Any]) -> Table:
+    """What became of the rollouts and of the critiques."""
+    table = Table(title=f"run {report['run']}: {report['steps']} updates")
+    table.add_column("what")
+    table.add_column("count", justify="right")
+    rollouts = report["rollouts"]
+    table.add_row("rollouts published", str(rollouts["published"]))
+    table.add_row("  trained on", str(rollouts["trained"]))
+    for reason, count in rollouts["skipped"].items():
+        table.add_row(f"  skipped: {reason}", str(count))
+    for name in ("stale", "dead", "pending"):
+        table.add_row(f"  {name}", str(rollouts[name]))
+    for outcome, count in report["critiques"].items():
+        table.add_row(f"critiques: {outcome}", str(count))
+    for alarm, raised in report["alarms"].items():
+        table.add_row(f"[bold red]alarm: {alarm}[/], first at update {raised['first_step']}", str(raised["updates"]))
+    return table

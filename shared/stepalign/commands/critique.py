@@ -1,0 +1,149 @@
+"""``stepalign critique FILE``: ask a critic from the command line, and see step by step what it says.
+
+FILE holds one request as JSON, or several as JSON Lines; ``-`` is standard input. The exit code is 0 when every
+critique aligns, 2 when a critic's answer was refused, and 1 when a request got no answer or there was nothing to ask.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+from unicodedata import bidirectional, category
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from stepalign.client import SyncCriticClient
+from stepalign.critique.trace import Span
+from stepalign.errors import ConfigError, CriticError
+from stepalign.secret_files import read_secret
+from stepalign.types import Critique, CritiqueRequest, CritiqueResponse, StepStatus
+
+_STYLES = {
+    StepStatus.COPIED: "green",
+    StepStatus.CORRECTED: "bold yellow",
+    StepStatus.INSERTED: "bold cyan",
+    StepStatus.CONTINUED: "blue",
+}
+_UNALIGNED = 2
+_REORDERING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+
+
+def critique(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A request as JSON, or JSON Lines; - is standard input.")],
+    url: Annotated[
+        str, typer.Option(envvar="STEPALIGN_CRITIC__URL", help="Address of the critic or of its load balancer.")
+    ] = "http://127.0.0.1:8300",
+    api_key_file: Annotated[
+        Path | None, typer.Option(envvar="STEPALIGN_CRITIC__API_KEY_FILE", help="A file that holds the API key.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for each critique, retries included.")] = 120.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Most critiques asked for at once.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the responses as JSON Lines.")] = False,
+) -> None:
+    """Ask a critic for critiques and print them, coloured by what became of each step."""
+    requests = _read(file)
+    key = read_secret("--api-key-file", api_key_file) if api_key_file is not None else None
+    with SyncCriticClient(url, api_key=key, timeout=timeout) as client:
+        answers = client.critique_many(requests, concurrency=concurrency)
+    console = Console(highlight=False)
+    for request, answer in zip(requests, answers, strict=True):
+        if as_json:
+            typer.echo(_as_json(answer))
+        else:
+            _show(console, request, answer)
+    if any(isinstance(answer, CriticError) for answer in answers):
+        raise typer.Exit(1)
+    if any(isinstance(answer, CritiqueResponse) and answer.critique is None for answer in answers):
+        raise typer.Exit(_UNALIGNED)
+
+
+def _read(file: str) -> list[CritiqueRequest]:
+    """The file's requests. Raises ConfigError, which names the line, when one cannot be read."""
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    requests: list[CritiqueRequest] = []
+    for where, part in _parts(text):
+        try:
+            requests.append(CritiqueRequest.model_validate_json(part))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            message = first["msg"].removeprefix("Value error, ")
+            said = f"{file}{where}: {field + ': ' if field else ''}{message}"
+            if field == "id":
+                said += "; this looks like a problem file: a request has no id, and an attempt at the question"
+            raise ConfigError(said) from None
+    if not requests:
+        raise ConfigError(f'{file}: there is no request; write one as {{"question": "…", "attempt": "…"}}')
+    return requests
+
+
+def _parts(text: str) -> Iterator[tuple[str, str]]:
+    """The whole text when it is one JSON value, else its lines that are not blank."""
+    try:
+        json.loads(text)
+    except ValueError:
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield f", line {number}", line
+    else:
+        yield "", text
+
+
+def _as_json(answer: CritiqueResponse | CriticError) -> str:
+    if isinstance(answer, CritiqueResponse):
+        return answer.model_dump_json()
+    return json.dumps({"error": {"type": type(answer).__name__, "message": str(answer)}}, ensure_ascii=False)
+
+
+def _show(console: Console, request: CritiqueRequest, answer: CritiqueResponse | CriticError) -> None:
+    console.print(Text(_printable(request.question), style="bold"))
+    if isinstance(answer, CriticError):
+        console.print(Text(_printable(f"no answer: {answer}"), style="red"))
+    elif answer.critique is not None:
+        _show_critique(console, request, answer.critique)
+    elif answer.failure is not None:
+        said = _printable(f"refused as {answer.failure.reason}: {answer.failure.detail}")
+        console.print(Text(said, style="red"))
+        console.print(Padding(Text(_printable(answer.failure.text), style="dim"), (0, 0, 0, 2)))
+    console.print()
+
+
+def _show_critique(console: Console, request: CritiqueRequest, critique: Critique) -> None:
+    difference = critique.alignment.first_difference
+    for step in critique.steps:
+        if difference is not None and step.status is StepStatus.CORRECTED:
+            console.print(_line(step.number, "was", _sent(request, difference), "red strike"))
+        console.print(_line(step.number, step.status.value, step.body, _STYLES[step.status]))
+    if difference is not None and critique.answer_is_wrong:
+        console.print(_line(None, "was", _sent(request, difference), "red strike"))
+    console.print(_line(None, critique.verdict.value, f"answer {critique.answer}", "bold"))
+
+
+def _sent(request: CritiqueRequest, span: Span) -> str:
+    return request.split().text[slice(*span)]
+
+
+def _line(number: int | None, label: str, body: str, style: str) -> Text:
+    head = "" if number is None else str(number)
+    line = Text(f"{head:>3} {label:<10} ", style="dim")
+    line.append(_printable(" ".join(body.split())), style=style)
+    return line
+
+
+def _printable(text: str) -> str:
+    """``text`` without the characters by which a model's words could steer the terminal, or show in another order."""
+    return "".join("\ufffd" if c not in "\n\t" and _steers(c) else c for c in text)
+
+
+def _steers(character: str) -> bool:
+    return category(character) in ("Cc", "Zl", "Zp") or bidirectional(character) in _REORDERING

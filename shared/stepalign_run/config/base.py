@@ -1,0 +1,43 @@
+"""What every part of the configuration is made of."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stepalign_run.rollout import SamplingParameters
+
+ENV_PREFIX = "STEPALIGN_"
+
+
+DELIMITER = "__"
+
+
+DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?)$"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Dtype(StrEnum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class SamplingSection(Section):
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.1
+    """Sampling temperature. The loss does not divide logits by it."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus; 1 is off."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Most likely tokens kept; 0 is off."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 2048
+    """Budget of a completion, EOS included."""
+
+    def parameters(self, seed: int) -> SamplingParameters:
+        shared = self.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"})
+        return SamplingParameters(seed=seed, **shared)

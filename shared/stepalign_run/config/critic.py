@@ -1,0 +1,158 @@
+"""The critic's sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stepalign_run.config.base import DEVICE, Dtype, Section
+
+
+class OpenAISection(Section):
+    """The server that the critic's backend ``openai`` asks."""
+
+    base_url: str | None = None
+    """Its address, version included: ``http://127.0.0.1:8000/v1``."""
+    model: str | None = None
+    """The served model; unset, the server must serve exactly one."""
+    revision: str = "unversioned"
+    """What every critique names as its weights' revision, which no such server tells. Change it with the weights."""
+    api_key_file: Path | None = None
+    """A file that holds the server's API key."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """How long the server may take for one answer, and to come up."""
+
+
+_OWN_ENGINE_ARGS = {
+    "model": "set critic.path",
+    "tokenizer": "set critic.path, whose folder holds the tokenizer",
+    "dtype": "set critic.dtype",
+    "max_model_len": "set critic.max_prompt_tokens and critic.max_new_tokens",
+    "max_num_seqs": "set critic.max_batch",
+    "gpu_memory_utilization": "set critic.vllm.gpu_memory_utilization",
+    "tensor_parallel_size": "set critic.vllm.tensor_parallel_size",
+    "enable_prefix_caching": "it is always on",
+    "load_format": "only safetensors are loaded",
+    **dict.fromkeys(
+        ("speculative_config", "hf_config_path", "hf_overrides", "tokenizer_mode", "tokenizer_revision"),
+        "what makes the critic is the folder critic.path alone",
+    ),
+    **dict.fromkeys(
+        ("trust_remote_code", "worker_cls", "worker_extension_cls", "scheduler_cls", "logits_processors"),
+        "no code is loaded by configuration",
+    ),
+}
+
+
+class VllmSection(Section):
+    """The engine of the critic's backend ``vllm``."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of a GPU's memory for weights and cache; vLLM's CPU build takes it as a share of the machine's."""
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """GPUs that share one model."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of vLLM's ``AsyncEngineArgs``, such as ``{kv_cache_dtype = "fp8"}``. What has a field of its
+    own, and what would load other files than the model's safetensors or run their code, is refused."""
+
+    @field_validator("engine_args")
+    @classmethod
+    def _only_further_ones(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        refused = sorted(arguments.keys() & _OWN_ENGINE_ARGS.keys())
+        if refused:
+            raise ValueError("; ".join(f"{name}: {_OWN_ENGINE_ARGS[name]}" for name in refused))
+        return arguments
+
+
+class CriticSection(Section):
+    url: str | None = None
+    """Address of a critic service or load balancer. Unset, ``stepalign run`` starts a critic."""
+    backend: Literal["transformers", "vllm", "openai", "program"] = "transformers"
+    """``transformers`` and ``vllm``: a frozen language model in the process. ``openai``: one behind an
+    OpenAI-compatible server. ``program``: an exact checker."""
+    path: Path | None = None
+    """Folder of the critic model (backends ``transformers`` and ``vllm``)."""
+    checker: str | None = None
+    """Name in the entry-point group ``stepalign.checkers`` (backend ``program``)."""
+    prompts: str = "chat-v1"
+    """Prompt set of the critic."""
+    chat_template_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the critic's chat template."""
+    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
+    """A torch device, or ``auto``: CUDA, then MPS, then CPU."""
+    dtype: Dtype = Dtype.FLOAT32
+    """Number format of the weights."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Without ``api_keys_file`` only loopback addresses are accepted."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8300
+    """Port to listen on; 0 takes a free one."""
+    api_keys_file: Path | None = None
+    """The API keys that the service accepts, one a line. With it every path but health needs one."""
+    metrics_host: str = "127.0.0.1"
+    """Address of ``/metrics`` when there are API keys. No key is asked for there: keep it inside."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 8301
+    """Port of ``/metrics`` when there are API keys; without them it is on ``port``. 0 takes a free one."""
+    drain_grace_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long requests are still served after SIGTERM, while readiness says 503 and load balancers look away."""
+    finish_seconds: Annotated[float, Field(ge=0)] = 120.0
+    """How long what is being answered after the grace may take to be finished; new requests are refused meanwhile."""
+    api_key_file: Path | None = None
+    """A file that holds the API key which the trainer sends."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 128 * 1024
+    """Largest body of a request that the service takes. A load balancer repeats only what fits its buffer: raise
+    ``tune.bufsize`` of services/lb/haproxy.cfg with it."""
+    max_batch_items: Annotated[int, Field(ge=1)] = 64
+    """Most critiques that one request may ask for. The whole of it must fit ``max_body_bytes``."""
+    max_steps: Annotated[int, Field(ge=1)] = 1000
+    """An attempt of more steps is refused."""
+    max_prompt_tokens: Annotated[int, Field(ge=1)] = 8192
+    """A longer prompt is refused, never cut."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Budget of the critique; a critique that needs more is refused as truncated."""
+    max_batch: Annotated[int, Field(ge=1)] = 32
+    """Most requests generated together."""
+    max_queue: Annotated[int, Field(ge=1)] = 256
+    """Most requests waiting; above it the service answers 503 with Retry-After."""
+    batch_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0
+    """How long a first request waits for others to be generated with it."""
+    cache_entries: Annotated[int, Field(ge=0)] = 1024
+    """Answers kept in the process. Equal requests at the same time share one generation. 0, and without
+    ``cache_redis_url``: every answer is made anew."""
+    cache_redis_url: str | None = None
+    """A Redis server, of its own and with ``allkeys-lru``, through which replicas share answers. Unset, the
+    environment's REDIS_CACHE_URL."""
+    cache_redis_password_file: Path | None = None
+    """A file that holds that server's password."""
+    cache_ttl_seconds: Annotated[int, Field(ge=1)] = 7 * 24 * 3600
+    """How long an answer stays in that server."""
+    rate_limit_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Critiques a minute that each API key may ask one process for; more are answered with 429."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """How long the trainer waits for one critique."""
+    concurrency: Annotated[int, Field(ge=1)] = 32
+    """Most critiques that the trainer requests at once."""
+    openai: OpenAISection = OpenAISection()
+    vllm: VllmSection = VllmSection()
+
+    def shaping(self) -> dict[str, Any]:
+        """What a critique depends on, but for the critic's weights."""
+        decisive = {"backend", "checker", "prompts", "chat_template_options", "dtype"}
+        of_backend = {"openai": {"openai": {"base_url", "model", "revision"}}, "vllm": {"vllm": {"engine_args"}}}
+        served = of_backend.get(self.backend, {})
+        included = dict.fromkeys([*decisive, "max_prompt_tokens", "max_new_tokens"], True)
+        return self.model_dump(mode="json", include={**included, **served})
+
+    @model_validator(mode="after")
+    def _backend_is_complete(self) -> CriticSection:
+        if self.url is None and self.backend in ("transformers", "vllm") and self.path is None:
+            raise ValueError(f"backend {self.backend!r} needs critic.path, the folder of the critic model")
+        if self.url is None and self.backend == "openai" and self.openai.base_url is None:
+            raise ValueError("backend 'openai' needs critic.openai.base_url, such as http://127.0.0.1:8000/v1")
+        for name, untouched in (("openai", OpenAISection()), ("vllm", VllmSection())):
+            if self.backend != name and getattr(self, name) != untouched:
+                raise ValueError(f"critic.{name} has no effect with backend {self.backend!r}; remove it")
+        if self.url is None and self.backend == "program" and self.checker is None:
+            raise ValueError("backend 'program' needs critic.checker, a name in the group stepalign.checkers")
+        return self

@@ -1,0 +1,144 @@
+"""The whole configuration of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    SettingsConfigDict,
+)
+
+from stepalign_run.config.arm import ArmSection
+from stepalign_run.config.base import DELIMITER, DEVICE, ENV_PREFIX, Dtype, Section
+from stepalign_run.config.critic import CriticSection
+from stepalign_run.config.solver import EvaluationSection, SolverSection
+from stepalign_run.config.trainer import AlarmsSection, TrainerSection
+
+
+class RunSection(Section):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)] = "run"
+    """Name of the run; its files go to ``dir/name`` and its Redis keys under its name."""
+    dir: Path = Path("runs")
+    """Folder of all runs."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of problem order, sampling and adapter initialisation."""
+    arm: Annotated[str, Field(pattern=r"^([a-z0-9_]+|.+\.toml)$")] = "stepalign_scoped"
+    """The experimental condition: one of the arms that are shipped (configs/arms), or the path of an arm's file."""
+    heartbeat_file: Path | None = None
+    """A file that solver, trainer and evaluation touch while they work, for a health check in a container."""
+
+
+class ModelSection(Section):
+    path: Path
+    """Folder of the solver model: safetensors, tokenizer, config.json."""
+    prompts: str = "chat-v1"
+    """Prompt set of the student and the teacher."""
+    device: Annotated[str, Field(pattern=DEVICE)] = "auto"
+    """A torch device, or ``auto``: CUDA, then MPS, then CPU."""
+    dtype: Dtype = Dtype.FLOAT32
+    """Number format of the weights."""
+    chat_template_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the chat template for the student, such as ``enable_thinking = false``."""
+    teacher_chat_template_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the chat template for the teacher, whatever it sees; empty, they are the student's."""
+
+
+class DataSection(Section):
+    train: Path
+    """Problems to train on (JSONL)."""
+    validation: Path | None = None
+    """Problems that pick the checkpoint (JSONL)."""
+    test: Path | None = None
+    """Problems of the reported figures (JSONL)."""
+    grader: str = "exact"
+    """What compares answers: a name in the entry-point group ``stepalign.graders``. ``exact``: numbers, else text."""
+    checker: str | None = None
+    """An exact checker of these problems, a name in the group ``stepalign.checkers``. It serves figures only: the share
+    of traces in which every step is right, and where the first error is in arms without a critic."""
+    answer_choices: Annotated[int, Field(ge=2)] | None = None
+    """How many answers a guesser chooses from; the report then shows what chance gives."""
+
+
+class QueueSection(Section):
+    redis_url: str | None = None
+    """A Redis (≥ 7.0) or Valkey server. Unset, ``stepalign run`` starts the embedded one."""
+    redis_password_file: Path | None = None
+    """A file that holds the server's password, for a ``redis_url`` without one."""
+    reconnect_seconds: Annotated[float, Field(ge=0)] = 3.0
+    """About how long a command is tried again while the server does not answer, as when it restarts."""
+    capacity: Annotated[int, Field(ge=1)] = 256
+    """Most rollouts in the queue, claimed ones included; a producer waits above it."""
+    claim_idle_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A claimed rollout whose consumer gave no sign of life for so long goes to another consumer."""
+    max_deliveries: Annotated[int, Field(ge=1)] = 5
+    """Deliveries after which a rollout goes to the dead letters."""
+    max_entry_bytes: Annotated[int, Field(ge=1024)] = 4 * 2**20
+    """Largest encoded rollout."""
+
+
+class Config(BaseSettings):
+    """The whole configuration. Read it with :func:`load_config`."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=DELIMITER,
+        nested_model_default_partial_update=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=False,
+        cli_prog_name="stepalign",
+    )
+
+    run: RunSection = RunSection()
+    model: ModelSection
+    data: DataSection
+    queue: QueueSection = QueueSection()
+    critic: CriticSection
+    solver: SolverSection = SolverSection()
+    trainer: TrainerSection = TrainerSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    arm: ArmSection = ArmSection()
+    alarms: AlarmsSection = AlarmsSection()
+
+    @model_validator(mode="after")
+    def _queue_holds_what_two_checkpoints_need(self) -> Config:
+        """Rollouts stay in the queue until a second checkpoint holds them."""
+        needed = 2 * self.trainer.batch * self.trainer.checkpoint_every
+        if self.queue.capacity < needed:
+            raise ValueError(
+                f"queue.capacity is {self.queue.capacity}; it must be at least 2 × trainer.batch × "
+                f"trainer.checkpoint_every = {needed}, or the solver and the trainer wait for each other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _merging_is_exact(self) -> Config:
+        if self.solver.merge_adapter and self.model.dtype is not Dtype.FLOAT32:
+            raise ValueError("solver.merge_adapter rounds small adapters away in 16 bits; set it to false")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return self.run.dir / self.run.name
+
+    @model_validator(mode="after")
+    def _groups_fill_batches(self) -> Config:
+        if self.trainer.batch % self.arm.group_size:
+            raise ValueError(
+                f"trainer.batch is {self.trainer.batch}; it must be a multiple of arm.group_size = "
+                f"{self.arm.group_size}, since groups are trained on whole"
+            )
+        return self
+
+    def as_report(self) -> dict[str, Any]:
+        """All values but the addresses of servers, which change from start to start."""
+        return self.model_dump(mode="json", exclude={"queue": {"redis_url"}, "critic": {"url"}})
+
+    @property
+    def arm_name(self) -> str:
+        """The arm's name in reports: that of the file without its suffix."""
+        return Path(self.run.arm).stem

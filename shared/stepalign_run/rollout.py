@@ -1,0 +1,47 @@
+"""Rollouts: what the solver publishes and the trainer trains on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stepalign.types import SCHEMA_VERSION, FinishReason, Identifier, Problem, Wire
+
+
+class SamplingParameters(Wire):
+    """How completions are sampled. ``top_p = 1`` and ``top_k = 0`` switch the filters off."""
+
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    max_new_tokens: Annotated[int, Field(ge=1)]
+    seed: int
+
+
+class Rollout(Wire):
+    """One sampled solution. The token ids are the truth; ``text`` is their decoding without EOS, never re-tokenized.
+
+    ``behaviour_logprobs`` are the natural-log probabilities of the completion tokens under the policy that sampled
+    them, at the sampling temperature and after its filters.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    run_id: Identifier
+    rollout_id: Identifier
+    group_id: Identifier
+    problem: Problem
+    policy_version: Annotated[int, Field(ge=0)]
+    prompt_token_ids: Annotated[list[int], Field(min_length=1)]
+    completion_token_ids: Annotated[list[int], Field(min_length=1)]
+    text: str
+    finish_reason: FinishReason
+    sampling: SamplingParameters
+    behaviour_logprobs: list[float] | None = None
+    traceparent: str | None = None
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Rollout:
+        if self.behaviour_logprobs is not None and len(self.behaviour_logprobs) != len(self.completion_token_ids):
+            raise ValueError("behaviour_logprobs must hold one value per completion token; none may be missing")
+        return self

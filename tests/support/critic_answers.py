@@ -1,0 +1,23 @@
+"""What a critic service answers, for tests that stand in for one."""
+
+from __future__ import annotations
+
+from stepalign.critique.alignment import validate_critique
+from stepalign.types import CriticIdentity, Critique, CritiqueRequest, CritiqueResponse, Usage
+from stepalign_critic.service import context_of, reading_of
+
+
+def answer_of(request: CritiqueRequest, critic_text: str) -> CritiqueResponse:
+    """The response to ``request`` of a critic that wrote ``critic_text``."""
+    split = request.split()
+    checked = validate_critique(critic_text, split.tagged, known_answer=request.answer)
+    critique = checked if isinstance(checked, Critique) else None
+    return CritiqueResponse(
+        id="c",
+        attempt=reading_of(split),
+        critique=critique,
+        failure=None if isinstance(checked, Critique) else checked,
+        context=None if critique is None else context_of(critique, split.tagged, request.mode),
+        critic=CriticIdentity(model="m", weights_revision="w", prompt_version="p", backend="b"),
+        usage=Usage(prompt_tokens=1, completion_tokens=1),
+    )

@@ -1,0 +1,129 @@
+"""Configuration: precedence, unknown keys refused everywhere, rules across fields, every shipped file."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from stepalign.errors import ConfigError
+from stepalign_run.config import Config, known_variables, load_config
+
+REPO = Path(__file__).parents[3]
+MINIMAL = """
+[model]
+path = "models/tiny"
+[data]
+train = "train.jsonl"
+[critic]
+backend = "program"
+checker = "lab"
+"""
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_command_line_beats_environment_beats_file(toml: Path) -> None:
+    toml.write_text(MINIMAL + "[trainer]\nsteps = 1\nbatch = 2\nmicro_batch = 3\n")
+    environ = {"STEPALIGN_TRAINER__STEPS": "10", "STEPALIGN_TRAINER__BATCH": "20"}
+    trainer = load_config(toml, ["--trainer.steps", "100"], environ).trainer
+    assert (trainer.steps, trainer.batch, trainer.micro_batch) == (100, 20, 3)
+
+
+def test_a_partial_override_keeps_the_rest_of_the_section(toml: Path) -> None:
+    toml.write_text(MINIMAL + "[trainer.lora]\nrank = 4\nalpha = 8\n")
+    assert load_config(toml, ["--trainer.lora.rank", "2"], {}).trainer.lora.alpha == 8
+
+
+def test_paths_are_relative_to_the_file(toml: Path) -> None:
+    config = load_config(toml, [], {})
+    assert config.data.train == (toml.parent / "train.jsonl").resolve()
+    assert config.run.dir == Path("runs")
+
+
+@pytest.mark.parametrize(
+    ("extra", "overrides", "environ", "named"),
+    [
+        ("[trainer]\nstepz = 3\n", [], {}, "trainer.stepz"),
+        ("[trainr]\nsteps = 3\n", [], {}, "trainr"),
+        ("", ["--trainer.stepz", "3"], {}, "--trainer.stepz"),
+        ("", ["stray"], {}, "stray"),
+        ("", [], {"STEPALIGN_TRAINER__STEPZ": "3"}, "STEPALIGN_TRAINER__STEPZ"),
+        ("", [], {"STEPALIGN_TRAINER_STEPS": "3"}, "STEPALIGN_TRAINER_STEPS"),
+        ("", ["--trainer.steps", "0"], {}, "trainer.steps"),
+        ("", ["--queue.capacity", "63"], {}, "at least 2 × trainer.batch"),
+        ("", ["--model.dtype", "bfloat16"], {}, "solver.merge_adapter"),
+        ("", ["--trainer.lora.target_modules", "lm_head"], {}, "lm_head"),
+        ("", ["--critic.backend", "transformers"], {}, "critic.path"),
+        (
+            "",
+            ["--critic.vllm.engine_args", "trust_remote_code=true"],
+            {},
+            "no code is loaded by configuration",
+        ),
+        ("[critic.vllm]\nengine_args = {max_num_seqs = 3}\n", [], {}, "max_num_seqs: set critic.max_batch"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(
+    toml: Path, extra: str, overrides: list[str], environ: dict[str, str], named: str
+) -> None:
+    toml.write_text(MINIMAL + extra)
+    with pytest.raises(ConfigError) as error:
+        load_config(toml, overrides, environ)
+    assert named in str(error.value)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.toml", [], {})
+    (tmp_path / "broken.toml").write_text("[run\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(tmp_path / "broken.toml", [], {})
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs").glob("*.toml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    assert isinstance(load_config(path, [], {}), Config)
+
+
+def without_a_sentence(model: type[BaseModel], prefix: str = "") -> list[str]:
+    bare: list[str] = []
+    for name, info in model.model_fields.items():
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            bare += without_a_sentence(section, f"{prefix}{name}.")
+        elif not info.description:
+            bare.append(prefix + name)
+    return bare
+
+
+def test_every_field_has_a_sentence() -> None:
+    assert without_a_sentence(Config) == []
+
+
+def test_nested_variables_are_known() -> None:
+    assert {"STEPALIGN_TRAINER__LORA__RANK", "STEPALIGN_QUEUE__REDIS_URL"} <= known_variables()
+
+
+def test_the_papers_setting_is_the_papers() -> None:
+    """Hyperparameters of arXiv 2606.11173."""
+    config = load_config(REPO / "configs" / "paper.toml", [], {})
+    trainer, solver, model = config.trainer, config.solver, config.model
+    assert (config.arm_name, config.arm.context, config.arm.scope) == ("stepalign", "critique", "full")
+    assert config.arm.objective == "forward_kl"
+    assert (trainer.lora.rank, trainer.lora.alpha) == (64, 128)
+    projections = ("q", "k", "v", "o", "gate", "up", "down")
+    assert set(trainer.lora.target_modules) == {f"{name}_proj" for name in projections}
+    assert (trainer.learning_rate, trainer.batch, trainer.steps) == (5e-6, 32, 70)
+    assert (solver.temperature, solver.max_new_tokens, solver.top_p, solver.top_k) == (1.1, 2048, 1.0, 0)
+    assert (config.evaluation.every, config.evaluation.samples) == (10, 12)
+    assert {model.dtype, config.critic.dtype} == {"bfloat16"} and solver.merge_adapter is False
+    assert model.chat_template_options == {"enable_thinking": False}
+    assert model.teacher_chat_template_options == {"enable_thinking": True}
+    assert config.critic.backend == "transformers"
+    # Trained on, picked by, and reported on: three lists of problems.
+    assert len({config.data.train, config.data.validation, config.data.test, None}) == 4
