@@ -14,13 +14,13 @@ from pathlib import Path
 
 import typer
 
-from stepalign.logging import configure_logging
 from stepalign.prompts import Message
 from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.server import serve
 from stepalign_lab.checker import exact_critique
 from stepalign_run.config import load_config
+from stepalign_run.logging import configure_logging
 
 
 class FixedCapacityBackend:

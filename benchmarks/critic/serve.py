@@ -20,11 +20,11 @@ import uvicorn
 from benchmarks.critic.engine import FixedLatencyBackend, FixedLatencyEngine, ModelServer, bare_app
 from benchmarks.critic.processes import ROOT
 from benchmarks.critic.workload import PROMPTS, critique
-from stepalign.logging import configure_logging
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.openai import OpenAIBackend
 from stepalign_critic.server import URL_FILE, freeze, serve, write_atomically
 from stepalign_run.config import Config, load_config
+from stepalign_run.logging import configure_logging
 
 _KEPT_CONNECTIONS = 100
 

@@ -16,6 +16,7 @@ response whose ``failure`` is set.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 import weakref
@@ -32,12 +33,11 @@ from anyio.from_thread import start_blocking_portal
 from pydantic import BaseModel, ValidationError
 
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
-from stepalign.logging import get_logger
 from stepalign.types import MAX_REQUEST_TIMEOUT_MS, REQUEST_TIMEOUT_HEADER, CritiqueRequest, CritiqueResponse
 
 T = TypeVar("T")
 
-log = get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 _RETRIED_ERRORS = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, TimeoutError)
@@ -205,7 +205,7 @@ class CriticClient:
                 f"last: {error}{f'; before it: {earlier}' if earlier is not None else ''}",
                 error.retry_after,
             ) from error
-        log.warning("the critic gave no answer; trying again", seconds=round(seconds, 2), error=str(error))
+        log.warning("the critic gave no answer; trying again in %.2f s: %s", seconds, error)
         await self._sleep(seconds)
 
 

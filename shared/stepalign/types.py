@@ -177,7 +177,7 @@ _ONE_ATTEMPT: JsonDict = {
 class CritiqueRequest(Wire):
     """What a project sends to the critic: an attempt as text, tagged or not, or as a list of steps.
 
-    How untagged text is split is said in :mod:`stepalign.critique.splitting`. ``answer`` is the known answer, if any.
+    Untagged text is split by the rules of the field ``rule`` in the response. ``answer`` is the known answer, if any.
     """
 
     model_config = ConfigDict(json_schema_extra=_ONE_ATTEMPT)

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from stepalign.errors import ConfigError
-from stepalign.logging import get_logger
+from stepalign_run.logging import get_logger
 
 _log = get_logger(__name__)
 

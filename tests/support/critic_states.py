@@ -19,7 +19,6 @@ import starlette
 import uvicorn
 
 from stepalign.errors import ConfigError
-from stepalign.logging import configure_logging
 from stepalign_critic.app import AppSettings
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
@@ -31,6 +30,7 @@ from stepalign_critic.http.rate_limit import RateLimiter
 from stepalign_critic.service import CriticService
 from stepalign_lab.checker import exact_critique
 from stepalign_run.config import CriticSection
+from stepalign_run.logging import configure_logging
 from support.critic_servers import CORRECT, QUESTION, GatedBackend, metric, serving, wait_until
 
 KEY = "sk-one"

@@ -34,6 +34,7 @@ from stepalign_critic.app import create_app
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends import transformers as critic_models
 from stepalign_critic.service import CriticService
+from stepalign_launcher.commands.demo import lab_configuration
 from stepalign_models.sampling import Completion, Sampler
 from stepalign_report.build import build_report
 from stepalign_run.config import Config, CriticSection, load_config
@@ -48,6 +49,7 @@ from stepalign_trainer import loop as trainer_loop
 from stepalign_trainer.batch.examples import Example, build_example
 from stepalign_trainer.update.learner import Learner
 
+ASSETS = lab_configuration().parent
 LOUD = "{{ '<bos>' }}{% if loud %}question {% endif %}"
 """A chat template with an option."""
 

@@ -9,10 +9,10 @@ from typing import Annotated
 import structlog
 import typer
 
-from stepalign.logging import configure_logging
 from stepalign_run.config import Config, load_config
 from stepalign_run.folder.files import TRAINER_LOCK, lock_file
 from stepalign_run.heartbeat import Heartbeat
+from stepalign_run.logging import configure_logging
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
 

@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from stepalign.errors import NonFiniteError, PromptTooLongError, QueueUnavailableError
-from stepalign.logging import get_logger
 from stepalign.plugins import load_grader
 from stepalign_run.audit import OUTCOMES
 from stepalign_run.config import Config
 from stepalign_run.folder.files import replace_text
+from stepalign_run.logging import get_logger
 from stepalign_run.policy_store import PolicyStore, PolicyVersion, file_sha256, weights_sha256
 from stepalign_run.queue import Delivery, RolloutQueue
 from stepalign_run.rollout import Rollout

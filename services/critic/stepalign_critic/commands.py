@@ -7,9 +7,9 @@ from pathlib import Path
 import structlog
 import typer
 
-from stepalign.logging import configure_logging
 from stepalign_critic.server import serve
 from stepalign_run.config import load_config
+from stepalign_run.logging import configure_logging
 
 # Of the run that a critic may be part of.
 _UNREAD = {"model": {"path": "none"}, "data": {"train": "none"}}

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 
-from stepalign.logging import get_logger
 from stepalign_critic.backends.base import Backend
 from stepalign_critic.errors import BackendDiedError, NotReadyError
+from stepalign_run.logging import get_logger
 
 _LOOK_SECONDS = 1.0
 

@@ -25,7 +25,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from stepalign.errors import ConfigError
-from stepalign.logging import get_logger
 from stepalign_critic.app import AppSettings, create_app
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.base import Backend
@@ -37,6 +36,7 @@ from stepalign_critic.lifecycle import Lifecycle, State
 from stepalign_critic.metrics import Metrics, exposed
 from stepalign_critic.service import CriticService
 from stepalign_run.config import Config, CriticSection
+from stepalign_run.logging import get_logger
 from stepalign_run.redis.address import with_password
 
 URL_FILE = "critic.url"

@@ -18,7 +18,6 @@ from stepalign.critique.alignment import validate_critique
 from stepalign.critique.forms import omit_copied_steps, quote_wrong_step
 from stepalign.critique.splitting import SplitAttempt, SplitRule
 from stepalign.errors import PromptError
-from stepalign.logging import get_logger
 from stepalign.prompts import Message, Prompt, has_prompt, load_prompt
 from stepalign.types import (
     AttemptReading,
@@ -34,6 +33,7 @@ from stepalign.types import (
 from stepalign_critic.backends.base import Backend, Generation, Measured, RenderedPrompt
 from stepalign_critic.errors import TooManyStepsError, UnsupportedRequestError
 from stepalign_critic.lifecycle import Lifecycle
+from stepalign_run.logging import get_logger
 
 NO_REFERENCE = "none"
 _THINK, _END_THINK = "<think>", "</think>"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stepalign.errors import ProcessFailedError
-from stepalign.logging import get_logger
+from stepalign_run.logging import get_logger
 
 STOP_GRACE_SECONDS = 10.0
 SHOWN_LOG_LINES = 15

@@ -16,11 +16,11 @@ import structlog
 import typer
 
 from stepalign.errors import ConfigError
-from stepalign.logging import configure_logging
 from stepalign.problems import load_problems
 from stepalign_run.config import Config, load_config
 from stepalign_run.folder.files import replace_text
 from stepalign_run.heartbeat import Heartbeat
+from stepalign_run.logging import configure_logging
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.errors import ConfigError
-from stepalign.logging import get_logger
 from stepalign.plugins import load_checker, load_grader
 from stepalign.problems import load_problems
 from stepalign.scoring import GradedSample, Score, grade, score
@@ -24,6 +23,7 @@ from stepalign_models.sampling import Sampler, stable_seed
 from stepalign_run.config import Config
 from stepalign_run.folder.files import replace_text
 from stepalign_run.heartbeat import Heartbeat
+from stepalign_run.logging import get_logger
 from stepalign_run.policy_store import file_sha256
 from stepalign_run.selection import EVALUATION_ROWS, evaluated_steps, select_step
 from stepalign_solver.prompts import StudentPrompts

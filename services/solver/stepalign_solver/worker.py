@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from stepalign.logging import get_logger
 from stepalign.types import Problem
 from stepalign_models.sampling import Completion, stable_seed
 from stepalign_run.config import Config, Dtype
+from stepalign_run.logging import get_logger
 from stepalign_run.policy_store import PolicyStore, PolicyVersion, verify_adapter, verify_canary
 from stepalign_run.queue import Admission, RolloutQueue
 from stepalign_run.rollout import Rollout

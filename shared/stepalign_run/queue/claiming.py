@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stepalign.errors import CorruptEntryError
-from stepalign.logging import get_logger
 from stepalign_run.config import QueueSection
+from stepalign_run.logging import get_logger
 from stepalign_run.queue.base import Delivery
 from stepalign_run.queue.codec import decode
 

@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from stepalign.errors import ConfigError, QueueError, QueueUnavailableError
-from stepalign.logging import get_logger
+from stepalign_run.logging import get_logger
 
 Argument = str | bytes | int | float
 _Execute = Callable[..., Awaitable[Any]]

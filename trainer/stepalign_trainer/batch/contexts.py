@@ -12,13 +12,13 @@ import structlog
 
 from stepalign.client import CriticClient
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
-from stepalign.logging import get_logger
 from stepalign.plugins import Checker
 from stepalign.scoring import trace_critique
 from stepalign.secret_files import read_secret
 from stepalign.types import Critique, CritiqueMode, CritiqueRequest, CritiqueResponse
 from stepalign_run.config import CriticSection
 from stepalign_run.context import CRITIQUE_CONTEXTS, Context, ContextKind
+from stepalign_run.logging import get_logger
 from stepalign_run.rollout import Rollout
 
 log = get_logger(__name__)

@@ -30,8 +30,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from stepalign.errors import CheckpointError
-from stepalign.logging import get_logger
 from stepalign_run.folder.files import replace_text
+from stepalign_run.logging import get_logger
 from stepalign_run.policy_store import file_sha256
 from stepalign_trainer.durable.settlement import Settled
 from stepalign_trainer.update.learner import Learner

@@ -8,10 +8,10 @@ from typing import Any
 
 from stepalign.critique.trace import parse_trace
 from stepalign.errors import GraderError
-from stepalign.logging import get_logger
 from stepalign.plugins import Grader
 from stepalign.scoring import is_right
 from stepalign_run.config import GrpoSection
+from stepalign_run.logging import get_logger
 from stepalign_run.rollout import Rollout
 from stepalign_trainer.objectives.grpo import group_advantages
 

@@ -11,9 +11,9 @@ import typer
 from pydantic import ValidationError
 
 from stepalign.errors import ConfigError
-from stepalign.logging import configure_logging
 from stepalign_run.config import load_config
 from stepalign_run.folder.files import replace_text
+from stepalign_run.logging import configure_logging
 from stepalign_run.probing import PLAN, PROBE, ProbePlan
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]

@@ -23,13 +23,13 @@ from transformers import AutoConfig
 
 from stepalign.critique.trace import Span
 from stepalign.errors import ConfigError, GraderError, PromptTooLongError
-from stepalign.logging import get_logger
 from stepalign.plugins import Checker, Grader
 from stepalign.prompts.content_tokens import content_token_ids
 from stepalign.scoring import GradedSample, grade, trace_critique
 from stepalign.types import Critique, CritiqueRequest, CritiqueResponse, FinishReason, Verdict
 from stepalign_run.config import ArmSection, Config
 from stepalign_run.context import ContextKind
+from stepalign_run.logging import get_logger
 from stepalign_run.policy_store import PolicyStore, file_sha256, weights_sha256
 from stepalign_run.probing import (
     ArmFigures,

@@ -19,9 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from stepalign.logging import get_logger
 from stepalign_critic.backends.moving_mean import MovingMean
 from stepalign_critic.errors import EngineError, NotReadyError, SaturatedError
+from stepalign_run.logging import get_logger
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

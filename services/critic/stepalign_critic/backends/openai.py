@@ -13,7 +13,6 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from stepalign.errors import ConfigError
-from stepalign.logging import get_logger
 from stepalign.prompts import Message
 from stepalign.secret_files import read_secret
 from stepalign.types import CriticIdentity, FinishReason
@@ -21,6 +20,7 @@ from stepalign_critic.backends.admission import Admission
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.errors import EngineError, NotReadyError, SaturatedError, UnsupportedRequestError
 from stepalign_run.config import CriticSection
+from stepalign_run.logging import get_logger
 
 _PROBE_SECONDS = 2.0
 _START_PROBE_SECONDS = 0.5

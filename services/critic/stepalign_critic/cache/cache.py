@@ -22,10 +22,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from stepalign.logging import get_logger
 from stepalign.types import CritiqueRequest, CritiqueResponse
 from stepalign_critic.cache.store import CritiqueStore, StorePausedError, StoreUnavailableError
 from stepalign_critic.tenant import caller
+from stepalign_run.logging import get_logger
 
 _log = get_logger(__name__)
 

@@ -18,7 +18,6 @@ from starlette.types import Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
 from stepalign.errors import PromptError
-from stepalign.logging import get_logger
 from stepalign.types import (
     CritiqueBatchItem,
     CritiqueBatchResponse,
@@ -33,6 +32,7 @@ from stepalign_critic.http.deadlines import TIMEOUT_PARAMETER, deadline_of
 from stepalign_critic.http.envelope import detail_of, error_detail, error_response, invalid_detail
 from stepalign_critic.http.examples import BATCH, BATCH_REQUEST_EXAMPLE, NDJSON, errors
 from stepalign_critic.http.hang_up import until_hang_up
+from stepalign_run.logging import get_logger
 
 # Described as what an item should be, and read as anything: an item that is not valid gets its answer in its place.
 AnyItem = Annotated[Any, WithJsonSchema({"$ref": "#/components/schemas/CritiqueRequest"})]

@@ -10,7 +10,6 @@ from typing import Annotated
 
 from fastapi import Body, FastAPI, Request, Response
 
-from stepalign.logging import get_logger
 from stepalign.types import CritiqueRequest, CritiqueResponse
 from stepalign_critic.cache import CritiqueCache, Source
 from stepalign_critic.errors import DeadlineUnreachableError
@@ -22,6 +21,7 @@ from stepalign_critic.lifecycle import Lifecycle
 from stepalign_critic.metrics import Metrics, outcome_of
 from stepalign_critic.service import CriticService, new_id
 from stepalign_critic.tenant import caller
+from stepalign_run.logging import get_logger
 
 Asked = Annotated[CritiqueRequest, Body(examples=[REQUEST_EXAMPLE])]
 

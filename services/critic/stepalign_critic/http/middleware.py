@@ -13,10 +13,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stepalign.logging import get_logger
 from stepalign_critic.http.envelope import error_response
 from stepalign_critic.lifecycle import Lifecycle
 from stepalign_critic.metrics import Metrics
+from stepalign_run.logging import get_logger
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/@+-]{1,200}")
 _HUNG_UP = 499
