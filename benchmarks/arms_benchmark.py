@@ -29,7 +29,10 @@ from stepalign.errors import StepalignError
 from stepalign_launcher.campaign import Campaign, Member
 from stepalign_report.commands.compare import show_comparison
 from stepalign_report.comparison import Comparison
+from stepalign_report.write import compare_into
 from stepalign_run.folder.files import replace_text
+from stepalign_run.folder.layout import RunFolder
+from stepalign_run.folder.report import Report, read_report
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "results.md"
@@ -62,7 +65,7 @@ class ArmsBenchmark:
         overrides = ["--trainer.steps", str(steps)]
         campaign = Campaign(self.config, arms or self.default_arms, seeds, directory / f"steps-{steps}", overrides)
         failed = [] if only_report else run_all(campaign, jobs)
-        comparison = campaign.compare()
+        comparison = compare_into(RunFolder(campaign.directory), campaign.ended())
         bounds = check_bounds(comparison, self.bounds)
         self.write_results(steps, comparison, campaign, bounds)
         write_section(DOCS, self.name, json.loads(self.results.read_text(encoding="utf-8")))
@@ -82,18 +85,14 @@ class ArmsBenchmark:
         known: dict[str, Any] = (
             json.loads(self.results.read_text(encoding="utf-8")) if self.results.exists() else {"budgets": {}}
         )
-        reports = [
-            json.loads((campaign.config(member).run_dir / "report.json").read_text(encoding="utf-8"))
-            for member in campaign.members
-            if campaign.finished(member)
-        ]
+        reports = [read_report(RunFolder(folder)) for folder in campaign.ended()]
         known["benchmark"] = self.name
         known["budgets"][str(steps)] = {
             "command": self._command(steps, reports),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": {"cores": os.cpu_count(), "system": platform.system(), "architecture": platform.machine()},
-            "versions": reports[0]["versions"],
-            "rollouts_per_run": steps * reports[0]["terms"]["batch"],
+            "versions": reports[0].versions,
+            "rollouts_per_run": steps * reports[0].terms["batch"],
             "bounds": bounds,
             "comparison": comparison.as_json(),
             "runs": [_of_run(report) for report in reports],
@@ -101,10 +100,10 @@ class ArmsBenchmark:
         known["budgets"] = dict(sorted(known["budgets"].items(), key=lambda item: int(item[0])))
         replace_text(self.results, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
 
-    def _command(self, steps: int, reports: list[dict[str, Any]]) -> str:
+    def _command(self, steps: int, reports: list[Report]) -> str:
         """What makes these runs again, and no others."""
-        seeds = sorted({report["seed"] for report in reports})
-        arms = sorted({arm for report in reports for arm in report["arms"]})
+        seeds = sorted({report.seed for report in reports})
+        arms = sorted({report.arm_name for report in reports})
         chosen = [] if arms == sorted(self.default_arms) else [f"--arm {arm}" for arm in arms]
         words = [f"--steps {steps}", *(f"--seed {seed}" for seed in seeds), *chosen]
         return f"make bench-{self.name} ARGS='{' '.join(words)}'"
@@ -167,20 +166,17 @@ def check_bounds(comparison: Comparison, wanted: Sequence[tuple[str, str, float]
     return found
 
 
-def _of_run(report: dict[str, Any]) -> dict[str, Any]:
-    """What the comparison does not hold of a run."""
-    (name, arm), *_ = report["arms"].items()
-    k = report["terms"]["evaluation"]["samples"]
+def _of_run(report: Report) -> dict[str, Any]:
+    """The part of a run's report that the comparison does not hold."""
+    k, validation = report.terms["evaluation"]["samples"], report.arm.validation or {}
+    first = report.arm.first_update
     return {
-        "arm": name,
-        "seed": report["seed"],
-        "selected_step": arm["selected_step"],
-        "validation": {step: figures[f"avg_at_{k}"] for step, figures in arm["validation"].items()},
-        "first_update": arm["first_update"],
-        "rollouts": report["rollouts"],
-        "critiques": report["critiques"],
-        "alarms": report["alarms"],
-        "wall_seconds": report["wall_seconds"],
+        "arm": report.arm_name,
+        "seed": report.seed,
+        "selected_step": report.arm.selected_step,
+        "validation": {str(step): figures[f"avg_at_{k}"] for step, figures in validation.items()},
+        "first_update": None if first is None else first.model_dump(),
+        **report.model_dump(mode="json", include={"rollouts", "critiques", "alarms", "wall_seconds"}),
     }
 
 

@@ -1,16 +1,30 @@
-"""Whether a probe's ranking of the arms agrees with what finished runs of them gave."""
+"""How well a probe's ranking of the arms agrees with finished runs of them.
+
+    python -m benchmarks.probe_agreement runs/lab-probe runs/bench-lab/steps-100
+
+Prints the scores beside the runs' figures, and Spearman's rank correlation of each metric.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.arms_benchmark import run_as_program
 from stepalign.errors import ConfigError
-from stepalign_report.build import REPORT
-from stepalign_report.runs import METRICS, Metric, Run, check_comparable, read_runs
+from stepalign_report.commands.probe import read_probe
+from stepalign_report.measures import HEADING, METRICS, Metric
+from stepalign_report.probe_tables import probe_table
+from stepalign_report.runs import Run, check_comparable, read_runs
+from stepalign_run.folder.layout import RunFolder
 from stepalign_run.probing import ProbeReport
 
 LEAST_ARMS = 3
@@ -80,11 +94,11 @@ def finished_below(folders: Iterable[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for folder in folders:
-        inside = [folder] if (folder / REPORT).exists() else sorted(path.parent for path in folder.glob(f"*/{REPORT}"))
+        candidates = [folder, *sorted(folder.glob("*/"))]
+        ended = [path for path in candidates if RunFolder(path).report.exists()]
+        inside = ended[:1] if ended[:1] == [folder] else ended
         if not inside:
-            raise ConfigError(
-                f"--against {folder}: there is no finished run in it ({REPORT}); give runs that have ended"
-            )
+            raise ConfigError(f"{folder}: there is no finished run in it; give runs that have ended")
         found += inside
     return found
 
@@ -138,3 +152,38 @@ def _outcome(name: str, score: float, runs: Sequence[Run]) -> ArmOutcome:
 def _mean(values: Iterable[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known)
+
+
+def agreement_table(agreement: Agreement) -> Table:
+    k = agreement.samples
+    metrics = list(agreement.correlations)
+    table = probe_table(
+        "scores against finished runs", "arm", "score", "seeds", *(f"{HEADING[m]}@{k}" for m in METRICS if m in metrics)
+    )
+    for arm in agreement.arms:
+        figures = (f"{arm.figures[metric]:.1f}" for metric in METRICS if metric in metrics)
+        table.add_row(arm.arm, f"{arm.score:.3f}", str(len(arm.seeds)), *figures)
+    table.add_section()
+    correlations = (agreement.correlations[metric] for metric in METRICS if metric in metrics)
+    found = ("–" if rho is None else f"{rho:+.2f}" for rho in correlations)
+    table.add_row("Spearman's rank correlation", "", "", *found)
+    return table
+
+
+def main(
+    probe: Annotated[Path, typer.Argument(metavar="PROBE_DIR", help="The folder of a probe.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Finished runs, or folders of them.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    found = agreement(read_probe(probe), runs)
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=1))
+        return
+    console = Console()
+    console.print(agreement_table(found))
+    if found.left_out:
+        console.print(f"without a score or a finished run: {', '.join(found.left_out)}", highlight=False)
+
+
+if __name__ == "__main__":
+    run_as_program(main)

@@ -37,7 +37,7 @@ ORDER = [
 ]
 
 # Processes that another command starts, and that are of no use by hand.
-HIDDEN = {"probe-worker"}
+HIDDEN = {"probe-report", "probe-worker"}
 
 
 def _version(value: bool) -> None:

@@ -88,6 +88,11 @@ def _update(rng: random.Random, arm: str, step: int, steps: int) -> dict[str, An
     return row
 
 
+def _figures_of(update: dict[str, Any]) -> dict[str, Any]:
+    kinds = ("correct", "correct_below", "at_error", "after_error")
+    return {key: update[key] for key in ("loss", *(f"advantage_{kind}" for kind in kinds))}
+
+
 def _marks(rng: random.Random, right: float, trace: float) -> dict[str, Any]:
     ease = [rng.betavariate(1.2, 1.2) * 2 for _ in range(PROBLEMS)]
     correct = [sum(rng.random() < min(0.99, right * each) for _ in range(SAMPLES)) for each in ease]
@@ -136,8 +141,9 @@ def _report(rng: random.Random, arm: str, seed: int, name: str, updates: list[di
                 "objective": "grpo" if arm == "grpo" else "forward_kl",
                 "context": {"refsol": "reference", "grpo": "null"}.get(arm, "critique"),
                 "scope": "through_first_error" if arm == "stepalign_scoped" else "full",
-                "first_update": {},
-                "last_update": {},
+                "condition": {"scope": "through_first_error" if arm == "stepalign_scoped" else "full"},
+                "first_update": _figures_of(updates[0]),
+                "last_update": _figures_of(updates[-1]),
                 "validation": {str(step): _figures(marks) for step, marks in validation.items()},
                 "selected_step": selected,
                 "test": _figures(test),
@@ -167,6 +173,8 @@ def _report(rng: random.Random, arm: str, seed: int, name: str, updates: list[di
         },
         "critiques": dict(sorted(counts.items())),
         "evaluation": {"temperature": 1.0, "max_new_tokens": 64},
+        "alarms": {},
+        "config": {},
         "threads": 1,
         "wall_seconds": 207.4,
         "versions": {"python": "3.12.4", "stepalign": "0.1.0", "torch": "2.13.0", "transformers": "5.24.0"},

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepalign.errors import ConfigError
-from stepalign_report.build import METRICS, PAGE, RUN, read_json, stored_report
-from stepalign_report.comparison import Comparison, compare, write_comparison
-from stepalign_report.page import write_page
-from stepalign_report.runs import read_runs
-from stepalign_report.write import ensure_page
 from stepalign_run.config import Config, load_config
+from stepalign_run.folder.jsonl import read_object
+from stepalign_run.folder.layout import RunFolder
+from stepalign_run.folder.stored import stored_report
 
-COMPARISON = "comparison.json"
 _FIXED = ("--run.arm", "--run.seed", "--run.name", "--run.dir")
 
 
@@ -29,7 +26,7 @@ class Member:
 
 
 class Campaign:
-    """``directory`` holds a folder per run (``<arm>-<seed>``), the comparison of them all and its page."""
+    """``directory`` holds a folder per run (``<arm>-<seed>``) and, in the end, the comparison of them all."""
 
     def __init__(
         self, config_path: Path, arms: Sequence[str], seeds: Sequence[int], directory: Path, overrides: Sequence[str]
@@ -70,7 +67,7 @@ class Campaign:
         report = stored_report(config)
         if report is None:
             return False
-        if report.get("config") != config.as_report():
+        if report.config != config.as_report():
             raise ConfigError(
                 f"{config.run_dir} holds a run with other settings; give another folder, or start anew without --resume"
             )
@@ -78,26 +75,19 @@ class Campaign:
 
     def begun(self, member: Member) -> bool:
         """Whether the run can be resumed."""
-        run_dir = self.config(member).run_dir
-        return (run_dir / RUN).exists() and (run_dir / METRICS).exists()
+        folder = RunFolder(self.config(member).run_dir)
+        return folder.record.exists() and folder.metrics.exists()
 
     def outstanding(self) -> Iterator[Member]:
         return (member for member in self.members if not self.finished(member))
 
-    def compare(self) -> Comparison:
-        """Compare the finished runs, and write ``comparison.json`` and ``report.html``."""
-        folders = [self.config(member).run_dir for member in self.members if self.finished(member)]
-        comparison = compare(read_runs(folders))
-        for member in self.members:
-            if self.finished(member):
-                ensure_page(self.config(member))
-        write_comparison(self.directory / COMPARISON, comparison)
-        in_order = [self.directory / name for name, _, _ in comparison.runs]
-        write_page(self.directory / PAGE, in_order, comparison.as_json())
-        return comparison
+    def ended(self) -> list[Path]:
+        """The folders of the runs that have ended."""
+        return [self.config(member).run_dir for member in self.members if self.finished(member)]
 
 
 def started(directory: Path) -> tuple[list[str], list[int]]:
     """Arms and seeds of the runs in a campaign's folder, sorted."""
-    runs = [read_json(path) for path in directory.glob(f"*/{RUN}")]
+    records = [read_object(RunFolder(folder).record) for folder in directory.glob("*/")]
+    runs = [record for record in records if record]
     return sorted({run["arm"] for run in runs}), sorted({run["seed"] for run in runs})

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from stepalign.errors import ConfigError, ProcessFailedError
 from stepalign.problems import load_problems
-from stepalign_launcher.runner import LocalProcesses, Watch
+from stepalign_launcher.runner import LocalProcesses
 from stepalign_launcher.supervisor import Child, Supervisor
-from stepalign_report.build import RUN, run_terms
 from stepalign_run.config import ArmSection, load_config
-from stepalign_run.probing import PLAN, PROBE, ProbePlan, ProbeReport
+from stepalign_run.probing import ProbePlan, ProbeReport
+from stepalign_run.terms import run_terms
 
 SUFFIX = "-probe"
 
@@ -63,28 +63,26 @@ class LocalProbe(LocalProcesses):
     def stored(self) -> ProbeReport | None:
         """The report of an earlier probe of the same plan, configuration, model and problems."""
         try:
-            report = ProbeReport.model_validate_json((self.config.run_dir / PROBE).read_text(encoding="utf-8"))
+            report = ProbeReport.model_validate_json(self.folder.probe.read_text(encoding="utf-8"))
         except (OSError, ValidationError):
             return None
         terms = run_terms(self.config)
         same = report.plan == self.plan and report.config == self.config.as_report()
         return report if same and all(terms[key] == value for key, value in report.terms.items()) else None
 
-    def run(self, watch: Watch) -> ProbeReport:
-        """Probe, replacing an earlier probe of this name.
+    def run(self) -> None:
+        """Probe, replacing an earlier probe of this name. The report is ``probe.json`` in the folder.
 
         Raises ConfigError when the folder holds a run, ProcessFailedError, and KeyboardInterrupt as
         :meth:`LocalProcesses.work`.
         """
-        if (self.config.run_dir / RUN).exists():
+        if self.folder.record.exists():
             raise ConfigError(f"{self.config.run_dir} holds a run; choose another --run.name for the probe")
         self.prepare(resume=False, overwrite=True)
-        (self.config.run_dir / PLAN).write_text(self.plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        status, _ = self.work(watch)
-        report = self.stored()
-        if report is None or status.length:
+        self.folder.probe_plan.write_text(self.plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        status = self.work()
+        if self.stored() is None or status.length:
             raise ProcessFailedError(f"the probe left {status.length} rollouts and no report; look at its logs")
-        return report
 
     def _start_workers(self, supervisor: Supervisor) -> list[Child]:
         # The solver waits for the next policy, which never comes; it is ended with the supervisor.

@@ -36,9 +36,8 @@ from redis.retry import Retry
 
 from stepalign.errors import StepalignError
 from stepalign_launcher.processes import command_line, ending_with_its_parent
+from stepalign_run.folder.layout import REDIS_URL
 
-URL_FILE = "redis.url"
-"""Name of the file with the address, which holds the password."""
 LOG_FILE = "redis.log"
 _CONFIG_FILE = "redis.conf"
 _PID_FILE = "redis.pid"
@@ -128,7 +127,7 @@ class EmbeddedRedis:
         try:
             self._lock = self._take_over()
             # A killed predecessor's address.
-            (self.directory / URL_FILE).unlink(missing_ok=True)
+            (self.directory / REDIS_URL).unlink(missing_ok=True)
             return self._start_at_an_address(server)
         except BaseException:
             self.stop()
@@ -309,7 +308,7 @@ def serve(directory: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     server = EmbeddedRedis(directory)
-    url_file = directory / URL_FILE
+    url_file = directory / REDIS_URL
     try:
         write_private(url_file, f"{server.start()}\n")
         while not _input_ended(wait_seconds=0.2):

@@ -9,9 +9,9 @@ import signal
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import urlsplit
 
 import structlog
@@ -21,15 +21,12 @@ from stepalign.plugins import load_checker, load_grader
 from stepalign.problems import load_problems
 from stepalign.prompts import load_prompt
 from stepalign_launcher.supervisor import POLL_SECONDS, Child, Supervisor
-from stepalign_report.write import finish_report
 from stepalign_run.config import load_config
 from stepalign_run.folder.files import lock_file
+from stepalign_run.folder.layout import RunFolder
 from stepalign_run.queue import QueueStatus, forget_run, open_queue, redis_url
 
 START_TIMEOUT_SECONDS = 180.0
-
-
-Watch = Callable[[], None]
 
 
 def lock_folder(folder: Path) -> IO[str]:
@@ -37,7 +34,7 @@ def lock_folder(folder: Path) -> IO[str]:
 
     Raises ConfigError when another one holds it.
     """
-    return lock_file(folder.parent / f".{folder.name}.lock", f"{folder} is in use by another `stepalign` command")
+    return lock_file(RunFolder(folder).lock, f"{folder} is in use by another `stepalign` command")
 
 
 class LocalProcesses(ABC):
@@ -47,6 +44,7 @@ class LocalProcesses(ABC):
         self.config_path = config_path
         self.overrides = list(overrides)
         self.config = load_config(config_path, overrides)
+        self.folder = RunFolder(self.config.run_dir)
         self.environment: dict[str, str] = {}
         self.threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 2) // 2))
 
@@ -74,7 +72,7 @@ class LocalProcesses(ABC):
         if config.critic.url is None and config.critic.backend == "transformers" and config.critic.path is not None:
             self._require_model("critic.path", config.critic.path)
         self._lock = lock_folder(config.run_dir)
-        used = config.run_dir.exists() and any(config.run_dir.iterdir())
+        used = not self.folder.is_empty
         url = redis_url(config.queue)
         queued = url is not None and asyncio.run(self._queue_status(url)).published > 0
         if resume and not used:
@@ -90,8 +88,8 @@ class LocalProcesses(ABC):
                 asyncio.run(forget_run(config.queue, config.run.name))
             shutil.rmtree(config.run_dir, ignore_errors=True)
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        for name in ("critic.url", "redis/redis.url"):
-            (config.run_dir / name).unlink(missing_ok=True)
+        for address in (self.folder.critic_url, self.folder.redis_url):
+            address.unlink(missing_ok=True)
 
     @staticmethod
     def _require_model(key: str, path: Path) -> None:
@@ -108,47 +106,47 @@ class LocalProcesses(ABC):
             except (OSError, SafetensorError) as error:
                 raise ConfigError(f"{key}: {weights} cannot be read: {error}; copy the model again") from None
 
-    def work(self, watch: Watch) -> tuple[QueueStatus, float]:
-        """Work to the end. Returns the queue's last state and the seconds. ``watch`` is called several times a second.
+    def work(self) -> QueueStatus:
+        """Work to the end. Returns the queue's last state.
 
         What crashes is started again, and a warning on stderr says so. Raises KeyboardInterrupt on SIGINT and SIGTERM
         alike, and ProcessFailedError; no process is left in any case.
         """
-        started = time.monotonic()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         # What a command prints on stdout may be read by a program.
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-        with Supervisor(self.config.run_dir / "logs") as supervisor:
+        with Supervisor(self.folder.logs) as supervisor:
             redis = self._start_redis(supervisor)
             self._start_critic(supervisor)
             workers = self._start_workers(supervisor)
             while not all(child.done for child in workers):
                 supervisor.check()
-                watch()
                 time.sleep(POLL_SECONDS)
             supervisor.check()
-            watch()
             if redis is not None:
                 supervisor.await_address(redis, START_TIMEOUT_SECONDS)
-            status = asyncio.run(self._queue_status(self.environment["STEPALIGN_QUEUE__REDIS_URL"]))
-        return status, time.monotonic() - started
+            return asyncio.run(self._queue_status(self.environment["STEPALIGN_QUEUE__REDIS_URL"]))
 
     def _command(
-        self, supervisor: Supervisor, name: str, *options: str, ends: bool = True, address_file: Path | None = None
+        self,
+        supervisor: Supervisor,
+        name: str,
+        *options: str,
+        ends: bool = True,
+        address_file: Path | None = None,
+        shown: bool = False,
     ) -> Child:
         environment = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false", **self.environment}
         arguments = [name, str(self.config_path), *options, *self.overrides]
         return supervisor.start(
-            name, "stepalign_launcher.child", arguments, environment, ends=ends, address_file=address_file
+            name, "stepalign_launcher.child", arguments, environment, ends=ends, address_file=address_file, shown=shown
         )
 
     def _start_redis(self, supervisor: Supervisor) -> Child | None:
         """None when the configuration names a server."""
         url, server = redis_url(self.config.queue), None
         if url is None:
-            directory = self.config.run_dir / "redis"
-            file = directory / "redis.url"
-            arguments = [str(directory)]
+            file, arguments = self.folder.redis_url, [str(self.folder.redis)]
             server = supervisor.start(
                 "redis", "stepalign_launcher.redis_server", arguments, {}, ends=False, address_file=file
             )
@@ -160,7 +158,7 @@ class LocalProcesses(ABC):
     def _start_critic(self, supervisor: Supervisor) -> None:
         if self.config.critic.url is not None or not self.needs_critic:
             return
-        critic = self._command(supervisor, "critic", ends=False, address_file=self.config.run_dir / "critic.url")
+        critic = self._command(supervisor, "critic", ends=False, address_file=self.folder.critic_url)
         url = supervisor.await_address(critic, START_TIMEOUT_SECONDS)
         # Last on its command line, where it outdoes the configuration, which may ask for any free port.
         critic.arguments += ["--critic.port", str(urlsplit(url).port)]
@@ -176,15 +174,21 @@ class LocalProcesses(ABC):
 
 
 class LocalRun(LocalProcesses):
-    """One run on this machine."""
+    """One run on this machine. ``brief``: its report is one line."""
 
-    def run(self, watch: Watch) -> dict[str, Any]:
-        """Run to the end and write the report, as :meth:`work`, which says what is raised."""
-        status, seconds = self.work(watch)
-        return finish_report(self.config, status, seconds, self.threads)
+    def __init__(self, config_path: Path, overrides: Sequence[str], *, brief: bool = False) -> None:
+        super().__init__(config_path, overrides)
+        self.brief = brief
+
+    def run(self) -> None:
+        """Run to the end, and leave the report. Raises as :meth:`work`."""
+        self.work()
 
     def _start_workers(self, supervisor: Supervisor) -> list[Child]:
         workers = [self._command(supervisor, "trainer"), self._command(supervisor, "solver")]
         if self.config.data.validation is not None and self.config.data.test is not None:
             workers.append(self._command(supervisor, "evaluate", "--follow"))
+        # It shows the progress, and writes the report while the server still knows the queue.
+        options = ["--follow", *(["--brief"] if self.brief else [])]
+        workers.append(self._command(supervisor, "report", *options, shown=True))
         return workers

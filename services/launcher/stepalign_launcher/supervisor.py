@@ -49,7 +49,8 @@ class Child:
     """A supervised process. Its output goes to ``log``; its stdin is the lifeline that ends it with us.
 
     ``ends`` tells a worker, which is done some day, from a service, which must not end before the run does. A service
-    writes its address to ``address_file`` once it serves. ``arguments`` may be changed for its next start.
+    writes its address to ``address_file`` once it serves. ``arguments`` may be changed for its next start. The standard
+    output of a ``shown`` process is ours.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class Child:
         *,
         ends: bool,
         address_file: Path | None = None,
+        shown: bool = False,
     ) -> None:
         self.name = name
         self.arguments = list(arguments)
         self.log = log
         self.ends = ends
         self.address_file = address_file
+        self.shown = shown
         self.address: str | None = None
         """The address of its first life, which the other processes have."""
         self.restarts = 0
@@ -88,8 +91,8 @@ class Child:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", self._module, *self.arguments],
                 stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=None if self.shown else output,
+                stderr=output,
                 env=self._environment,
                 start_new_session=True,
             )
@@ -162,10 +165,11 @@ class Supervisor:
         *,
         ends: bool,
         address_file: Path | None = None,
+        shown: bool = False,
     ) -> Child:
         """Start ``python -m MODULE ARGUMENTS``."""
         log = self.log_dir / f"{name}.log"
-        child = Child(name, module, arguments, environment, log, ends=ends, address_file=address_file)
+        child = Child(name, module, arguments, environment, log, ends=ends, address_file=address_file, shown=shown)
         self.children.append(child)
         return child
 

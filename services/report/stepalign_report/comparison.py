@@ -17,10 +17,9 @@ import numpy as np
 
 from stepalign.errors import ConfigError
 from stepalign_report.intervals import BOOTSTRAP_SEED, LEVEL, RESAMPLES, Array, Bootstrap, Interval
+from stepalign_report.measures import METRICS, Metric
 from stepalign_report.runs import (
     BASE,
-    METRICS,
-    Metric,
     Run,
     Values,
     check_comparable,

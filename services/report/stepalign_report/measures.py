@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, TypedDict
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 
 from stepalign_report.intervals import Bootstrap
+from stepalign_run.folder.report import Marks
 
-METRICS = ("avg", "maj", "pass", "trace")
+Metric = Literal["avg", "maj", "pass", "trace"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+HEADING: dict[Metric, str] = {"avg": "Avg", "maj": "Maj", "pass": "Pass", "trace": "Trace"}
+"""Names in tables, to which ``@k`` is added."""
 
 Shares = list[float | None]
 
@@ -23,16 +27,16 @@ class Estimate(TypedDict):
     high: float
 
 
-def problem_values(marks: dict[str, Any], samples: int) -> dict[str, Shares]:
-    """Shares of each problem by measure, from a ``by_problem`` entry; None where no sample could be graded.
+def problem_values(marks: Marks, samples: int) -> dict[Metric, Shares]:
+    """Shares of each problem by measure; None where no sample could be graded.
 
     ``trace`` is there only when an exact checker read the traces.
     """
-    correct, traces = marks["correct"], marks.get("trace_correct")
-    graded = marks.get("graded", [samples] * len(correct))
-    values: dict[str, Shares] = {
+    correct, traces = marks.correct, marks.trace_correct
+    graded = marks.graded if marks.graded is not None else [samples] * len(correct)
+    values: dict[Metric, Shares] = {
         "avg": [right / n if n else None for right, n in zip(correct, graded, strict=True)],
-        "maj": [share if n else None for share, n in zip(marks["majority"], graded, strict=True)],
+        "maj": [share if n else None for share, n in zip(marks.majority, graded, strict=True)],
         "pass": [float(right > 0) if n else None for right, n in zip(correct, graded, strict=True)],
     }
     if traces is not None:

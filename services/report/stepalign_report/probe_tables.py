@@ -5,9 +5,6 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from benchmarks.probe_agreement import Agreement
-from stepalign_report.runs import METRICS
-from stepalign_report.tables import HEADING
 from stepalign_run.probing import ArmFigures, CritiqueFigures, Estimate, ProbeReport
 
 CAVEAT = (
@@ -33,7 +30,7 @@ def _score(score: Estimate | None) -> str:
     return "–" if score is None else f"{score.value:.3f} ({score.lower:.3f}–{score.upper:.3f})"
 
 
-def _table(title: str, *headings: str, text: int = 1, caption: str | None = None) -> Table:
+def probe_table(title: str, *headings: str, text: int = 1, caption: str | None = None) -> Table:
     """The first ``text`` columns are texts, the others numbers. Narrow enough for a terminal of 80 columns."""
     table = Table(title=title, caption=caption, box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
     for i, heading in enumerate(headings):
@@ -43,14 +40,14 @@ def _table(title: str, *headings: str, text: int = 1, caption: str | None = None
 
 def probe_tables(report: ProbeReport) -> list[Table]:
     """Contexts, arms by rank, critiques. Tables without rows are left out."""
-    tables = [contexts_table(report), arms_table(report)]
+    tables = [contextsprobe_table(report), armsprobe_table(report)]
     if report.critiques is not None:
-        tables.append(critiques_table(report.critiques))
+        tables.append(critiquesprobe_table(report.critiques))
     return [table for table in tables if table.rows]
 
 
-def contexts_table(report: ProbeReport) -> Table:
-    table = _table(
+def contextsprobe_table(report: ProbeReport) -> Table:
+    table = probe_table(
         f"{report.rollouts} rollouts of the base, {report.with_error} with a known error; {report.samples} samples "
         "of each teacher",
         "teacher sees",
@@ -83,8 +80,8 @@ def contexts_table(report: ProbeReport) -> Table:
 SCOPES = {"full": "", "through_first_error": ", to first error", "random_step": ", to random step"}
 
 
-def arms_table(report: ProbeReport) -> Table:
-    table = _table("arms, best score first", "", "arm", "pushes by", "focus", "score (95 % interval)", text=3)
+def armsprobe_table(report: ProbeReport) -> Table:
+    table = probe_table("arms, best score first", "", "arm", "pushes by", "focus", "score (95 % interval)", text=3)
     for rank, arm in enumerate(report.arms, start=1):
         pushes_by = arm.context.value if arm.context is not None else arm.objective
         table.add_row(
@@ -97,28 +94,12 @@ def arms_table(report: ProbeReport) -> Table:
     return table
 
 
-def critiques_table(critiques: CritiqueFigures) -> Table:
+def critiquesprobe_table(critiques: CritiqueFigures) -> Table:
     share = _percent(critiques.share)
-    table = _table(f"critiques of {critiques.rollouts} rollouts: {share} % validate", "outcome", "count", "%")
+    table = probe_table(f"critiques of {critiques.rollouts} rollouts: {share} % validate", "outcome", "count", "%")
     for name, counts in (("validated", critiques.validated), ("refused", critiques.refused)):
         for outcome, count in counts.items():
             table.add_row(f"{name}: {outcome}", str(count), _percent(count / critiques.rollouts))
-    return table
-
-
-def agreement_table(agreement: Agreement) -> Table:
-    k = agreement.samples
-    metrics = list(agreement.correlations)
-    table = _table(
-        "scores against finished runs", "arm", "score", "seeds", *(f"{HEADING[m]}@{k}" for m in METRICS if m in metrics)
-    )
-    for arm in agreement.arms:
-        figures = (f"{arm.figures[metric]:.1f}" for metric in METRICS if metric in metrics)
-        table.add_row(arm.arm, f"{arm.score:.3f}", str(len(arm.seeds)), *figures)
-    table.add_section()
-    correlations = (agreement.correlations[metric] for metric in METRICS if metric in metrics)
-    found = ("–" if rho is None else f"{rho:+.2f}" for rho in correlations)
-    table.add_row("Spearman's rank correlation", "", "", *found)
     return table
 
 

@@ -10,9 +10,12 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from stepalign_report.build import read_rows, sum_counts
+from stepalign_report.build import sum_counts
+from stepalign_report.measures import HEADING, METRICS
 from stepalign_run.config import Config
-from stepalign_run.selection import EVALUATION_ROWS
+from stepalign_run.folder.jsonl import read_rows
+from stepalign_run.folder.layout import RunFolder
+from stepalign_run.folder.report import Evaluated, Report
 
 
 def _figure(value: float | None, digits: int = 2) -> str:
@@ -24,6 +27,7 @@ class RunProgress:
 
     def __init__(self, config: Config, console: Console) -> None:
         self.config = config
+        self.folder = RunFolder(config.run_dir)
         self.console = console
         self.updates: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []
@@ -49,8 +53,8 @@ class RunProgress:
 
     def watch(self) -> None:
         """Read what is new."""
-        self.updates = read_rows(self.config.run_dir / "metrics.jsonl")
-        self.evaluations = read_rows(self.config.run_dir / EVALUATION_ROWS)
+        self.updates = read_rows(self.folder.metrics)
+        self.evaluations = read_rows(self.folder.evaluations)
         description = "training" if self.updates else "starting processes"
         if len(self.updates) == self.config.trainer.steps:
             description = "evaluating" if self.config.data.test is not None else "finishing"
@@ -99,17 +103,15 @@ class RunProgress:
         return Group(self.bar, table)
 
 
-def result_table(config: Config, report: dict[str, Any]) -> Table:
+def result_table(config: Config, report: Report, evaluated: Evaluated) -> Table:
     """Base against trained on the test problems."""
     k = config.evaluation.samples
-    arm = report["arms"][config.arm_name]
-    table = Table(title=f"{report['base']['test']['problems']} test problems, {k} samples each, seed {report['seed']}")
-    rows = [("base", report["base"]["test"]), (f"{config.arm_name} (step {arm['selected_step']})", arm["test"])]
-    if report["chance"] is not None:
-        rows.insert(0, ("chance", report["chance"]))
-    figures = {f"Avg@{k}": f"avg_at_{k}", f"Maj@{k}": f"maj_at_{k}", f"Pass@{k}": f"pass_at_{k}"}
-    if f"trace_at_{k}" in arm["test"]:
-        figures["every step right"] = f"trace_at_{k}"
+    base, test = evaluated.base.test, evaluated.test
+    table = Table(title=f"{base['problems']} test problems, {k} samples each, seed {report.seed}")
+    rows = [("base", base), (f"{report.arm_name} (step {evaluated.selected_step})", test)]
+    if report.chance is not None:
+        rows.insert(0, ("chance", report.chance))
+    figures = {f"{HEADING[metric]}@{k}": f"{metric}_at_{k}" for metric in METRICS if f"{metric}_at_{k}" in test}
     figures["mean tokens"] = "mean_tokens"
     for heading in ("", *figures):
         table.add_column(heading, justify="right" if heading else "left")
@@ -118,20 +120,20 @@ def result_table(config: Config, report: dict[str, Any]) -> Table:
     return table
 
 
-def summary_table(config: Config, report: dict[str, Any]) -> Table:
-    """What became of the rollouts and of the critiques."""
-    table = Table(title=f"run {report['run']}: {report['steps']} updates")
+def summary_table(report: Report) -> Table:
+    """Outcomes of the rollouts and of the critiques, by number."""
+    table = Table(title=f"run {report.run}: {report.steps} updates")
     table.add_column("what")
     table.add_column("count", justify="right")
-    rollouts = report["rollouts"]
-    table.add_row("rollouts published", str(rollouts["published"]))
-    table.add_row("  trained on", str(rollouts["trained"]))
-    for reason, count in rollouts["skipped"].items():
+    rollouts = report.rollouts
+    table.add_row("rollouts published", str(rollouts.published))
+    table.add_row("  trained on", str(rollouts.trained))
+    for reason, count in rollouts.skipped.items():
         table.add_row(f"  skipped: {reason}", str(count))
-    for name in ("stale", "dead", "pending"):
-        table.add_row(f"  {name}", str(rollouts[name]))
-    for outcome, count in report["critiques"].items():
+    for name, count in (("stale", rollouts.stale), ("dead", rollouts.dead), ("pending", rollouts.pending)):
+        table.add_row(f"  {name}", str(count))
+    for outcome, count in report.critiques.items():
         table.add_row(f"critiques: {outcome}", str(count))
-    for alarm, raised in report["alarms"].items():
-        table.add_row(f"[bold red]alarm: {alarm}[/], first at update {raised['first_step']}", str(raised["updates"]))
+    for name, alarm in report.alarms.items():
+        table.add_row(f"[bold red]alarm: {name}[/], first at update {alarm.first_step}", str(alarm.updates))
     return table

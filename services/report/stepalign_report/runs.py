@@ -20,16 +20,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from stepalign.errors import ConfigError
-from stepalign_report.build import REPORT
-from stepalign_report.measures import problem_values
+from stepalign_report.measures import METRICS, Metric, problem_values
+from stepalign_run.folder.layout import RunFolder
+from stepalign_run.folder.report import Figures, Marks, read_report, unreadable
 
-Metric = Literal["avg", "maj", "pass", "trace"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
 BASE, CHANCE = "base", "chance"
 
 AGREEMENT = 0.01
@@ -41,72 +40,18 @@ OPTIONAL = ("chance", "terms.critic")
 SHOWN = 16
 """Most characters of a value in a message; checksums are longer."""
 
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Values = dict[Metric, tuple[float, ...]]
 
 
-class _Part(BaseModel):
-    """A part of the report; keys that are not needed here are passed over."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class _Marks(_Part):
-    """What became of a problem's samples; lists in the order of the problems."""
-
-    correct: list[Count]
-    graded: list[Count] | None = None
-    """Unset, all samples were graded."""
-    majority: list[Share]
-    trace_correct: list[Count] | None = None
-
-
-class _Ids(_Part):
-    validation: Annotated[list[str], Field(min_length=1)]
-    test: Annotated[list[str], Field(min_length=1)]
-
-
-class _BaseMarks(_Part):
-    test: _Marks
-
-
-class _ByProblem(_Part):
-    ids: _Ids
-    base: _BaseMarks
-    validation: dict[int, _Marks]
-    test: _Marks
-
-
-class _BaseFigures(_Part):
-    test: dict[str, float]
-
-
-class _Arm(_Part):
-    condition: dict[str, Any] | None = None
-    selected_step: int | None = None
-    validation: dict[int, dict[str, float]] | None = None
-    test: dict[str, float] | None = None
-
-
-class _Evaluation(_Part):
+class _Evaluation(BaseModel):
     samples: Annotated[int, Field(ge=1)]
 
 
-class _Terms(_Part):
+class _Terms(BaseModel):
+    """The terms that a comparison reads itself; the others are only compared."""
+
     evaluation: _Evaluation
     steps: int
-
-
-class _Report(_Part):
-    run: str
-    seed: int
-    steps: int
-    arms: Annotated[dict[str, _Arm], Field(min_length=1, max_length=1)]
-    base: _BaseFigures | None = None
-    by_problem: _ByProblem | None = None
-    terms: dict[str, Any] | None = None
-    chance: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +62,7 @@ class Run:
     name: str
     arm: str
     seed: int
-    condition: dict[str, Any] | None
+    condition: dict[str, Any]
     """What the arm is: objective, context, scope and their settings."""
     terms: dict[str, Any]
     """What must be equal for two runs to be compared."""
@@ -148,32 +93,27 @@ def read_run(folder: Path) -> Run:
     has not made all its updates or has no evaluation, its parts do not agree with one another, or its checkpoint is
     not the one that validation picks.
     """
-    report = _read_report(folder)
-    ((arm, content),) = report.arms.items()
+    report = read_report(RunFolder(folder))
+    arm, evaluated = report.arm_name, report.evaluated
     if arm in (BASE, CHANCE):
         raise ConfigError(f"{folder}: an arm cannot be called {arm!r}, which names another row; rename its file")
-    if report.base is None or content.validation is None or content.test is None or content.selected_step is None:
+    if evaluated is None:
         raise ConfigError(
             f"{folder}: the run has no evaluation; set data.validation and data.test and run it again to compare it"
-        )
-    if report.by_problem is None or report.terms is None:
-        raise ConfigError(
-            f"{folder}: its evaluation has no figures by problem (by_problem) or no terms, as reports of earlier "
-            "versions; run it again"
         )
     try:
         terms = _Terms.model_validate(report.terms)
     except ValidationError as error:
-        raise _unreadable(folder, error, "terms.") from error
+        raise unreadable(RunFolder(folder).report, error, "terms.") from error
     if report.steps != terms.steps:
         raise ConfigError(
             f"{folder}: {report.steps} of {terms.steps} updates are made; continue the run with --resume, or leave it "
             "out"
         )
-    k, marks = terms.evaluation.samples, report.by_problem
-    _check_agreement(folder, "base.test", report.base.test, marks.base.test, marks.ids.test, k)
-    _check_agreement(folder, f"arms.{arm}.test", content.test, marks.test, marks.ids.test, k)
-    for step, figures in content.validation.items():
+    k, marks = terms.evaluation.samples, evaluated.by_problem
+    _check_agreement(folder, "base.test", evaluated.base.test, marks.base.test, marks.ids.test, k)
+    _check_agreement(folder, f"arms.{arm}.test", evaluated.test, marks.test, marks.ids.test, k)
+    for step, figures in evaluated.validation.items():
         if step not in marks.validation:
             raise _torn(folder, f"by_problem.validation has no step {step}")
         place = f"arms.{arm}.validation.{step}"
@@ -183,12 +123,12 @@ def read_run(folder: Path) -> Run:
         name=report.run,
         arm=arm,
         seed=report.seed,
-        condition=content.condition,
+        condition=report.arm.condition,
         terms=report.terms,
         samples=k,
         ids={"validation": tuple(marks.ids.validation), "test": tuple(marks.ids.test)},
-        validation={step: figures[f"avg_at_{k}"] for step, figures in content.validation.items()},
-        selected_step=content.selected_step,
+        validation={step: figures[f"avg_at_{k}"] for step, figures in evaluated.validation.items()},
+        selected_step=evaluated.selected_step,
         test=_values(marks.test, k),
         base=_values(marks.base.test, k),
         chance=_chance(folder, report.chance, k),
@@ -218,41 +158,14 @@ def check_comparable(runs: Sequence[Run]) -> None:
     _check_same_terms(runs)
 
 
-def _read_report(folder: Path) -> _Report:
-    path = folder / REPORT
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigError(
-            f"{folder}: there is no {REPORT} in it; give the folder of a run that has ended, as in runs/demo/*/"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error}); make it readable, or write it again with `stepalign report`"
-        ) from error
-    try:
-        return _Report.model_validate_json(text)
-    except ValidationError as error:
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: Path, error: ValidationError, prefix: str = "") -> ConfigError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = prefix + ".".join(str(part) for part in first["loc"])
-    return ConfigError(
-        f"{folder / REPORT} is no report of a run ({place + ': ' if place else ''}{first['msg']}); write it again with "
-        "`stepalign report`"
-    )
-
-
 def _torn(folder: Path, what: str) -> ConfigError:
     return ConfigError(
         f"{folder}: its report does not agree with itself: {what}; write it again with `stepalign report`"
     )
 
 
-def _values(marks: _Marks, k: int) -> Values:
-    of_problems = problem_values(marks.model_dump(exclude_none=True), k)
+def _values(marks: Marks, k: int) -> Values:
+    of_problems = problem_values(marks, k)
     return {
         metric: tuple(math.nan if value is None else value for value in of_problems[metric])
         for metric in METRICS
@@ -260,7 +173,7 @@ def _values(marks: _Marks, k: int) -> Values:
     }
 
 
-def _check_agreement(folder: Path, name: str, figures: dict[str, float], marks: _Marks, ids: list[str], k: int) -> None:
+def _check_agreement(folder: Path, name: str, figures: Figures, marks: Marks, ids: list[str], k: int) -> None:
     """The lists have one entry for each problem, counts are possible, and the figures (percent) are their means."""
     for key, listed in marks:
         if listed is not None and len(listed) != len(ids):
@@ -280,7 +193,7 @@ def _check_agreement(folder: Path, name: str, figures: dict[str, float], marks: 
             raise _torn(folder, f"{name}.{metric}_at_{k} is {figure:.2f}, its problems give {mean:.2f}")
 
 
-def _chance(folder: Path, figures: dict[str, float] | None, k: int) -> dict[Metric, float] | None:
+def _chance(folder: Path, figures: Figures | None, k: int) -> dict[Metric, float] | None:
     if figures is None:
         return None
     found: dict[Metric, float] = {metric: figures[key] for metric in METRICS if (key := f"{metric}_at_{k}") in figures}

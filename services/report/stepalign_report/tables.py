@@ -9,9 +9,8 @@ from rich.table import Table
 from stepalign.errors import ConfigError
 from stepalign_report.comparison import Comparison, Difference, Pair
 from stepalign_report.intervals import LEVEL
-from stepalign_report.runs import CHANCE, METRICS, Metric
-
-HEADING: dict[Metric, str] = {"avg": "Avg", "maj": "Maj", "pass": "Pass", "trace": "Trace"}
+from stepalign_report.measures import HEADING, METRICS, Metric
+from stepalign_report.runs import CHANCE
 
 
 def comparison_tables(comparison: Comparison, metric: Metric = "avg", everything: bool = False) -> list[Table]:

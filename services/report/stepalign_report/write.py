@@ -1,25 +1,46 @@
-"""Writing what a finished run leaves."""
+"""Writing what finished runs leave: the report and its page, the comparison of several and theirs."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-from stepalign_report.build import PAGE, REPORT, build_report, write_report
+from stepalign_report.build import build_report
+from stepalign_report.comparison import Comparison, compare, write_comparison
 from stepalign_report.page import write_page
+from stepalign_report.runs import read_runs
 from stepalign_run.config import Config
+from stepalign_run.folder.layout import RunFolder
+from stepalign_run.folder.report import Report, write_report
 from stepalign_run.queue import QueueStatus
 
 
-def finish_report(config: Config, status: QueueStatus, wall_seconds: float, threads: int) -> dict[str, Any]:
+def finish_report(config: Config, status: QueueStatus, wall_seconds: float, threads: int) -> Report:
     """Write ``report.json`` of a run that has ended, and the page that shows it."""
     report = build_report(config, status, wall_seconds, threads)
-    write_report(config, report)
-    ensure_page(config)
+    folder = RunFolder(config.run_dir)
+    write_report(folder, report)
+    ensure_page(folder)
     return report
 
 
-def ensure_page(config: Config) -> None:
+def ensure_page(folder: RunFolder) -> None:
     """Write the page of a finished run unless one newer than its report is there, as after a kill between the two."""
-    page, report = config.run_dir / PAGE, config.run_dir / REPORT
+    page, report = folder.page, folder.report
     if not page.exists() or page.stat().st_mtime < report.stat().st_mtime:
-        write_page(page, [config.run_dir])
+        write_page(page, [folder.path])
+
+
+def compare_into(target: RunFolder, folders: Sequence[Path]) -> Comparison:
+    """Compare finished runs and write ``comparison.json`` and ``report.html`` of them all to ``target``.
+
+    Raises ConfigError as :func:`~stepalign_report.runs.read_run` and :func:`~stepalign_report.comparison.compare`.
+    """
+    runs = read_runs(folders)
+    comparison = compare(runs)
+    for run in runs:
+        ensure_page(RunFolder(run.folder))
+    write_comparison(target.comparison, comparison)
+    of_name = {run.name: run.folder for run in runs}
+    write_page(target.page, [of_name[name] for name, _, _ in comparison.runs], comparison.as_json())
+    return comparison

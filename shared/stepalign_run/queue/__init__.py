@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 
 from stepalign.errors import ConfigError
-from stepalign_launcher.redis_server import URL_FILE
 from stepalign_run.config import Config, QueueSection
+from stepalign_run.folder.layout import RunFolder
 from stepalign_run.queue.base import Admission, DeadLetter, Delivery, QueueStatus, Replay, RolloutQueue
 from stepalign_run.queue.codec import decode, encode
 from stepalign_run.queue.redis_streams import RedisRolloutQueue
@@ -60,13 +60,14 @@ def resolve_url(config: Config) -> str:
     configured = redis_url(config.queue)
     if configured is not None:
         return configured
-    path = config.run_dir / "redis" / URL_FILE
+    folder = RunFolder(config.run_dir)
+    path = folder.redis_url
     try:
         return path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         raise ConfigError(
             f"the run is not in progress: its embedded Redis server is not running ({path} does not exist). Once it "
-            f"has ended, {config.run_dir / 'report.json'} says what became of its rollouts. For a server of your own "
+            f"has ended, {folder.report} says what became of its rollouts. For a server of your own "
             "set queue.redis_url or REDIS_URL."
         ) from None
 

@@ -81,7 +81,13 @@ def report(
     of_base = marks([0] * len(correct) if base is None else base, None if traces is None else [0] * len(correct))
     steps = {step: marks(right) for step, right in (validation or {0: [0, 0], 10: [4, 2], 20: [3, 3]}).items()}
     by_step = {str(step): figures(found) for step, found in steps.items()}
-    update = {"loss": 0.5, "advantage_correct": 0.0, "advantage_correct_below": 0.0, "advantage_at_error": -3.0}
+    update = {
+        "loss": 0.5,
+        "advantage_correct": 0.0,
+        "advantage_correct_below": 0.0,
+        "advantage_at_error": -3.0,
+        "advantage_after_error": None,
+    }
     return {
         "run": f"{arm}-{seed}",
         "seed": seed,
@@ -98,6 +104,7 @@ def report(
                 "objective": "forward_kl",
                 "context": "critique",
                 "scope": "full",
+                "condition": {"objective": "forward_kl", "context": "critique", "scope": "full"},
                 "test": figures(test),
                 "validation": by_step,
                 "selected_step": max(sorted(steps), key=lambda step: sum(steps[step]["correct"])),
@@ -133,6 +140,7 @@ def report(
             "test": test,
         },
         "alarms": {},
+        "config": {},
     }
 
 
@@ -593,8 +601,8 @@ def put(value: Any, *path: str) -> Edit:
     ("edit", "said"),
     [
         (without_evaluation, "has no evaluation; set data.validation and data.test"),
-        (remove("by_problem"), "no figures by problem"),
-        (remove("terms"), "no figures by problem (by_problem) or no terms"),
+        (remove("by_problem"), "missing: by_problem"),
+        (remove("terms"), "terms: Field required"),
         (put(12, "steps"), "12 of 20 updates are made"),
         (put(0, "terms", "evaluation", "samples"), "terms.evaluation.samples"),
         (put(12, "terms", "evaluation", "samples"), "does not agree with itself"),

@@ -16,6 +16,7 @@ from stepalign_report.measures import estimate, problem_values
 from stepalign_report.page import build_page, write_page
 from stepalign_report.page.data import page_data
 from stepalign_report.page.page import SCRIPTS
+from stepalign_run.folder.report import Marks
 from support.page_runs import PROBLEMS, SAMPLES, write_run
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>"
@@ -109,7 +110,7 @@ def test_an_interval_of_one_value_is_that_value_and_missing_values_leave_the_mea
 
 
 def test_problems_without_a_graded_sample_have_no_value() -> None:
-    marks = {"correct": [3, 0], "graded": [6, 0], "majority": [1.0, 0.0], "trace_correct": None}
+    marks = Marks(correct=[3, 0], graded=[6, 0], majority=[1.0, 0.0])
     assert problem_values(marks, 12) == {"avg": [0.5, None], "maj": [1.0, None], "pass": [1.0, None]}
 
 
@@ -155,6 +156,16 @@ def test_runs_of_an_arm_are_its_seeds(tmp_path: Path) -> None:
     assert [curve["label"] for curve in data["curves"]] == ["refsol", "grpo"]
 
 
+def test_a_curve_has_the_steps_that_every_seed_was_scored_at(tmp_path: Path) -> None:
+    whole, cut = (write_run(tmp_path / f"scoped-{seed}", seed=seed, steps=30) for seed in (0, 1))
+    report = report_of(cut)
+    for figures in (report["arms"]["stepalign_scoped"]["validation"], report["by_problem"]["validation"]):
+        del figures["20"]
+    (cut / "report.json").write_text(json.dumps(report))
+    (curve,) = data_of(build_page([whole, cut]))["curves"]
+    assert curve["steps"] == [0, 10, 30] and len(curve["avg"]) == 3
+
+
 def test_runs_with_other_numbers_of_updates_are_other_rows_and_said_to_differ(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / str(steps), "grpo", steps=steps) for steps in (20, 40)]
     data = page_data(folders)
@@ -183,11 +194,15 @@ def test_a_folder_without_a_report_is_refused(tmp_path: Path) -> None:
         build_page([])
 
 
+EVALUATED = {"by_problem", "base", "chance", "evaluation", "validation", "selected_step", "test"}
+"""Keys that only the report of an evaluated run has."""
+
+
 def test_a_run_without_evaluation_or_tokens_has_a_page(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "bare", tokens=False)
-    report = {key: value for key, value in report_of(folder).items() if key not in ("by_problem", "base", "chance")}
-    arm = {"stepalign_scoped": {"objective": "forward_kl", "context": "critique", "scope": "full"}}
-    (folder / "report.json").write_text(json.dumps(report | {"arms": arm}))
+    report = {key: value for key, value in report_of(folder).items() if key not in EVALUATED}
+    arm = {key: value for key, value in report["arms"]["stepalign_scoped"].items() if key not in EVALUATED}
+    (folder / "report.json").write_text(json.dumps(report | {"arms": {"stepalign_scoped": arm}}))
     data = data_of(build_page([folder]))
     assert (data["results"], data["curves"], data["samples"], data["runs"][0]["tokens"]) == ([], [], None, [])
     assert data["runs"][0]["selected_step"] is None

@@ -1,12 +1,14 @@
-"""The report: figures of a run's files, and rows that another process is still writing."""
+"""The report: figures of a run's files."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from stepalign_report.build import build_report, read_rows, write_report
+from stepalign_report.build import build_report
 from stepalign_run.config import load_config
+from stepalign_run.folder.layout import RunFolder
+from stepalign_run.folder.report import read_report, write_report
 from stepalign_run.queue import QueueStatus
 
 STATUS = QueueStatus(
@@ -21,13 +23,6 @@ ROW = {
 }
 
 
-def test_a_row_that_is_half_written_is_left_for_later(tmp_path: Path) -> None:
-    rows = tmp_path / "metrics.jsonl"
-    assert read_rows(rows) == []
-    rows.write_text('{"step": 1}\n{"st')
-    assert read_rows(rows) == [{"step": 1}]
-
-
 def test_counts_are_summed_over_updates_and_the_ledger_is_reported(tmp_path: Path) -> None:
     toml = tmp_path / "run.toml"
     (tmp_path / "t.jsonl").write_text('{"question": "q", "answer": "a"}\n')
@@ -40,9 +35,9 @@ def test_counts_are_summed_over_updates_and_the_ledger_is_reported(tmp_path: Pat
     ]
     (config.run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = build_report(config, STATUS, wall_seconds=12.34, threads=1)
-    arm = report["arms"]["stepalign_scoped"]
-    assert report["critiques"] == {"correct": 3, "truncated": 1}
-    assert report["rollouts"] == {
+    arm = report.arms["stepalign_scoped"]
+    assert report.critiques == {"correct": 3, "truncated": 1}
+    assert report.rollouts.model_dump() == {
         "published": 4,
         "trained": 3,
         "skipped": {"critique_truncated": 1},
@@ -50,8 +45,14 @@ def test_counts_are_summed_over_updates_and_the_ledger_is_reported(tmp_path: Pat
         "dead": 0,
         "pending": 0,
     }
-    assert report["alarms"] == {"entropy": {"first_step": 2, "updates": 1}}
-    assert (arm["objective"], arm["context"], arm["scope"]) == ("forward_kl", "critique", "through_first_error")
-    assert (arm["first_update"]["loss"], arm["last_update"]["loss"]) == (0.5, 0.25)
-    assert "base" not in report and report["steps"] == 2 and report["wall_seconds"] == 12.3
-    assert json.loads(write_report(config, report).read_text()) == report
+    assert report.model_dump()["alarms"] == {"entropy": {"first_step": 2, "updates": 1}}
+    assert (arm.objective, arm.context, arm.scope) == ("forward_kl", "critique", "through_first_error")
+    assert arm.first_update is not None and arm.last_update is not None
+    assert (arm.first_update.loss, arm.last_update.loss) == (0.5, 0.25)
+    assert report.evaluated is None and report.steps == 2 and report.wall_seconds == 12.3
+    folder = RunFolder(config.run_dir)
+    write_report(folder, report)
+    assert read_report(folder) == report
+    written = json.loads(folder.report.read_text())
+    assert {"base", "evaluation", "chance", "by_problem"}.isdisjoint(written)
+    assert "selected_step" not in written["arms"]["stepalign_scoped"]

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from stepalign.errors import ConfigError
-from stepalign_launcher.redis_server import URL_FILE, EmbeddedRedis
+from stepalign_launcher.redis_server import EmbeddedRedis
 from stepalign_launcher.runner import lock_folder
 from stepalign_run.audit import Audit, read_records
 from stepalign_run.audit import audit as audit_records
 from stepalign_run.config import load_config
+from stepalign_run.folder.layout import RunFolder
 from stepalign_run.queue import resolve_url
 from stepalign_run.queue.snapshot import read_snapshot
 
@@ -56,8 +57,9 @@ def audit(
 
 def examine(run: Path, config: Path | None = None) -> Audit:
     """The audit of a run's folder. Raises ConfigError when it is none or when there is no server to ask."""
-    if not (run / "run.json").is_file():
-        raise ConfigError(f"{run} is no run's folder: there is no run.json")
+    record = RunFolder(run).record
+    if not record.is_file():
+        raise ConfigError(f"{run} is no run's folder: there is no {record.name}")
     with _server(run, config) as url:
         found = _examined(run, url)
         for _ in range(_LOOKS - 1):
@@ -75,17 +77,17 @@ def _examined(run: Path, url: str) -> Audit:
 
 @contextmanager
 def _server(run: Path, config: Path | None) -> Iterator[str]:
-    own = run / "redis"
+    folder = RunFolder(run)
     if config is not None:
         yield resolve_url(load_config(config, ["--run.dir", str(run.parent), "--run.name", run.name]))
-    elif own.is_dir():
+    elif folder.redis.is_dir():
         try:
             lock = lock_folder(run)
         except ConfigError:
-            yield _address_of_a_run_in_progress(own / URL_FILE)
+            yield _address_of_a_run_in_progress(folder.redis_url)
             return
         # An address that is there all the same is that of a server that a power cut or a kill has ended.
-        with lock, EmbeddedRedis(own) as url:
+        with lock, EmbeddedRedis(folder.redis) as url:
             yield url
     elif os.environ.get("REDIS_URL"):
         yield os.environ["REDIS_URL"]

@@ -14,13 +14,9 @@ from rich.console import Console
 
 from stepalign.errors import ConfigError
 from stepalign_launcher.campaign import Campaign, started
-from stepalign_launcher.commands.run import Resume, _run
+from stepalign_launcher.commands.run import Resume, carry_out
 from stepalign_launcher.runner import LocalRun, lock_folder
-from stepalign_report.build import (
-    METRICS,
-    PAGE,
-)
-from stepalign_report.commands.compare import show_comparison
+from stepalign_launcher.stepalign_command import stepalign
 from stepalign_run.config import load_config
 
 LAB = "stepalign_lab"
@@ -62,11 +58,9 @@ def demo(
                 f"{directory} holds an earlier demo; --resume continues it or adds to it, --overwrite replaces it"
             )
         for member in campaign.outstanding():
-            local = LocalRun(configuration, member.overrides)
-            _run(console, local, resume=campaign.begun(member), overwrite=True, brief=True)
-        comparison = campaign.compare()
-    show_comparison(console, comparison)
-    console.print(f"the page of it: {directory / PAGE}", highlight=False)
+            local = LocalRun(configuration, member.overrides, brief=True)
+            carry_out(console, local, resume=campaign.begun(member), overwrite=True)
+        stepalign("compare", *map(str, campaign.ended()), "--to", str(directory))
     _next_steps(console, directory)
 
 
@@ -84,7 +78,7 @@ def _next_steps(console: Console, directory: Path) -> None:
         ("the same with other rollouts", f"{program} demo --resume --seed 1"),
         ("a control: no feedback at all", f"{program} demo --resume --arm null --arm stepalign_scoped"),
         ("runs of several seeds compared", f"{program} compare {directory}/*/"),
-        ("figures of each update", f"tail -n 1 {directory}/*/{METRICS}"),
+        ("figures of each update", f"tail -n 1 {directory}/*/metrics.jsonl"),
         ("real weights on word problems", "make demo-smollm2"),
     )
     console.print("\nWhat to try next:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +13,7 @@ from typer.core import TyperGroup
 from stepalign.cli import OVERRIDES
 from stepalign_launcher.commands.audit import audit
 from stepalign_launcher.runner import LocalRun
-from stepalign_report.commands.report import _show
-from stepalign_report.progress import RunProgress
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
-
+from stepalign_run.commands.arguments import ConfigPath
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 
@@ -46,10 +43,11 @@ def start(
 ) -> None:
     """Run the whole loop on this machine, as processes. `stepalign run audit RUN` checks that no rollout was lost."""
     overrides = [*ctx.args, *(["--data.train", str(problems.resolve())] if problems is not None else [])]
-    _run(Console(), LocalRun(config, overrides), resume=resume, overwrite=overwrite)
+    carry_out(Console(), LocalRun(config, overrides), resume=resume, overwrite=overwrite)
 
 
-def _run(console: Console, local: LocalRun, *, resume: bool, overwrite: bool, brief: bool = False) -> None:
+def carry_out(console: Console, local: LocalRun, *, resume: bool, overwrite: bool) -> None:
+    """Run to the end and show how it goes. Raises typer.Exit when it is stopped."""
     config = local.config
     local.prepare(resume=resume, overwrite=overwrite)
     console.print(
@@ -58,13 +56,10 @@ def _run(console: Console, local: LocalRun, *, resume: bool, overwrite: bool, br
         f"files in {config.run_dir}",
         highlight=False,
     )
+    # The report's process writes to the same output, and what stands here comes first.
+    sys.stdout.flush()
     try:
-        with RunProgress(config, console) as progress:
-            report = local.run(progress.watch)
+        local.run()
     except KeyboardInterrupt:
         console.print("stopped, no process is left; continue with --resume", highlight=False)
         raise typer.Exit(130) from None
-    if brief:
-        console.print(f"  {config.arm_name}: done in {report['wall_seconds']:.0f} s", highlight=False)
-    else:
-        _show(console, config, report)

@@ -1,29 +1,28 @@
-"""``stepalign report``."""
+"""``stepalign report``: the report of one run."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import signal
 import time
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from stepalign.errors import ConfigError
-from stepalign_report.build import (
-    METRICS,
-    PAGE,
-    read_rows,
-    read_state,
-    stored_report,
-)
 from stepalign_report.progress import RunProgress, result_table, summary_table
+from stepalign_report.state import read_state
 from stepalign_report.write import ensure_page, finish_report
+from stepalign_run.commands.arguments import ConfigPath
 from stepalign_run.config import Config, load_config
+from stepalign_run.folder.jsonl import read_rows
+from stepalign_run.folder.layout import RunFolder
+from stepalign_run.folder.report import Report
+from stepalign_run.folder.stored import stored_report
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
 FOLLOW_SECONDS = 1.0
 
 
@@ -31,26 +30,41 @@ def report(
     ctx: typer.Context,
     config: ConfigPath,
     follow: Annotated[bool, typer.Option("--follow", help="Show the run's figures until it ends.")] = False,
+    brief: Annotated[bool, typer.Option("--brief", help="One line in place of the tables.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of tables.")] = False,
 ) -> None:
-    """Print the report of a run, and write it where the processes were started one by one, as Docker Compose does."""
+    """Print the report of a run, and write it once the run has ended."""
     settings = load_config(config, ctx.args)
     console = Console(stderr=as_json)
-    content = stored_report(settings)
-    if content is None or follow:
-        content = _await_report(settings, console, follow=follow)
-    ensure_page(settings)
+    with _ended_in_order():
+        found = stored_report(settings)
+        if found is None or follow:
+            found = _await_report(settings, console, follow=follow)
+        ensure_page(RunFolder(settings.run_dir))
     if as_json:
-        typer.echo(json.dumps(content, indent=1, sort_keys=True))
+        typer.echo(found.as_json(), nl=False)
+    elif brief:
+        console.print(f"  {found.arm_name}: done in {found.wall_seconds:.0f} s", highlight=False)
     else:
-        _show(console, settings, content)
+        _show(console, settings, found)
 
 
-def _await_report(settings: Config, console: Console, *, follow: bool) -> dict[str, Any]:
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does: the progress leaves the terminal as it was."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _await_report(settings: Config, console: Console, *, follow: bool) -> Report:
     """The report of a run that has ended, written to its folder. Raises ConfigError before the end without follow."""
     state = asyncio.run(read_state(settings))
     if not state.finished and not follow:
-        how_far = f"{len(read_rows(settings.run_dir / METRICS))} of {settings.trainer.steps} updates are done"
+        done = len(read_rows(RunFolder(settings.run_dir).metrics))
+        how_far = f"{done} of {settings.trainer.steps} updates are done"
         if settings.data.validation is not None and settings.data.test is not None:
             how_far += " and its evaluation is not complete"
         raise ConfigError(f"run {settings.run.name!r} has not ended: {how_far}; --follow waits for the end")
@@ -64,10 +78,11 @@ def _await_report(settings: Config, console: Console, *, follow: bool) -> dict[s
     return finish_report(settings, state.queue, state.ended_at - state.started_at, state.threads)
 
 
-def _show(console: Console, config: Config, report: dict[str, Any]) -> None:
-    console.print(summary_table(config, report))
-    if report["rollouts"]["published"] and not report["rollouts"]["trained"]:
+def _show(console: Console, config: Config, report: Report) -> None:
+    console.print(summary_table(report))
+    if report.rollouts.published and not report.rollouts.trained:
         console.print("[bold red]nothing was trained:[/] every rollout was skipped, for the reasons in the table")
-    if "base" in report:
-        console.print(result_table(config, report))
-    console.print(f"report: {config.run_dir / PAGE} ({report['wall_seconds']:.0f} s)", highlight=False)
+    if report.evaluated is not None:
+        console.print(result_table(config, report, report.evaluated))
+    page = RunFolder(config.run_dir).page
+    console.print(f"report: {page} ({report.wall_seconds:.0f} s)", highlight=False)

@@ -1,4 +1,4 @@
-"""What the page shows, from the files of finished runs: the JSON that ``report.html`` holds."""
+"""The data of the page, from the files of finished runs: the JSON inside ``report.html``."""
 
 from __future__ import annotations
 
@@ -8,58 +8,69 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stepalign.errors import ConfigError
-from stepalign_report.build import METRICS as METRICS_FILE
-from stepalign_report.build import REPORT, read_json, read_rows, sum_counts
+from stepalign_report.build import sum_counts
 from stepalign_report.intervals import LEVEL, RESAMPLES
-from stepalign_report.measures import METRICS, Estimate, Shares, estimate, problem_values
+from stepalign_report.measures import METRICS, Estimate, Metric, Shares, estimate, problem_values
+from stepalign_run.folder.jsonl import read_rows
+from stepalign_run.folder.layout import RunFolder
+from stepalign_run.folder.report import Evaluated, Figures, ProblemIds, Report, read_report
 
-TOKENS = "tokens.jsonl"
 TOKEN_DIGITS, FIGURE_DIGITS = 4, 6
 _K = re.compile(r"avg_at_(\d+)")
+Where = Literal["base", "test"]
 
 
 @dataclass(frozen=True)
 class _Run:
     """One finished run: its report, its updates, and its token rows if it has any."""
 
-    report: dict[str, Any]
+    report: Report
     updates: list[dict[str, Any]]
     tokens: list[dict[str, Any]]
 
     @property
     def name(self) -> str:
-        return self.report["run"]
+        return self.report.run
 
     @property
     def seed(self) -> int:
-        return self.report["seed"]
+        return self.report.seed
 
     @property
     def arm(self) -> str:
-        return next(iter(self.report["arms"]))
+        return self.report.arm_name
 
     @property
-    def figures(self) -> dict[str, Any]:
-        return self.report["arms"][self.arm]
+    def evaluated(self) -> Evaluated:
+        """Raises ValueError for a run without an evaluation, which stands in no table and no curve."""
+        found = self.report.evaluated
+        if found is None:
+            raise ValueError(f"run {self.name} has no evaluation")
+        return found
 
     @property
-    def is_evaluated(self) -> bool:
-        return "by_problem" in self.report
+    def ids(self) -> ProblemIds:
+        return self.evaluated.by_problem.ids
 
     @property
     def samples(self) -> int:
         """k of Avg@k."""
-        return next(int(found[1]) for key in self.report["base"]["test"] if (found := _K.fullmatch(key)))
+        return next(int(found[1]) for key in self.evaluated.base.test if (found := _K.fullmatch(key)))
 
-    def marks(self, where: str, step: int = 0) -> dict[str, Shares]:
-        """Values by problem: of ``base`` or ``test`` on the test problems, or of a checkpoint on ``validation``."""
-        entry = self.report["by_problem"]
-        parts = {"base": lambda: entry["base"]["test"], "test": lambda: entry["test"]}
-        chosen = parts.get(where, lambda: entry["validation"][str(step)])()
-        return problem_values(chosen, self.samples)
+    def figures(self, where: Where) -> Figures:
+        return self.evaluated.base.test if where == "base" else self.evaluated.test
+
+    def marks(self, where: Where) -> dict[Metric, Shares]:
+        """Values of the test problems: of the base, or of the selected checkpoint."""
+        by_problem = self.evaluated.by_problem
+        return problem_values(by_problem.base.test if where == "base" else by_problem.test, self.samples)
+
+    def validation(self, step: int) -> dict[Metric, Shares]:
+        """Values of the validation problems of a checkpoint."""
+        return problem_values(self.evaluated.by_problem.validation[step], self.samples)
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ def page_data(folders: Sequence[Path], comparison: dict[str, Any] | None = None)
     if not runs:
         raise ConfigError("no run is given; give the folders of finished runs, as runs/demo")
     groups = _groups(runs)
-    evaluated = [group for group in groups if group.runs[0].is_evaluated]
+    evaluated = [group for group in groups if group.runs[0].report.evaluated is not None]
     _check_evaluations(evaluated)
     names = [run.name for run in runs]
     return {
@@ -86,8 +97,8 @@ def page_data(folders: Sequence[Path], comparison: dict[str, Any] | None = None)
         "warnings": _differences_of_terms(runs),
         "samples": evaluated[0].runs[0].samples if evaluated else None,
         "problems": {
-            split: len(evaluated[0].runs[0].report["by_problem"]["ids"][split]) if evaluated else 0
-            for split in ("validation", "test")
+            "validation": len(evaluated[0].runs[0].ids.validation) if evaluated else 0,
+            "test": len(evaluated[0].runs[0].ids.test) if evaluated else 0,
         },
         "resampling": {"resamples": RESAMPLES, "level": LEVEL},
         "results": _results(evaluated),
@@ -98,19 +109,15 @@ def page_data(folders: Sequence[Path], comparison: dict[str, Any] | None = None)
 
 
 def _read_run(folder: Path) -> _Run:
-    report = read_json(folder / REPORT)
-    if not report:
-        raise ConfigError(
-            f"{folder}: there is no {REPORT} in it; give the folder of a run that has ended, as in runs/demo/*/"
-        )
-    return _Run(report, read_rows(folder / METRICS_FILE), read_rows(folder / TOKENS))
+    files = RunFolder(folder)
+    return _Run(read_report(files), read_rows(files.metrics), read_rows(files.tokens))
 
 
 def _groups(runs: Sequence[_Run]) -> list[_Group]:
     """Runs of the same arm and number of updates stand together; raises ConfigError when a seed is there twice."""
     members: dict[tuple[str, int], list[_Run]] = {}
     for run in runs:
-        members.setdefault((run.arm, run.report["steps"]), []).append(run)
+        members.setdefault((run.arm, run.report.steps), []).append(run)
     budgets = Counter(arm for arm, _ in members)
     groups: list[_Group] = []
     for (arm, steps), together in members.items():
@@ -126,7 +133,7 @@ def _check_evaluations(groups: Sequence[_Group]) -> None:
     runs = [run for group in groups for run in group.runs]
     for run in runs[1:]:
         first = runs[0]
-        if run.samples != first.samples or run.report["by_problem"]["ids"] != first.report["by_problem"]["ids"]:
+        if run.samples != first.samples or run.ids != first.ids:
             raise ConfigError(
                 f"runs {first.name!r} and {run.name!r} were evaluated on other problems or with another number of "
                 "samples; write a page for each of them"
@@ -135,7 +142,7 @@ def _check_evaluations(groups: Sequence[_Group]) -> None:
 
 def _differences_of_terms(runs: Sequence[_Run]) -> list[str]:
     """Names of terms that the runs do not share, with their values. Runs without a critic agree with any."""
-    flat = [dict(_flatten(run.report.get("terms", {}))) for run in runs]
+    flat = [dict(_flatten(run.report.terms)) for run in runs]
     warnings: list[str] = []
     for name in sorted({name for terms in flat for name in terms}):
         known = [terms for terms in flat if name in terms or not name.startswith("critic.")]
@@ -159,16 +166,13 @@ def _run_data(run: _Run, groups: Sequence[_Group]) -> dict[str, Any]:
         "name": run.name,
         "arm": next(index for index, group in enumerate(groups) if any(run is other for other in group.runs)),
         "seed": run.seed,
-        "steps": report["steps"],
-        **{key: run.figures.get(key) for key in ("objective", "context", "scope", "selected_step")},
-        "rollouts": report["rollouts"],
-        "critiques": report["critiques"],
+        "steps": report.steps,
+        **report.arm.model_dump(include={"objective", "context", "scope", "selected_step"}),
+        **report.model_dump(
+            mode="json",
+            include={"rollouts", "critiques", "alarms", "wall_seconds", "threads", "versions", "evaluation"},
+        ),
         "outcomes": sum_counts(run.updates, "outcomes"),
-        "alarms": report.get("alarms", {}),
-        "wall_seconds": report["wall_seconds"],
-        "threads": report["threads"],
-        "versions": report["versions"],
-        "evaluation": report.get("evaluation"),
         "updates": _plain(_columns(run.updates), FIGURE_DIGITS),
         "tokens": [_plain(row, TOKEN_DIGITS) for row in run.tokens],
     }
@@ -187,7 +191,7 @@ def _results(groups: Sequence[_Group]) -> list[dict[str, Any]]:
     every = [run for group in groups for run in group.runs]
     by_seed = list({run.seed: run for run in reversed(every)}.values())[::-1]
     rows = [_result("base", by_seed, "base")]
-    chance = every[0].report.get("chance")
+    chance = every[0].report.chance
     if chance is not None:
         figures = {
             key: {"value": chance[name]} for key in METRICS if (name := f"{key}_at_{every[0].samples}") in chance
@@ -200,33 +204,33 @@ def _results(groups: Sequence[_Group]) -> list[dict[str, Any]]:
     return rows
 
 
-def _result(kind: str, runs: Sequence[_Run], where: str, arm: int | None = None) -> dict[str, Any]:
-    figures = [run.report["base"]["test"] if where == "base" else run.figures["test"] for run in runs]
+def _result(kind: str, runs: Sequence[_Run], where: Where, arm: int | None = None) -> dict[str, Any]:
+    figures = [run.figures(where) for run in runs]
     return {
         "kind": kind,
         "arm": arm,
         "seeds": [run.seed for run in runs],
-        "step": runs[0].figures["selected_step"] if kind != "base" and len(runs) == 1 else None,
+        "step": runs[0].evaluated.selected_step if kind != "base" and len(runs) == 1 else None,
         "mean_tokens": round(sum(each["mean_tokens"] for each in figures) / len(figures), 4),
         **_estimates([run.marks(where) for run in runs]),
     }
 
 
-def _estimates(values: Sequence[dict[str, Shares]]) -> dict[str, Estimate | None]:
+def _estimates(values: Sequence[dict[Metric, Shares]]) -> dict[Metric, Estimate | None]:
     """By measure, over seeds; a measure that some run does not have is left out."""
-    shared = [metric for metric in METRICS if all(metric in each for each in values)]
+    shared: list[Metric] = [metric for metric in METRICS if all(metric in each for each in values)]
     return {metric: estimate([each[metric] for each in values]) for metric in shared}
 
 
 def _curve(group: _Group) -> dict[str, Any]:
     """Validation figures of the steps that every seed of the arm has."""
-    of_each = [set(map(int, run.report["by_problem"]["validation"])) for run in group.runs]
+    of_each = [set(run.evaluated.by_problem.validation) for run in group.runs]
     steps = sorted(set.intersection(*of_each))
-    points = [_estimates([run.marks("validation", step) for run in group.runs]) for step in steps]
+    points = [_estimates([run.validation(step) for run in group.runs]) for step in steps]
     return {
         "label": group.label,
         "steps": steps,
-        "selected": [{"seed": run.seed, "step": run.figures["selected_step"]} for run in group.runs],
+        "selected": [{"seed": run.seed, "step": run.evaluated.selected_step} for run in group.runs],
         "seeds": [run.seed for run in group.runs],
         **{metric: [point.get(metric) for point in points] for metric in METRICS},
     }
