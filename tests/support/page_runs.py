@@ -11,7 +11,7 @@ from typing import Any
 from stepalign_lab.domain import FACTS, Chain, apply, reference_solution, sample_chain, tagged, word_fact, wrong_facts
 
 PROBLEMS, SAMPLES, EVERY, BATCH = 60, 12, 10, 32
-# Shares right and trace-correct at the end, and the step at which half of it is learned.
+# Shares right and trace@k at the end, and the step at which half of it is learned.
 ARMS: dict[str, tuple[float, float, int]] = {
     "stepalign_scoped": (0.95, 0.92, 24),
     "stepalign": (0.24, 0.05, 60),

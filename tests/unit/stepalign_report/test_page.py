@@ -15,7 +15,7 @@ from stepalign.errors import ConfigError
 from stepalign_report.measures import estimate, problem_values
 from stepalign_report.page import build_page, write_page
 from stepalign_report.page.data import page_data
-from stepalign_report.page.page import SCRIPTS
+from stepalign_report.page.page import SCRIPTS, STYLES
 from stepalign_run.folder.report import Marks
 from support.page_runs import PROBLEMS, SAMPLES, write_run
 
@@ -238,11 +238,10 @@ def test_the_page_is_written_whole(tmp_path: Path) -> None:
     assert target.read_text(encoding="utf-8") == build_page([folder])
 
 
-def test_every_script_is_in_the_page(tmp_path: Path) -> None:
-    shipped = {
-        path.name for path in (Path(__file__).parents[3] / "services/report/stepalign_report/page/assets").glob("*.js")
-    }
-    assert shipped == set(SCRIPTS)
+def test_every_script_and_style_is_in_the_page() -> None:
+    assets = Path(__file__).parents[3] / "services/report/stepalign_report/page/assets"
+    assert {path.name for path in assets.glob("*.js")} == set(SCRIPTS)
+    assert {path.name for path in assets.glob("*.css")} == set(STYLES)
 
 
 def test_a_rollout_that_could_not_be_graded_is_kept_apart(tmp_path: Path) -> None:

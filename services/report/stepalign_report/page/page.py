@@ -20,9 +20,10 @@ from typing import Any
 from stepalign_report.page.data import page_data
 from stepalign_run.folder.files import replace_text
 
-TEMPLATE, STYLE = "report.html", "report.css"
+TEMPLATE = "report.html"
+STYLES = ("base.css", "figures.css", "controls.css", "tokens.css", "media.css")
 # One module in the page, in this order: each part uses what stands before it.
-SCRIPTS = ("dom.js", "charts.js", "figures.js", "curves.js", "counts.js", "tokens.js", "report.js")
+SCRIPTS = ("dom.js", "charts.js", "figures.js", "curves.js", "counts.js", "token_spans.js", "tokens.js", "report.js")
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -33,7 +34,7 @@ def build_page(runs: Sequence[Path], comparison: dict[str, Any] | None = None) -
     when the runs cannot stand on one page.
     """
     data = page_data(runs, comparison)
-    style, script = _asset(STYLE), "\n".join(_asset(name) for name in SCRIPTS)
+    style, script = _assets(STYLES), _assets(SCRIPTS)
     values = {
         "title": html.escape(data["title"]),
         "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}",
@@ -52,6 +53,10 @@ def write_page(target: Path, runs: Sequence[Path], comparison: dict[str, Any] | 
 
 def _asset(name: str) -> str:
     return (files("stepalign_report.page") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _assets(names: Sequence[str]) -> str:
+    return "\n".join(_asset(name) for name in names)
 
 
 def _hash(text: str) -> str:

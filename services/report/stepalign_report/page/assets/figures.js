@@ -1,16 +1,16 @@
 // The head of the page and its result tables.
 
 const MEASURES = [
-  { key: "avg", label: (k) => `Avg@${k}`, says: "share of right samples" },
-  { key: "maj", label: (k) => `Maj@${k}`, says: "share of problems whose most voted answer is right" },
-  { key: "pass", label: (k) => `Pass@${k}`, says: "share of problems with a right sample" },
-  { key: "trace", label: () => "Trace-correct", says: "share of samples in which every step is right" },
+  { key: "avg", name: "Avg", says: "share of right samples" },
+  { key: "maj", name: "Maj", says: "share of problems whose most voted answer is right" },
+  { key: "pass", name: "Pass", says: "share of problems with a right sample" },
+  { key: "trace", name: "Trace", says: "share of samples in which every step is right" },
 ];
 
 function measuresOf(data, rows) {
   return MEASURES.filter(({ key }) => rows.some((row) => row[key])).map((one) => ({
     ...one,
-    label: one.label(data.samples),
+    label: `${one.name}@${data.samples}`,
   }));
 }
 
