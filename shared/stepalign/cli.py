@@ -21,7 +21,7 @@ def _end(signal_number: int, _frame: FrameType | None) -> None:
 
 
 def _refusal(error: Exception, command: str | None) -> str | None:
-    """The one line that says what to change, None for an error that nobody expected."""
+    """The line for the user; None for an error that nobody expected."""
     if isinstance(error, StepalignError):
         return str(error)
     if isinstance(error, PermissionError):
