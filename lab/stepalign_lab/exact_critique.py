@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stepalign.critique.trace import Step, Trace, parse_trace
+from stepalign.critique.trace import TaggedStep, Trace, parse_trace
 
 # Between digits whitespace separates numbers; elsewhere it says nothing.
 _IDLE_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
@@ -100,7 +100,7 @@ def critique_of(solution: Solution, attempt: str) -> str:
     return solution.marked(copied + rest, copies + [first] + ["continued"] * len(rest), verdict)
 
 
-def _begun(solution: Solution, unfinished: Step, position: int, last: str) -> list[str] | None:
+def _begun(solution: Solution, unfinished: TaggedStep, position: int, last: str) -> list[str] | None:
     """The steps from the unfinished one on, or None when it cannot be continued to a right one."""
     wording = solution.wording_begun(unfinished.body, position, last)
     if wording is None or unfinished.number != position + 1:

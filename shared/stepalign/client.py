@@ -1,8 +1,8 @@
 """The client of the critic service, for the trainer and for other projects.
 
 A call is retried while its deadline allows it: on connections that fail and on 429, 502, 503 and 504, with exponential
-backoff and jitter, never before the server's ``Retry-After``. A critique that does not align is no error: it is a
-response whose ``failure`` is set.
+backoff and jitter, never before the server's ``Retry-After``. A critique that does not align is no error: the response
+has a ``failure``.
 
 ::
 
@@ -59,7 +59,7 @@ class CriticClient:
     """Calls the critic at ``base_url``.
 
     ``api_key`` is sent as a bearer token. ``timeout`` is the deadline of one call in seconds, retries included; the
-    service is told what remains of it, and gives up when the client does.
+    service is told the time that is left, and gives up when the client does.
     ``backoff`` is the first pause in seconds; it doubles up to ``max_backoff``, and each pause is a random half to
     whole of it. ``transport``, ``sleep``, ``uniform`` (a random number in [0, 1)) and ``clock`` (monotonic seconds) are
     injected by tests. Proxies that the environment names are not used. Raises ConfigError when ``base_url`` is no http
@@ -122,7 +122,7 @@ class CriticClient:
                 answer = await self._send("POST", "/v1/critiques", deadline, content=body, headers=sent)
                 return _read(answer)
             except CriticUnavailableError as error:
-                # The last try is often cut short by the deadline, which says nothing of what is wrong.
+                # The last try is often cut short by the deadline, which says nothing of the cause.
                 silent = isinstance(error.__cause__, TimeoutError)
                 await self._pause(error, attempt, deadline, told if silent else None)
                 told = told if silent else error
@@ -172,7 +172,7 @@ class CriticClient:
             return
 
     async def _send(self, method: str, path: str, deadline: float, **options: Any) -> httpx.Response:
-        """One try. Raises CriticUnavailableError on what may be different the next time."""
+        """One try. Raises CriticUnavailableError on a trouble that may pass."""
         began = self._clock()
         remaining = deadline - began
         timeout = httpx.Timeout(max(remaining, 0.001), connect=max(min(remaining, _CONNECT_SECONDS), 0.001))
@@ -279,7 +279,7 @@ def _checked(requests: Iterable[Any]) -> list[CritiqueRequest]:
 
 
 def _timeout_header(seconds: float) -> dict[str, str]:
-    """What tells the service when to give up; nothing when that is further off than a header may say."""
+    """The header that tells the service when to give up; none for a time longer than it may say."""
     milliseconds = max(1, int(seconds * 1000))
     return {REQUEST_TIMEOUT_HEADER: str(milliseconds)} if milliseconds <= MAX_REQUEST_TIMEOUT_MS else {}
 

@@ -1,4 +1,4 @@
-"""Typed errors. Each message says what to change.
+"""Typed errors. Each message says how to go on.
 
 ::
 
@@ -16,8 +16,9 @@
     │   └── CriticRequestError      the service refused the request: do not try again
     ├── GraderError            the grader failed: the answer is neither right nor wrong
     ├── NonFiniteError         NaN or infinity in an update, which was not applied
-    ├── PolicyError            an adapter that is missing or whose checksum is wrong
+    ├── PolicyError            an adapter that is missing or has a wrong checksum
     ├── CheckpointError        a checkpoint that is torn, corrupt or of another run
+    ├── JournalError           a record of published rollouts that cannot be written
     └── ProcessFailedError     a supervised process ended with an error
 """
 
@@ -121,7 +122,7 @@ class CheckpointError(StepalignError):
 
 
 class JournalError(StepalignError):
-    """The record of what was published cannot be written."""
+    """The record of published rollouts cannot be written."""
 
 
 class ProcessFailedError(StepalignError):

@@ -2,7 +2,7 @@
 
 ==================== ======== =========================================================================
 ``question``         required text
-``answer``           required text or number; what the tagged answer is compared with
+``answer``           required text or number; the tagged answer is compared with it
 ``id``               optional unique in the file; default: ``p-`` and 12 hex digits of the question's SHA-256
 ``reference_solution`` optional a worked solution; the critic sees it where there is one
 ``source``           optional where the problem comes from
@@ -68,7 +68,7 @@ def _parse_row(line: str) -> Problem:
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         fields["answer"] = str(answer)
     question = fields.get("question")
-    # Without a question that is what there is to say; an id is not asked for.
+    # Where the question is missing, the message names the question and not the id.
     if "id" not in fields:
         fields["id"] = "p-" + hashlib.sha256(str(question).encode()).hexdigest()[:12]
     try:

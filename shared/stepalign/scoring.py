@@ -42,7 +42,7 @@ class GradedSample:
 
 @dataclass(frozen=True)
 class ProblemFigures:
-    """Figures of each problem, in the order of the problem file: what intervals are made from."""
+    """Figures of each problem, in the order of the problem file. Intervals are made from them."""
 
     correct: list[int] = field(default_factory=list[int])
     """Right samples."""
@@ -107,7 +107,7 @@ def is_right(
 ) -> bool:
     """Whether a solution has a tagged answer, equal to the known one, and the model ended it by itself.
 
-    Raises GraderError when the grader fails, whatever it raised.
+    Raises GraderError on any exception of the grader.
     """
     answer = trace.answer.body if trace.answer is not None else ""
     if not answer or (needs_eos and finish_reason is not FinishReason.STOP):
@@ -138,7 +138,7 @@ def grade(
     grader: Grader = answers_equal,
     checker: Checker | None = None,
 ) -> GradedSample:
-    """Grade one solution; what is right is said at :func:`is_right`.
+    """Grade one solution by :func:`is_right`.
 
     Raises ConfigError when the checker cannot handle the problem.
     """
@@ -219,7 +219,7 @@ def score(samples: Sequence[Sequence[GradedSample]], truncated: int = 0) -> Scor
 
 
 def chance(answer_choices: int, samples: int) -> dict[str, float]:
-    """What a uniform guesser among ``answer_choices`` answers gets, in percent, by the report's names."""
+    """The figures of a uniform guesser among ``answer_choices`` answers, in percent, by the report's names."""
     share = 1.0 / answer_choices
     return {
         f"avg_at_{samples}": round(100.0 * share, 4),

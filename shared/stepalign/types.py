@@ -1,4 +1,4 @@
-"""The wire types: what travels between processes, and to other projects. Version: ``SCHEMA_VERSION``.
+"""The wire types of processes and of other projects. Version: ``SCHEMA_VERSION``.
 
 Validated at the boundary, trusted inside. Unknown fields are refused.
 """
@@ -40,6 +40,8 @@ class Problem(Wire):
 
 
 class FinishReason(StrEnum):
+    """Why a model's text ended."""
+
     STOP = "stop"
     """The model ended with EOS, which is the last completion token."""
     LENGTH = "length"
@@ -56,6 +58,8 @@ class Verdict(StrEnum):
 
 
 class StepStatus(StrEnum):
+    """The relation of a critique's step to the attempt."""
+
     COPIED = "copied"
     CORRECTED = "corrected"
     INSERTED = "inserted"
@@ -72,7 +76,7 @@ class CritiqueStep(Wire):
 
 
 class AlignmentReport(Wire):
-    """What validation found. ``copied_steps`` includes those that differ by whitespace alone."""
+    """The findings of validation. ``copied_steps`` includes those that differ by whitespace alone."""
 
     copied_steps: int
     whitespace_differences: int
@@ -86,7 +90,7 @@ class Critique(Wire):
     """A validated step-aligned critique of one attempt.
 
     ``first_error_step`` counts the attempt's steps from 1. It is None for a correct or incomplete attempt, and for an
-    incorrect one whose only error is the answer (then ``answer_is_wrong``). For ``unjustified`` it is the attempt's
+    incorrect one with no error but the answer (then ``answer_is_wrong``). For ``unjustified`` it is the attempt's
     step before which a step was inserted; one past the last step when the insertion follows all of them.
     """
 
@@ -123,7 +127,7 @@ class CritiqueFailure(Wire):
 
 
 class CriticIdentity(Wire):
-    """What made a critique: model name, revision of its weights and of what lies beside them, prompt set, backend."""
+    """The maker of a critique. ``weights_revision`` covers the weights and the files beside them."""
 
     model: str
     weights_revision: str
@@ -132,6 +136,8 @@ class CriticIdentity(Wire):
 
 
 class Usage(Wire):
+    """Tokens read and written."""
+
     prompt_tokens: int
     completion_tokens: int
 
@@ -161,8 +167,8 @@ def _well_formed(text: str) -> str:
 WellFormed = Annotated[str, AfterValidator(_well_formed)]
 
 
-# What join_steps refuses; it says it better than a pattern of pydantic's would.
-Step = Annotated[WellFormed, Field(json_schema_extra={"pattern": r"\S"})]
+# join_steps refuses a blank step, in better words than a pattern of pydantic's would.
+SentStep = Annotated[WellFormed, Field(json_schema_extra={"pattern": r"\S"})]
 
 
 _ONE_ATTEMPT: JsonDict = {
@@ -171,11 +177,11 @@ _ONE_ATTEMPT: JsonDict = {
         {"required": ["steps"], "properties": {"attempt": {"type": "null"}, "steps": {"type": "array"}}},
     ]
 }
-"""In JSON Schema, what the validator of :class:`CritiqueRequest` checks."""
+"""The check of :class:`CritiqueRequest`'s validator, in JSON Schema."""
 
 
 class CritiqueRequest(Wire):
-    """What a project sends to the critic: an attempt as text, tagged or not, or as a list of steps.
+    """A request to the critic: an attempt as text, tagged or not, or as a list of steps.
 
     Untagged text is split by the rules of the field ``rule`` in the response. ``answer`` is the known answer, if any.
     """
@@ -185,7 +191,7 @@ class CritiqueRequest(Wire):
     question: Annotated[WellFormed, Field(min_length=1)]
     attempt: WellFormed | None = None
     """Exactly one of ``attempt`` and ``steps``."""
-    steps: Annotated[list[Step], Field(min_length=1)] | None = None
+    steps: Annotated[list[SentStep], Field(min_length=1)] | None = None
     reference_solution: WellFormed | None = None
     answer: WellFormed | None = None
     mode: CritiqueMode = CritiqueMode.STEP_ALIGNED
@@ -265,7 +271,7 @@ class ErrorBody(Wire):
 
 
 class CritiqueBatchItem(Wire):
-    """What became of the item at ``index``, counted from 0. ``status`` is what a request of its own would have got."""
+    """The result of the item at ``index``, counted from 0. ``status`` is that of the same request on its own."""
 
     index: int
     status: int
@@ -286,7 +292,7 @@ class CritiqueBatchResponse(Wire):
 
 
 class ModelInfo(Wire):
-    """A served critic as OpenAI's model list describes one, and what makes its critiques."""
+    """A served critic as OpenAI's model list describes one, and the maker of its critiques."""
 
     id: str
     object: Literal["model"] = "model"
@@ -299,5 +305,7 @@ class ModelInfo(Wire):
 
 
 class ModelList(Wire):
+    """The served critics, one by one."""
+
     object: Literal["list"] = "list"
     data: list[ModelInfo]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from stepalign.cli import build_app
+from stepalign.commands.application import build_app
 from stepalign.errors import ConfigError
 from stepalign_run.config import QueueSection
 from stepalign_run.policy_store import Canary, PolicyVersion, RedisPolicyStore

@@ -1,4 +1,4 @@
-"""``stepalign critique FILE``: ask a critic from the command line, and see step by step what it says.
+"""``stepalign critique FILE``: ask a critic from the command line, and see its critique step by step.
 
 FILE holds one request as JSON, or several as JSON Lines; ``-`` is standard input. The exit code is 0 when every
 critique aligns, 2 when a critic's answer was refused, and 1 when a request got no answer or there was nothing to ask.
@@ -47,7 +47,7 @@ def critique(
     concurrency: Annotated[int, typer.Option(min=1, help="Most critiques asked for at once.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the responses as JSON Lines.")] = False,
 ) -> None:
-    """Ask a critic for critiques and print them, coloured by what became of each step."""
+    """Ask a critic for critiques and print them, each step coloured by its status."""
     requests = _read(file)
     key = read_secret("--api-key-file", api_key_file) if api_key_file is not None else None
     with SyncCriticClient(url, api_key=key, timeout=timeout) as client:

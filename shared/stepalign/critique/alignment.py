@@ -1,11 +1,11 @@
 """Critic text → a validated :class:`~stepalign.types.Critique`, or a typed failure.
 
-A critic writes the critique's steps in the step-tagged grammar, each followed by a mark that claims what it is, then
-the answer and one verdict tag. The marks make the alignment checkable: whatever is claimed as copied must be copied::
+A critic writes the critique's steps in the step-tagged grammar, each followed by a mark that claims its status, then
+the answer and one verdict tag. The marks make the alignment checkable: a step marked as copied must be copied::
 
     <step_1>…</step_1><copied/> <step_2>…</step_2><corrected/> … <answer>…</answer><verdict>incorrect</verdict>
 
-Marks: ``copied`` | ``corrected`` | ``inserted`` | ``continued``. Verdicts and what their marks must be:
+Marks: ``copied`` | ``corrected`` | ``inserted`` | ``continued``. Verdicts and the marks that each demands:
 
 - ``correct`` (case A): every step copied;
 - ``unjustified`` (B): every step of the attempt copied, in order, with at least one step inserted;
@@ -28,7 +28,7 @@ import re
 from dataclasses import dataclass, field
 
 from stepalign.critique.answers import answers_equal
-from stepalign.critique.trace import Answer, Span, Step, Trace, TraceIssue, parse_trace
+from stepalign.critique.trace import Span, TaggedAnswer, TaggedStep, Trace, TraceIssue, parse_trace
 from stepalign.types import (
     AlignmentReport,
     Critique,
@@ -56,9 +56,9 @@ class _Refused(Exception):
 class _Claim:
     """A parsed critique: its steps with their marks, its answer and its verdict."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[TaggedStep, ...]
     marks: tuple[StepStatus, ...]
-    answer: Answer
+    answer: TaggedAnswer
     verdict: Verdict
     text: str
 
@@ -84,7 +84,7 @@ class _Alignment:
     answer_is_wrong: bool = False
     first_difference: Span | None = None
 
-    def add(self, step: Step, status: StepStatus, attempt_step: int | None = None) -> None:
+    def add(self, step: TaggedStep, status: StepStatus, attempt_step: int | None = None) -> None:
         self.steps.append(CritiqueStep(number=step.number, body=step.body, status=status, attempt_step=attempt_step))
 
 
@@ -95,7 +95,7 @@ def validate_critique(
     known_answer: str | None = None,
     critic_finish_reason: FinishReason = FinishReason.STOP,
 ) -> Critique | CritiqueFailure:
-    """Check a critic's answer against the attempt. ``critic_text`` is what follows a reasoning critic's thinking."""
+    """Check a critic's answer against the attempt. ``critic_text`` is the text after a reasoning critic's thinking."""
     try:
         claim = _parse(critic_text, critic_finish_reason)
         alignment = _align(claim, parse_trace(attempt), known_answer)
@@ -136,7 +136,7 @@ def _parse(critic_text: str, finish_reason: FinishReason) -> _Claim:
     return _Claim(trace.steps, marks, trace.answer, Verdict(match[1]), text)
 
 
-def _without_marks(critic_text: str, trace: Trace, answer: Answer) -> str:
+def _without_marks(critic_text: str, trace: Trace, answer: TaggedAnswer) -> str:
     """Steps and answer as the critic wrote them. Marks are cut by position: a step's body may spell one."""
     starts = [step.span[0] for step in trace.steps] + [answer.span[0]]
     parts = [
@@ -146,7 +146,7 @@ def _without_marks(critic_text: str, trace: Trace, answer: Answer) -> str:
     return "".join([*parts, critic_text[slice(*answer.span)]])
 
 
-def _parse_marks(critic_text: str, trace: Trace, answer: Answer) -> tuple[StepStatus, ...]:
+def _parse_marks(critic_text: str, trace: Trace, answer: TaggedAnswer) -> tuple[StepStatus, ...]:
     """The mark after each step; between steps there is nothing else."""
     starts = [step.span[0] for step in trace.steps] + [answer.span[0]]
     if critic_text[: starts[0]].strip():
@@ -173,7 +173,7 @@ def _align(claim: _Claim, attempt: Trace, known_answer: str | None) -> _Alignmen
     return alignment
 
 
-def _copy(alignment: _Alignment, ours: Step, theirs: Step, position: int, *, shifted: bool = False) -> None:
+def _copy(alignment: _Alignment, ours: TaggedStep, theirs: TaggedStep, position: int, *, shifted: bool = False) -> None:
     same_words = ours.body.split() == theirs.body.split()
     if not same_words or not theirs.closed or (ours.number != theirs.number and not shifted):
         raise _Refused(FailureReason.COPIED_STEP_ALTERED, f"step {position} is not the attempt's step, verbatim")
@@ -181,7 +181,7 @@ def _copy(alignment: _Alignment, ours: Step, theirs: Step, position: int, *, shi
     alignment.add(ours, StepStatus.COPIED, position)
 
 
-def _copy_first(alignment: _Alignment, claim: _Claim, attempt: tuple[Step, ...], count: int) -> None:
+def _copy_first(alignment: _Alignment, claim: _Claim, attempt: tuple[TaggedStep, ...], count: int) -> None:
     """The first ``count`` steps of the attempt, of which the critique has neither more nor fewer copies in front."""
     if claim.copies != count or len(attempt) < count:
         raise _Refused(
@@ -192,7 +192,7 @@ def _copy_first(alignment: _Alignment, claim: _Claim, attempt: tuple[Step, ...],
         _copy(alignment, claim.steps[position], attempt[position], position + 1)
 
 
-def _accepts_answer(claim: _Claim, attempt: Trace, known_answer: str | None) -> Answer:
+def _accepts_answer(claim: _Claim, attempt: Trace, known_answer: str | None) -> TaggedAnswer:
     """Cases A and B say that the attempt's answer is right."""
     if attempt.answer is None:
         raise _Refused(FailureReason.VERDICT_DISAGREES, f"says {claim.verdict}, the attempt has no answer")
@@ -255,7 +255,7 @@ def _align_incomplete(claim: _Claim, attempt: Trace, known_answer: str | None) -
     return alignment
 
 
-def _continue(rest: tuple[Step, ...], unfinished: Step) -> None:
+def _continue(rest: tuple[TaggedStep, ...], unfinished: TaggedStep) -> None:
     if not rest:
         raise _Refused(FailureReason.STEP_COUNT_MISMATCH, "the attempt's unfinished step is not continued")
     written = " ".join(unfinished.body.split())
@@ -296,7 +296,7 @@ def _then_continued(first: StepStatus, count: int) -> list[StepStatus]:
     return [first, *[StepStatus.CONTINUED] * (count - 1)] if count else []
 
 
-def _refuse_quotation(ours: Step, wrong: Step) -> None:
+def _refuse_quotation(ours: TaggedStep, wrong: TaggedStep) -> None:
     # A step may be wrong by its number or a missing tag alone: then its words may stand again.
     if not wrong.closed or ours.number != wrong.number:
         return
@@ -310,7 +310,7 @@ def _refuse_quotation(ours: Step, wrong: Step) -> None:
         raise _Refused(FailureReason.WRONG_STEP_QUOTED, f"step {ours.number} repeats the step that it calls wrong")
 
 
-def _wrong_answer(claim: _Claim, attempt: Trace, known_answer: str | None) -> Answer:
+def _wrong_answer(claim: _Claim, attempt: Trace, known_answer: str | None) -> TaggedAnswer:
     if attempt.answer is None:
         raise _Refused(FailureReason.VERDICT_DISAGREES, "says incorrect; the attempt is right as far as it goes")
     right = known_answer if known_answer is not None else claim.answer.body

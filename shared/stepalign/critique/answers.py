@@ -32,6 +32,6 @@ def answers_equal(left: str, right: str) -> bool:
 
 
 def answer_key(answer: str) -> str:
-    """A key that is the same for equal answers: what votes are counted by."""
+    """A key that is the same for equal answers. Votes are counted by it."""
     number = _number(answer)
     return str(number) if number is not None else " ".join(answer.split()).casefold()

@@ -1,6 +1,6 @@
 """The two ways of writing a critique that fail in the paper, made from a validated critique.
 
-They keep everything of it but what they are about, so a comparison with the critique itself is about nothing else.
+Each changes one thing of it, so a comparison with the critique itself measures that thing alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def first_uncopied(critique: Critique) -> int:
 
 
 def quote_wrong_step(critique: Critique, attempt: str) -> str:
-    """Full repetition: the attempt's first wrong segment, verbatim, before what stands in its place.
+    """Full repetition: the attempt's first wrong segment, verbatim, before its replacement.
 
     Critiques that call nothing wrong stay as they are.
     """
@@ -32,7 +32,7 @@ def quote_wrong_step(critique: Critique, attempt: str) -> str:
 
 
 def _separator(text: str) -> str:
-    """What stands between the first two segments; a space where there are no two."""
+    """The text between the first two segments; a space where there are no two."""
     trace = parse_trace(text)
     spans = [step.span for step in trace.steps] + ([trace.answer.span] if trace.answer is not None else [])
     return text[spans[0][1] : spans[1][0]] if len(spans) > 1 else " "

@@ -1,4 +1,4 @@
-"""Attempts of solvers that write no step tags → steps, by one stated rule, with spans that point into what was sent.
+"""Attempts of solvers that write no step tags → steps, by one stated rule, with spans that point into the sent text.
 
 The first rule that applies is used, and named in the result:
 
@@ -9,14 +9,14 @@ The first rule that applies is used, and named in the result:
                     first one belongs to step 1.
 ``paragraphs``      Blank lines part the text into at least two blocks.
 ``lines``           There are at least two lines that are not blank.
-``sentences``       Whatever is left: sentences end with ``.``, ``!`` or ``?``, closing quotes and brackets included,
+``sentences``       All other text: sentences end with ``.``, ``!`` or ``?``, closing quotes and brackets included,
                     before whitespace that no lower-case letter follows. Decimal points and a few abbreviations end
                     none. One sentence is one step.
 ==================  ===================================================================================================
 
-The final answer is the last ``\\boxed{…}``; else what follows ``####`` on the last such line; else what follows the
-last ``answer is`` or ``answer:`` on its line. A step that is nothing but the answer becomes the answer and is no step.
-Without any of them the attempt has no answer: it counts as one that breaks off.
+The final answer is the last ``\\boxed{…}``; else the text after ``####`` on the last such line; else the text after
+the last ``answer is`` or ``answer:`` on its line. A step that is nothing but the answer becomes the answer and is no
+step. Without any of them the attempt has no answer: it counts as one that breaks off.
 
 Spans are half-open ``(start, end)`` in code points.
 """
@@ -34,6 +34,8 @@ from stepalign.critique.trace import Span, contains_tag, parse_trace
 
 
 class SplitRule(StrEnum):
+    """The rule by which an attempt was split into steps: see the module's table."""
+
     TAGS = "tags"
     STEPS = "steps"
     """The request held the steps one by one."""
@@ -44,6 +46,8 @@ class SplitRule(StrEnum):
 
 
 class AnswerRule(StrEnum):
+    """The rule by which the final answer was found."""
+
     TAG = "tag"
     BOXED = "boxed"
     HASHES = "hashes"
@@ -51,7 +55,7 @@ class AnswerRule(StrEnum):
 
 
 class SplitAttempt(BaseModel):
-    """``text`` is what was sent, ``tagged`` the same attempt in the step-tagged grammar, which a critic reads."""
+    """An attempt as steps. ``text`` is the sent text, ``tagged`` the same with step tags, as a critic reads it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -94,7 +98,7 @@ _ONLY_ANSWER = re.compile(
 )
 
 
-# What serves a request reads its attempt more than once.
+# The service reads the attempt of a request more than once.
 @lru_cache(maxsize=64)
 def split_attempt(text: str) -> SplitAttempt:
     """Read an attempt as it was sent. Every text has a result; a blank one has no steps."""
@@ -219,7 +223,7 @@ def _find_answer(text: str) -> tuple[Span | None, AnswerRule | None]:
 
 
 def _boxed(text: str) -> list[Span]:
-    """What stands inside each balanced ``\\boxed{…}``."""
+    """The inside of each balanced ``\\boxed{…}``."""
     if "\\boxed" not in text:
         return []
     spans: list[Span] = []

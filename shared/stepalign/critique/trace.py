@@ -38,6 +38,8 @@ def contains_tag(text: str) -> bool:
 
 
 class TraceIssue(StrEnum):
+    """A breach of the grammar: see the module's table."""
+
     UNCLOSED = "unclosed"
     NESTED = "nested"
     STRAY_CLOSE = "stray_close"
@@ -54,8 +56,8 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Step(_Frozen):
-    """One step. ``span`` covers the tags, ``body_span`` only what stands between them."""
+class TaggedStep(_Frozen):
+    """One step. ``span`` covers the tags, ``body_span`` only the body between them."""
 
     number: int
     body: str
@@ -64,7 +66,7 @@ class Step(_Frozen):
     closed: bool = True
 
 
-class Answer(_Frozen):
+class TaggedAnswer(_Frozen):
     """The tagged answer. ``body`` is stripped of surrounding whitespace, the spans are exact."""
 
     body: str
@@ -75,8 +77,8 @@ class Answer(_Frozen):
 class Trace(_Frozen):
     """A text parsed into steps. ``steps`` are in text order; the last one may be unclosed."""
 
-    steps: tuple[Step, ...]
-    answer: Answer | None
+    steps: tuple[TaggedStep, ...]
+    answer: TaggedAnswer | None
     issues: tuple[TraceIssue, ...]
 
     @property
@@ -84,12 +86,12 @@ class Trace(_Frozen):
         return not self.issues
 
     @property
-    def complete_steps(self) -> tuple[Step, ...]:
+    def complete_steps(self) -> tuple[TaggedStep, ...]:
         """All steps but an unfinished last one."""
         return self.steps[:-1] if self.unfinished is not None else self.steps
 
     @property
-    def unfinished(self) -> Step | None:
+    def unfinished(self) -> TaggedStep | None:
         """The last step when the text ended inside it."""
         last = self.steps[-1] if self.steps else None
         return last if last is not None and not last.closed and self.answer is None else None
@@ -98,8 +100,8 @@ class Trace(_Frozen):
 class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
-        self.steps: list[Step] = []
-        self.answer: Answer | None = None
+        self.steps: list[TaggedStep] = []
+        self.answer: TaggedAnswer | None = None
         self.issues: list[TraceIssue] = []
         self.numbers: set[int] = set()
         self.interrupted: set[int] = set()
@@ -127,7 +129,7 @@ class _Parser:
         elif not body.strip():
             self.issues.append(TraceIssue.EMPTY)
         self.steps.append(
-            Step(
+            TaggedStep(
                 number=number,
                 body=body,
                 span=(opened.start(), end),
@@ -160,7 +162,7 @@ class _Parser:
             body = self.text[opened.end() : tag.start()]
             if not body.strip():
                 self.issues.append(TraceIssue.EMPTY)
-            self.answer = Answer(
+            self.answer = TaggedAnswer(
                 body=body.strip(), span=(opened.start(), tag.end()), body_span=(opened.end(), tag.start())
             )
         self.opened = None
@@ -189,7 +191,7 @@ class _Parser:
 # Splitting, validation and the context each read the same attempt and the same answer.
 @lru_cache(maxsize=64)
 def parse_trace(text: str) -> Trace:
-    """Parse a step-tagged text. Never raises; what breaks the grammar is listed in ``Trace.issues``."""
+    """Parse a step-tagged text. Never raises; breaches of the grammar are listed in ``Trace.issues``."""
     return _Parser(text).parse()
 
 

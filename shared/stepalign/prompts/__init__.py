@@ -29,7 +29,7 @@ Message = dict[str, str]
 
 
 class ChatTokenizer(ContentTokenizer, Protocol):
-    """What is used of a transformers tokenizer."""
+    """The part of a transformers tokenizer that rendering uses."""
 
     def apply_chat_template(self, conversation: list[Message], **kwargs: Any) -> Any: ...
 

@@ -1,9 +1,9 @@
 """Text of models and strangers → token ids, none of which is a token that a tokenizer adds to its vocabulary.
 
-Added tokens are what steers a model: ends of turns, roles, and with many models tokens that are not marked as special,
+Added tokens steer a model: ends of turns, roles, and with many models tokens that are not marked as special,
 such as ``<think>`` and ``<tool_call>``. ``split_special_tokens`` of transformers takes only the marked ones apart. Here
-contents are encoded by a copy of the tokenizer that has no such token at all: what spells one becomes the pieces of its
-letters. Runs of whitespace and single characters that are added without being special (Gemma's, GPT-NeoX's) are
+contents are encoded by a copy of the tokenizer that has no such token at all: text that spells one becomes the pieces
+of its letters. Runs of whitespace and single characters that are added without being special (Gemma's, GPT-NeoX's) are
 ordinary text and stay.
 """
 
@@ -22,7 +22,7 @@ _SPACE = "\u2581"
 
 
 class ContentTokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
+    """The part of a transformers tokenizer that encoding uses."""
 
     @property
     def backend_tokenizer(self) -> Any: ...
@@ -32,7 +32,7 @@ class ContentTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class _Encoder:
-    """``backend`` is the copy; ``size`` is the number of tokens that the tokenizer had, ``controls`` what it lacks."""
+    """``backend`` is the copy; ``size`` counts the tokenizer's tokens, ``controls`` are those that the copy lacks."""
 
     backend: Any
     size: int
@@ -46,8 +46,8 @@ def content_token_ids(tokenizer: ContentTokenizer, text: str) -> list[int]:
     """The ids of ``text`` without BOS and EOS.
 
     The first call for a tokenizer copies it, which takes a second with a large vocabulary. Raises PromptError for one
-    that is not a fast one, and for a text that holds what the tokenizer has nothing but a control token for: a word
-    that it does not know, or a character that is such a token.
+    that is not a fast one, and for a text with a part that only a control token stands for: an unknown word, or a
+    character that is such a token.
     """
     encoder = _encoder(tokenizer)
     encoding = encoder.backend.encode(text, add_special_tokens=False)
@@ -107,7 +107,7 @@ def _is_ordinary(token: dict[str, Any]) -> bool:
 
 
 def _unknown_word(tokenizer: ContentTokenizer) -> str | None:
-    """What stands for unknown words, unless it stands for something else too."""
+    """The token of unknown words; None when it has another use too."""
     unknown = getattr(tokenizer, "unk_token", None)
     others = {getattr(tokenizer, f"{name}_token", None) for name in ("bos", "eos", "pad")}
     return None if unknown in others else unknown
@@ -119,7 +119,7 @@ def _words(model: dict[str, Any]) -> set[str]:
 
 
 def _rename_words(model: dict[str, Any], names: dict[str, str]) -> None:
-    """Give control tokens that are words of the vocabulary too other names, and leave out what is merged into them."""
+    """Rename control tokens that are words of the vocabulary too, and drop the merges that make them."""
     kept = {model.get("unk_token")}
     vocabulary = cast(dict[str, int] | list[tuple[str, float]], model["vocab"])
 

@@ -8,10 +8,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points, metadata
 from pathlib import Path
 
 import pytest
 
+from stepalign.commands.application import GROUP
+from stepalign.commands.extras import EXTRA_OF_COMMAND, EXTRA_OF_MODULE, extra_for
 from stepalign.errors import CriticUnavailableError, QueueUnavailableError, StepalignError
 from stepalign_critic.errors import BackendDiedError
 from stepalign_launcher.redis_server import ServerDiedError
@@ -98,16 +101,17 @@ def test_any_other_process_dies_of_sigterm_as_usual(waiting_command: tuple[list[
     assert exit_code_after(signal.SIGTERM, ["-m", "stepalign.cli"], *waiting_command) == -signal.SIGTERM
 
 
-def ended_by(error: str) -> subprocess.CompletedProcess[str]:
+def ended_by(error: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command that raises this error."""
     code = (
-        "import stepalign.cli as cli\n"
+        "import stepalign.commands.application as application\n"
+        "from stepalign.cli import main\n"
         "from stepalign.errors import *\n"
         f"def refused(): raise {error}\n"
-        "cli.build_app = lambda: refused\n"
-        "cli.main()"
+        "application.build_app = lambda: refused\n"
+        "main()"
     )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
 
 
 def test_a_file_that_may_not_be_read_is_one_line_and_exit_code_1() -> None:
@@ -123,13 +127,52 @@ def test_an_error_that_nobody_expected_is_a_traceback_and_exit_code_70(error: st
     assert done.stderr.startswith("Traceback") and done.stderr.rstrip().endswith("Error: broken")
 
 
-def test_a_missing_extra_is_named_with_exit_code_1() -> None:
-    done = ended_by("ModuleNotFoundError('no torch', name='torch')")
-    assert (done.returncode, done.stderr) == (
-        1,
-        "stepalign: the module 'torch' is missing: install stepalign with its extra 'models', as in pip install -e "
-        "'.[models]' where its repository is\n",
-    )
+@pytest.mark.parametrize(
+    ("module", "command", "extra"),
+    [
+        ("torch", [], "models"),
+        ("torch", ["solver", "run.toml"], "solver"),
+        ("safetensors", ["run", "run.toml"], "lab"),
+        ("torch", ["critic", "run.toml"], "critic-transformers"),
+        ("httpx_aiohttp", ["critic", "run.toml"], "critic-openai"),
+        ("vllm", ["critic", "run.toml"], "critic-vllm"),
+        ("uvicorn", ["critic", "run.toml"], "critic"),
+    ],
+)
+def test_a_missing_module_is_one_line_with_its_extra(module: str, command: list[str], extra: str) -> None:
+    done = ended_by(f"ModuleNotFoundError('gone', name={module!r})", *command)
+    said = f"stepalign: the module {module!r} is missing: pip install 'stepalign[{extra}]'\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def without(modules: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command where these modules are not installed."""
+    code = f"import sys\nsys.modules.update(dict.fromkeys({modules}))\nfrom stepalign.cli import main\nmain()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(("arguments", "extra"), [([], "cli"), (["--help"], "cli"), (["critic", "x.toml"], "critic")])
+def test_the_command_without_its_extra_says_how_to_install_it(arguments: list[str], extra: str) -> None:
+    done = without(["typer", "rich"], *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"stepalign: the module 'typer' is missing: pip install 'stepalign[{extra}]'\n"
+
+
+def test_a_subcommand_without_its_extra_is_listed_with_it() -> None:
+    listed = without(["fastapi"], "--help").stdout
+    (line,) = [line for line in listed.splitlines() if line.startswith("  critic ")]
+    assert line.endswith("(not installed: pip install 'stepalign[critic]')")
+    done = without(["fastapi"], "critic", "run.toml", "--critic.port", "0")
+    assert done.returncode == 1
+    assert done.stderr == "'stepalign critic' needs the module 'fastapi': pip install 'stepalign[critic]'\n"
+
+
+def test_every_subcommand_has_an_extra_that_exists() -> None:
+    commands = {entry.name for entry in entry_points(group=GROUP) if entry.dist and entry.dist.name == "stepalign"}
+    assert commands == EXTRA_OF_COMMAND.keys()
+    provided = set(metadata("stepalign").get_all("Provides-Extra") or [])
+    named = {extra_for(module, command) for module in EXTRA_OF_MODULE for command in [*EXTRA_OF_COMMAND, None]}
+    assert named <= provided
 
 
 @pytest.mark.parametrize(

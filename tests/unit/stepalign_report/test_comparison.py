@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.testing import CliRunner, Result
 
-from stepalign.cli import build_app
+from stepalign.commands.application import build_app
 from stepalign.errors import ConfigError
 from stepalign_report.comparison import (
     HEADLINES,

@@ -8,7 +8,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from stepalign.cli import build_app
+from stepalign.commands.application import build_app
 from stepalign.critique.trace import parse_trace
 from stepalign.errors import ConfigError
 from stepalign.problems import load_problems

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from stepalign.cli import OVERRIDES
+from stepalign.commands.application import OVERRIDES
 from stepalign_launcher.commands.audit import audit
 from stepalign_launcher.runner import LocalRun
 from stepalign_run.commands.arguments import ConfigPath
