@@ -1,6 +1,6 @@
-"""What the OpenAPI document says of answers: an example of each, and the errors by their status.
+"""The answers in the OpenAPI document: an example of each, and the errors by their status.
 
-The examples are what the service answers; a test holds them against it.
+A test compares the examples with the service.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from stepalign_critic.http.envelope import error_detail
 
 NDJSON = "application/x-ndjson"
 JSON = "application/json"
-Answers = dict[int | str, dict[str, Any]]
+DocumentedAnswers = dict[int | str, dict[str, Any]]
+"""An answer of the document by its status."""
 
 ATTEMPT = "<step_1>3 + 4 = 7</step_1> <step_2>7 * 7 = 48</step_2> <answer>48</answer>"
 REQUEST_EXAMPLE: dict[str, Any] = {"question": "What is (3 + 4) * 7?", "attempt": ATTEMPT, "answer": "49"}
@@ -130,7 +131,7 @@ _HEADERS: dict[int, dict[str, Any]] = {
 CACHE_HEADER = "x-stepalign-cache"
 
 
-def errors(*statuses: int, never: Collection[str] = ()) -> Answers:
+def error_answers(*statuses: int, never: Collection[str] = ()) -> DocumentedAnswers:
     """The error answers of an endpoint, each with an example for every code of its status but those of ``never``."""
     return {status: _error(status, never) for status in statuses}
 
@@ -147,7 +148,7 @@ def _error(status: int, never: Collection[str]) -> dict[str, Any]:
 
 
 def answered(description: str, example: Any) -> dict[str, Any]:
-    """A 200 with an example."""
+    """A 200 with an example of its body."""
     return {"description": description, "content": {JSON: {"example": example}}}
 
 
@@ -195,7 +196,7 @@ MODELS = answered(
 )
 LIVE = answered("The process serves.", {"status": "live"})
 READY = answered("Requests should be sent here.", {"status": "ready"})
-METRICS: dict[str, Any] = {
+METRICS_TEXT: dict[str, Any] = {
     "description": "Metrics in Prometheus' text format. With API keys they are at critic.metrics_port instead.",
     "content": {"text/plain": {"schema": {"type": "string"}, "example": "stepalign_critic_in_flight 3.0\n"}},
 }
@@ -210,9 +211,9 @@ _SECURITY_SCHEMES = {_API_KEY: {"type": "http", "scheme": "bearer", "description
 
 
 class DocumentedApp(FastAPI):
-    """An app whose document keeps the examples as they are: FastAPI drops every null, those of examples too.
+    """An app that documents its examples unchanged: FastAPI drops every null, those of examples too.
 
-    What declares a 401 takes an API key, and with ``keys`` asks for one.
+    A route that declares a 401 takes an API key, and with ``keys`` asks for one.
     """
 
     def __init__(self, *, keys: bool, **settings: Any) -> None:
@@ -232,7 +233,7 @@ class DocumentedApp(FastAPI):
         return document
 
 
-def _restore_examples(documented: dict[str, Any], given: Answers) -> None:
+def _restore_examples(documented: dict[str, Any], given: DocumentedAnswers) -> None:
     for status, answer in given.items():
         for kind, content in answer["content"].items():
             documented[str(status)]["content"][kind].update(content)
