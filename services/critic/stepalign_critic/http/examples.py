@@ -20,16 +20,29 @@ JSON = "application/json"
 DocumentedAnswers = dict[int | str, dict[str, Any]]
 """An answer of the document by its status."""
 
-ATTEMPT = "<step_1>3 + 4 = 7</step_1> <step_2>7 * 7 = 48</step_2> <answer>48</answer>"
-REQUEST_EXAMPLE: dict[str, Any] = {"question": "What is (3 + 4) * 7?", "attempt": ATTEMPT, "answer": "49"}
-_CONTEXT = "<step_1>3 + 4 = 7</step_1> <step_2>7 * 7 = 49</step_2> <answer>49</answer>"
+ATTEMPT = (
+    "<step_1>5 boxes hold 5 * 6 = 30 eggs.</step_1> "
+    "<step_2>Without the broken ones that is 30 - 4 = 24 eggs.</step_2> "
+    "<step_3>Half of them are left: 24 / 2 = 12 eggs.</step_3> <answer>12</answer>"
+)
+REQUEST_EXAMPLE: dict[str, Any] = {
+    "question": "5 boxes hold 6 eggs each. 4 eggs break, and half of the others are sold. How many eggs are left?",
+    "attempt": ATTEMPT,
+    "reference_solution": "There are 30 eggs at first, 26 without the broken ones, and half of 26 is 13.",
+    "answer": "13",
+}
+_CONTEXT = (
+    "<step_1>5 boxes hold 5 * 6 = 30 eggs.</step_1> "
+    "<step_2>Without the broken ones that is 30 - 4 = 26 eggs.</step_2> "
+    "<step_3>Half of them are left: 26 / 2 = 13 eggs.</step_3> <answer>13</answer>"
+)
 _IDENTITY = {"weights_revision": "5c2f0e8a91d3b764", "prompt_version": "chat-v1", "backend": "transformers"}
 RESPONSE_EXAMPLE: dict[str, Any] = {
     "id": "crq_5f0c9a3f8e1b4d6f9c2a7b1e0d3c4a58",
     "attempt": {
         "rule": "tags",
-        "steps": [[0, 26], [27, 54]],
-        "answer": [55, 74],
+        "steps": [[0, 46], [47, 113], [114, 171]],
+        "answer": [172, 191],
         "answer_rule": "tag",
         "tagged": None,
     },
@@ -39,18 +52,29 @@ RESPONSE_EXAMPLE: dict[str, Any] = {
         "first_error_step": 2,
         "answer_is_wrong": False,
         "steps": [
-            {"number": 1, "body": "3 + 4 = 7", "status": "copied", "attempt_step": 1},
-            {"number": 2, "body": "7 * 7 = 49", "status": "corrected", "attempt_step": 2},
+            {"number": 1, "body": "5 boxes hold 5 * 6 = 30 eggs.", "status": "copied", "attempt_step": 1},
+            {
+                "number": 2,
+                "body": "Without the broken ones that is 30 - 4 = 26 eggs.",
+                "status": "corrected",
+                "attempt_step": 2,
+            },
+            {
+                "number": 3,
+                "body": "Half of them are left: 26 / 2 = 13 eggs.",
+                "status": "continued",
+                "attempt_step": None,
+            },
         ],
-        "answer": "49",
-        "alignment": {"copied_steps": 1, "whitespace_differences": 0, "first_difference": [27, 54]},
+        "answer": "13",
+        "alignment": {"copied_steps": 1, "whitespace_differences": 0, "first_difference": [47, 113]},
         "text": _CONTEXT,
     },
     "failure": None,
     "context": _CONTEXT,
     "retried": None,
     "critic": {"model": "critic-4b", **_IDENTITY},
-    "usage": {"prompt_tokens": 612, "completion_tokens": 71},
+    "usage": {"prompt_tokens": 1268, "completion_tokens": 112},
 }
 _ERRORS: dict[int, tuple[str, list[tuple[str, str, str | None]]]] = {
     400: ("The body cannot be read.", [("invalid_request", "There was an error parsing the body", None)]),
