@@ -353,7 +353,7 @@ class Bench:
             "validation": (summary["problem_ids"]["validation"], summary["validation"]["0"]),
             "test": (summary["problem_ids"]["test"], summary["base_test"]),
         }
-        seen.chance = build_report(config, MemoryBroker().status(), wall_seconds=1.0, threads=1)["chance"]
+        seen.chance = build_report(config, MemoryBroker().status(), wall_seconds=1.0, threads=1).chance
         seen.heartbeat = beat.exists()
         shutil.rmtree(config.run_dir)
         return seen
