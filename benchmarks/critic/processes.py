@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 
 from benchmarks.errors import BenchError
 from benchmarks.wire import fetch
-from stepalign_critic.server import URL_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = "log"
+URL_FILE = "critic.url"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 _SHOWN_OF_A_LOG = 4000

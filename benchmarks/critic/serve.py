@@ -18,12 +18,13 @@ import typer
 import uvicorn
 
 from benchmarks.critic.engine import FixedLatencyBackend, FixedLatencyEngine, ModelServer, bare_app
-from benchmarks.critic.processes import ROOT
+from benchmarks.critic.processes import ROOT, URL_FILE
 from benchmarks.critic.workload import PROMPTS, critique
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.openai import OpenAIBackend
-from stepalign_critic.server import URL_FILE, freeze, serve, write_atomically
-from stepalign_run.config import Config, load_config
+from stepalign_critic.process import freeze, serve
+from stepalign_run.config import CriticServerSection, load_critic_config
+from stepalign_run.folder.files import replace_text
 from stepalign_run.logging import configure_logging
 
 _KEPT_CONNECTIONS = 100
@@ -40,8 +41,7 @@ class Transport(StrEnum):
 @program.command()
 def critic(folder: Path, seconds: float = SECONDS) -> None:
     """The critic service over the engine."""
-    config = _config(folder)
-    serve(config, FixedLatencyBackend(FixedLatencyEngine(critique(), seconds)))
+    serve(_section(folder), FixedLatencyBackend(FixedLatencyEngine(critique(), seconds)))
 
 
 @program.command()
@@ -69,20 +69,20 @@ def model(folder: Path) -> None:
 @program.command()
 def critic_over(folder: Path, url: str, transport: Transport) -> None:
     """The critic service before an OpenAI-compatible server at ``url``."""
-    config = _config(folder, "--critic.backend", "openai", "--critic.openai.base_url", f"{url}/v1")
+    section = _section(folder, "--critic.backend", "openai", "--critic.openai.base_url", f"{url}/v1")
     if transport is Transport.AIOHTTP:
-        serve(config, create_backend(config.critic))
+        serve(section, create_backend(section))
     else:
         # By its default httpx keeps 20 connections and would open the others anew for each request.
         kept = httpx.Limits(max_connections=_KEPT_CONNECTIONS, max_keepalive_connections=_KEPT_CONNECTIONS)
-        serve(config, OpenAIBackend(config.critic, httpx.AsyncHTTPTransport(limits=kept)))
+        serve(section, OpenAIBackend(section, httpx.AsyncHTTPTransport(limits=kept)))
 
 
-def _config(folder: Path, *critic: str) -> Config:
+def _section(folder: Path, *critic: str) -> CriticServerSection:
     """The shipped defaults of the service, cache and log lines included."""
     configure_logging("critic")
-    where = ["--run.dir", str(folder.parent), "--run.name", folder.name, "--critic.prompts", PROMPTS]
-    return load_config(ROOT / "configs" / "lab.toml", [*where, *critic])
+    own = ["--critic.address_file", str(folder / URL_FILE), "--critic.prompts", PROMPTS]
+    return load_critic_config(ROOT / "configs" / "lab.toml", [*own, *critic]).critic
 
 
 def _serve_app(app: Any, folder: Path, lifespan: Any) -> None:
@@ -90,7 +90,7 @@ def _serve_app(app: Any, folder: Path, lifespan: Any) -> None:
     freeze()
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    write_atomically(folder / URL_FILE, f"http://127.0.0.1:{listening.getsockname()[1]}")
+    replace_text(folder / URL_FILE, f"http://127.0.0.1:{listening.getsockname()[1]}")
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan=lifespan)
     uvicorn.Server(config).run(sockets=[listening])
 

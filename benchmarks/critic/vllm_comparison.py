@@ -31,23 +31,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.critic.engine import PATH
-from benchmarks.critic.processes import LOG, ROOT, Server, end, end_of_log, started, temporary_folder
+from benchmarks.critic.processes import LOG, ROOT, URL_FILE, Server, end, end_of_log, started, temporary_folder
 from benchmarks.errors import BenchError
 from benchmarks.wire import Connection, request_bytes
 from stepalign.types import CritiqueRequest
 from stepalign_lab.sums import reference_solution
 
 MODEL = ROOT / ".cache" / "smollm2"
-PROBLEMS = ROOT / "examples" / "word_problems.jsonl"
 # vLLM's offline engine would take another number of tokens a step by default than its server's.
 ENGINE_ARGUMENTS = {"max_num_batched_tokens": 2048, "enforce_eager": True}
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 _CONFIG = """
-run = {{ name = "service", dir = "{runs}" }}
-model = {{ path = "{model}" }}
-data = {{ train = "{problems}" }}
-
 [critic]
+address_file = "{address}"
 backend = "vllm"
 path = "{model}"
 prompts = "{prompts}"
@@ -168,7 +164,7 @@ def _write_config(folder: Path, settings: VllmSettings) -> Path:
     path = folder / "critic.toml"
     arguments = ", ".join(f"{name} = {json.dumps(value)}" for name, value in ENGINE_ARGUMENTS.items())
     path.write_text(
-        _CONFIG.format(runs=folder, model=MODEL, problems=PROBLEMS, arguments=arguments, **asdict(settings)),
+        _CONFIG.format(address=folder / "service" / URL_FILE, model=MODEL, arguments=arguments, **asdict(settings)),
         encoding="utf-8",
     )
     return path

@@ -5,8 +5,8 @@ from __future__ import annotations
 import peft
 import transformers
 
-import stepalign_critic.server
+import stepalign_critic.process
 import stepalign_solver.worker
 import stepalign_trainer.loop
 
-IMPORTED = (peft, transformers, stepalign_critic.server, stepalign_solver.worker, stepalign_trainer.loop)
+IMPORTED = (peft, transformers, stepalign_critic.process, stepalign_solver.worker, stepalign_trainer.loop)

@@ -28,7 +28,7 @@ from stepalign_critic.backends.transformers import TransformersBackend
 from stepalign_critic.errors import NotReadyError, SaturatedError
 from stepalign_critic.service import CriticService
 from stepalign_lab.tokenizer import CONTROL, build_tokenizer
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticServerSection
 from support.openai_server import OpenAIServer, running
 
 STEP = "<step_1> 3 + 4 = 7 </step_1>"
@@ -77,8 +77,8 @@ class Kind:
     name: str
     options: dict[str, Any]
 
-    def section(self, **options: Any) -> CriticSection:
-        return CriticSection(prompts="lab-v1", **{**self.options, **options})
+    def section(self, **options: Any) -> CriticServerSection:
+        return CriticServerSection(prompts="lab-v1", **{**self.options, **options})
 
 
 # The folder of our own tests of that name is no package and has no origin.
@@ -105,7 +105,7 @@ def transformers_model(model_folder: Path) -> Kind:
 @pytest.fixture(scope="module")
 def served(model_folder: Path) -> Iterator[str]:
     """The language model behind an OpenAI-compatible server; its address."""
-    section = CriticSection(path=model_folder, device="cpu", max_new_tokens=12, max_prompt_tokens=100)
+    section = CriticServerSection(path=model_folder, device="cpu", max_new_tokens=12, max_prompt_tokens=100)
     with running(OpenAIServer(create_backend(section)).app) as url:
         yield f"{url}/v1"
 
@@ -128,10 +128,10 @@ class Engines:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
-    def run(self, section: CriticSection, act: Callable[[Backend], Awaitable[Any]]) -> Any:
+    def run(self, section: CriticServerSection, act: Callable[[Backend], Awaitable[Any]]) -> Any:
         return asyncio.run_coroutine_threadsafe(self._run(section, act), self._loop).result()
 
-    async def _run(self, section: CriticSection, act: Callable[[Backend], Awaitable[Any]]) -> Any:
+    async def _run(self, section: CriticServerSection, act: Callable[[Backend], Awaitable[Any]]) -> Any:
         # vLLM batches by itself.
         key = section.model_dump_json(exclude={"batch_wait_ms"})
         backend = self._backends.pop(key, None)
@@ -167,7 +167,7 @@ def engines() -> Iterator[Engines]:
 ENGINES: list[Engines] = []
 
 
-def started(section: CriticSection, act: Callable[[Backend], Awaitable[Any]]) -> Any:
+def started(section: CriticServerSection, act: Callable[[Backend], Awaitable[Any]]) -> Any:
     async def main() -> Any:
         backend = create_backend(section)
         await backend.start()
@@ -271,7 +271,7 @@ def test_a_backend_that_was_not_started_may_be_stopped(kind: Kind) -> None:
 
 def test_an_unknown_checker_is_refused_and_the_installed_ones_named() -> None:
     with pytest.raises(ConfigError, match=r"'nobody'.*installed are .*'lab'"):
-        create_backend(CriticSection(backend="program", checker="nobody"))
+        create_backend(CriticServerSection(backend="program", checker="nobody"))
 
 
 def test_a_checker_logs_with_its_requests_id_and_refuses_once_it_has_stopped() -> None:

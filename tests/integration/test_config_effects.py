@@ -148,6 +148,7 @@ EFFECTS: dict[str, Shows | Refused] = {
     "critic.finish_seconds": Shows(
         "critic while it ends", "--critic.finish_seconds 0", f"{MODEL_CRITIC} --critic.batch_wait_ms 900"
     ),
+    "critic.address_file": Shows("critic address", "--critic.address_file $folder/critic.url"),
     "critic.max_body_bytes": Shows("critic at a long attempt", "--critic.max_body_bytes 1024"),
     "critic.max_steps": Shows("critic", "--critic.max_steps 1"),
     "critic.max_batch_items": Shows("critic at two items", "--critic.max_batch_items 1"),
@@ -429,6 +430,13 @@ def metrics_of(_: Served) -> list[bool]:
     return [answers("127.0.0.1"), answers("127.0.0.2")]
 
 
+def address_of(bench: Bench, overrides: Overrides) -> tuple[bool, bool]:
+    """Whether a file holds the address of a critic that listens, and whether there is one after its end."""
+    file = bench.folder / "critic.url"
+    held = bench.served(overrides, lambda critic: file.exists() and file.read_text() == critic.url)
+    return held, file.exists()
+
+
 def ask_while_draining(critic: Served) -> bool:
     """Whether there is an answer. What stops at once refuses by a 503 or by the connection, as the moment has it."""
     critic.server.handle_exit(15, None)
@@ -506,6 +514,7 @@ OBSERVATIONS: dict[str, Observe] = {
     "critic": while_served(ask),
     "critic weights": while_served(lambda critic: critic.dtype),
     "critic port": while_served(lambda critic: critic.port),
+    "critic address": address_of,
     "critic while draining": while_served(ask_while_draining),
     "critic while it ends": while_served(ask_and_end),
     "critic at a long attempt": while_served(lambda critic: ask(critic, attempt="x" * 2000)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -19,16 +20,16 @@ import pytest
 from stepalign.client import CriticClient
 from stepalign.errors import ConfigError, CriticRequestError
 from stepalign.types import CritiqueRequest, CritiqueResponse, FinishReason, Verdict
-from stepalign_critic import server
 from stepalign_critic.app import AppSettings
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
 from stepalign_critic.backends.program import ProgramBackend
 from stepalign_critic.errors import SaturatedError
 from stepalign_critic.http.access import ApiKeys, check_exposure
+from stepalign_critic.process import _bind
 from stepalign_critic.service import CriticService
-from stepalign_run.config import CriticSection
-from support.critic_processes import critic_command, critic_process, ended_with_0, write_config
+from stepalign_run.config import CriticServerSection
+from support.critic_processes import address_file, critic_command, critic_process, ended_with_0, write_config
 from support.critic_servers import (
     ANSWER,
     CORRECT,
@@ -49,7 +50,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A ready critic with the lab's exact checker."""
-    backend: Backend = create_backend(CriticSection(backend="program", checker="lab", prompts="lab-v1"))
+    backend: Backend = create_backend(CriticServerSection(backend="program", checker="lab", prompts="lab-v1"))
     with serving(CriticService(backend, "lab-v1")) as address:
         wait_until(lambda: httpx.get(f"{address}/health/ready").status_code == 200)
         yield address
@@ -192,7 +193,7 @@ def test_a_client_with_a_body_over_the_limit_is_told_so_and_does_not_retry(url: 
 
 
 def test_a_body_that_never_comes_to_its_end_is_given_up() -> None:
-    service = CriticService(create_backend(CriticSection(backend="program", checker="lab")), "lab-v1")
+    service = CriticService(create_backend(CriticServerSection(backend="program", checker="lab")), "lab-v1")
     with (
         serving(service, AppSettings(body_seconds=0.3)) as address,
         socket.create_connection(("127.0.0.1", httpx.URL(address).port or 0), timeout=10) as connection,
@@ -384,7 +385,7 @@ def test_the_command_refuses_a_public_host_without_keys(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[str]:
     """A ready critic that takes the keys ``sk-one`` and ``sk-two``."""
-    backend: Backend = create_backend(CriticSection(backend="program", checker="lab", prompts="lab-v1"))
+    backend: Backend = create_backend(CriticServerSection(backend="program", checker="lab", prompts="lab-v1"))
     with serving(CriticService(backend, "lab-v1"), AppSettings(api_keys=ApiKeys(["sk-one", "sk-two"]))) as address:
         wait_until(lambda: httpx.get(f"{address}/health/ready").status_code == 200)
         yield address
@@ -482,7 +483,7 @@ def test_a_metrics_port_that_is_taken_is_refused(tmp_path: Path) -> None:
 
 def test_the_listening_socket_sends_small_packets_at_once() -> None:
     """What it accepts inherits the option; asyncio does not set it on a socket that it was given."""
-    with server._bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+    with _bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
         accepted, _ = listening.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
@@ -502,26 +503,52 @@ def test_the_command_ends_with_an_error_when_its_model_cannot_be_loaded(tmp_path
     done = subprocess.run(critic_command(config), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert "ConfigError: critic.path is" in done.stderr
-    assert not (tmp_path / "runs" / "test" / "critic.url").exists()
+    assert not address_file(config).exists()
 
 
-def test_a_configuration_of_the_critic_alone_will_do(tmp_path: Path) -> None:
+def test_a_runs_file_will_do(tmp_path: Path) -> None:
+    """The client's keys and the run's other sections are passed over, whatever they hold."""
     config = write_config(tmp_path)
-    text = config.read_text()
-    config.write_text(text[: text.index("[model]")] + text[text.index("[critic]") :])
+    client = 'url = "http://127.0.0.1:9"\ntimeout_seconds = 9\n'
+    run = '\n[run]\nname = "not a name"\n[trainer]\nsteps = 0\nstepz = 3\n'
+    config.write_text(config.read_text().replace("[critic]\n", f"[critic]\n{client}") + run)
     with critic_process(config) as (process, url):
         assert ask(url, CritiqueRequest(**CORRECT)).critique is not None
         process.send_signal(signal.SIGTERM)
         ended_with_0(process, config)
 
 
-def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("a file in its place")
-    done = subprocess.run(
-        critic_command(write_config(tmp_path)), capture_output=True, text=True, timeout=60, check=False
-    )
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_critic_writes_no_file_unless_told_to(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir(mode=0o500)
+    config = write_config(tmp_path)
+    config.write_text("\n".join(line for line in config.read_text().splitlines() if "address_file" not in line))
+    before = files_below(tmp_path)
+    environment = {**os.environ, "HOME": str(empty), "TMPDIR": str(empty)}
+    command = critic_command(config)
+    with subprocess.Popen(command, cwd=empty, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            listening = json.loads(next(line for line in process.stderr if "listening" in line))
+            assert ask(listening["url"], CritiqueRequest(**CORRECT)).critique is not None
+            assert files_below(tmp_path) == before
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+    assert files_below(tmp_path) == before
+
+
+def test_an_address_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "place").write_text("a file in place of its folder")
+    command = critic_command(write_config(tmp_path), "--critic.address_file", str(tmp_path / "place" / "critic.url"))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "set run.dir to a folder that can be written" in done.stderr
+    assert "set critic.address_file to a file in a folder that can be written" in done.stderr
 
 
 def test_a_critic_whose_log_nobody_reads_any_more_goes_on_serving_and_ends_with_0(tmp_path: Path) -> None:
@@ -555,7 +582,7 @@ def test_an_openai_server_without_models_is_named_at_once_and_what_may_be_wrong_
 def test_a_critic_without_standard_error_serves_and_ends_with_0(tmp_path: Path) -> None:
     """As with ``2>&-``."""
     config = write_config(tmp_path)
-    url_file = tmp_path / "runs" / "test" / "critic.url"
+    url_file = address_file(config)
     shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *critic_command(config)]
     with subprocess.Popen(shell) as process:
         try:
@@ -574,6 +601,6 @@ def test_a_critic_on_a_port_that_is_taken_leaves_the_others_address_alone(tmp_pa
         command = critic_command(config, "--critic.port", port)
         second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert second.returncode == 1 and "cannot listen" in second.stderr
-        assert (tmp_path / "runs" / "test" / "critic.url").read_text() == url
+        assert address_file(config).read_text() == url
         process.send_signal(signal.SIGTERM)
         ended_with_0(process, config)

@@ -22,14 +22,16 @@ from stepalign_critic.cache.store import CritiqueStore
 from stepalign_critic.http.access import ApiKeys
 from stepalign_critic.http.rate_limit import RateLimiter
 from stepalign_critic.service import CriticService
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticServerSection
 from support.critic_servers import CORRECT, GatedBackend, HeldBackend, error_of, metric, serving, wait_until
 
 pytestmark = pytest.mark.slow
 
 
 def lab_service() -> CriticService:
-    return CriticService(create_backend(CriticSection(backend="program", checker="lab", prompts="lab-v1")), "lab-v1")
+    return CriticService(
+        create_backend(CriticServerSection(backend="program", checker="lab", prompts="lab-v1")), "lab-v1"
+    )
 
 
 def ready(url: str) -> str:

@@ -17,8 +17,8 @@ from stepalign.types import CritiqueRequest
 from stepalign_critic.app import AppSettings
 from stepalign_critic.backends import create_backend
 from stepalign_critic.service import CriticService
-from stepalign_run.config import CriticSection
-from support.critic_processes import COMMAND, critic_process, ended_with_0, write_config
+from stepalign_run.config import CriticServerSection
+from support.critic_processes import COMMAND, address_file, critic_process, ended_with_0, write_config
 from support.critic_servers import CORRECT, ask, error_of, metric, serving, wait_until
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 HELD_COMMAND = f"""
 import asyncio, sys
 from pathlib import Path
-from stepalign_critic import server
+from stepalign_critic import process
 from stepalign_critic.backends.program import ProgramBackend
 generate = ProgramBackend.generate
 async def held(self, prompt):
@@ -39,13 +39,13 @@ ProgramBackend.generate = held
 """
 SLOW_COMMAND = f"""
 import time
-import stepalign_critic.server as server
+import stepalign_critic.process as process
 from stepalign_critic.backends.program import ProgramBackend
 from stepalign_lab.checker import exact_critique
 def slow(question, attempt):
     time.sleep(0.7)
     return exact_critique(question, attempt)
-server.create_backend = lambda section: ProgramBackend("slow", slow, "r")
+process.create_backend = lambda section: ProgramBackend("slow", slow, "r")
 {COMMAND}
 """
 
@@ -102,8 +102,8 @@ def test_the_command_serves_a_public_host_with_keys_and_drains_before_it_ends(tm
 def test_a_critic_that_is_still_loading_ends_at_once(tmp_path: Path) -> None:
     """The thread that loads a model cannot be interrupted; the process leaves it."""
     loading = SLOW_COMMAND.replace(
-        "server.create_backend",
-        "ProgramBackend.start = lambda self: asyncio.to_thread(time.sleep, 60)\nserver.create_backend",
+        "process.create_backend",
+        "ProgramBackend.start = lambda self: asyncio.to_thread(time.sleep, 60)\nprocess.create_backend",
     ).replace("import time", "import asyncio, time")
     config = write_config(tmp_path, drain_grace_seconds=600)
     with critic_process(config, loading) as (process, url):
@@ -132,7 +132,7 @@ main()
         _, log = process.communicate(timeout=15)
     assert process.returncode == os.EX_TEMPFAIL
     assert log.splitlines()[-1] == "stepalign: the backend program has stopped working for good"
-    assert not (tmp_path / "runs" / "test" / "critic.url").exists()
+    assert not address_file(config).exists()
 
 
 def test_a_second_signal_ends_the_drain(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_what_is_not_answered_in_time_is_given_up_and_its_client_told_so(tmp_pat
 
 def test_a_client_that_never_reads_its_answer_keeps_no_process_from_ending(tmp_path: Path) -> None:
     impatient = COMMAND.replace(
-        "app()\n", "from stepalign_critic import server\nserver._LAST_ANSWERS_SECONDS = 1\napp()\n"
+        "app()\n", "from stepalign_critic import process\nprocess._LAST_ANSWERS_SECONDS = 1\napp()\n"
     )
     config = write_config(tmp_path, max_body_bytes=20_000_000)
     # Its answer holds the attempts again, which is more than the buffers of both ends of a connection take.
@@ -202,7 +202,7 @@ def test_a_client_that_never_reads_its_answer_keeps_no_process_from_ending(tmp_p
 
 def test_a_thread_that_does_not_end_keeps_no_process_from_ending(tmp_path: Path) -> None:
     hanging = SLOW_COMMAND.replace("time.sleep(0.7)", "time.sleep(600)").replace(
-        "import time", "import time\nfrom stepalign_critic import server\nserver._LAST_ANSWERS_SECONDS = 1"
+        "import time", "import time\nfrom stepalign_critic import process\nprocess._LAST_ANSWERS_SECONDS = 1"
     )
     config = write_config(tmp_path, finish_seconds=0.3)
     with critic_process(config, hanging) as (process, url), ThreadPoolExecutor() as threads:
@@ -218,9 +218,9 @@ def test_a_thread_that_does_not_end_keeps_no_process_from_ending(tmp_path: Path)
 def test_a_body_that_does_not_come_is_answered_while_the_process_ends(tmp_path: Path) -> None:
     hurried = f"""
 import functools
-from stepalign_critic import server
-server.AppSettings = functools.partial(server.AppSettings, body_seconds=1.0)
-server._LAST_ANSWERS_SECONDS = 3
+from stepalign_critic import process
+process.AppSettings = functools.partial(process.AppSettings, body_seconds=1.0)
+process._LAST_ANSWERS_SECONDS = 3
 {COMMAND}
 """
     config = write_config(tmp_path)
@@ -266,7 +266,7 @@ def test_a_third_signal_gives_up_what_is_being_answered(tmp_path: Path) -> None:
 
 
 def test_a_body_of_a_health_check_is_not_waited_for() -> None:
-    service = CriticService(create_backend(CriticSection(backend="program", checker="lab")), "lab-v1")
+    service = CriticService(create_backend(CriticServerSection(backend="program", checker="lab")), "lab-v1")
     with (
         serving(service, AppSettings(body_seconds=5)) as address,
         socket.create_connection(("127.0.0.1", httpx.URL(address).port or 0), timeout=2) as connection,

@@ -15,7 +15,7 @@ import pytest
 
 from stepalign_critic.backends import create_backend
 from stepalign_critic.service import CriticService
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticServerSection
 from support.critic_servers import serving, wait_until
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ IMPOSSIBLE = {"question": "Why?", "attempt": "Because."}
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    backend = create_backend(CriticSection(backend="program", checker="lab", prompts="lab-v1"))
+    backend = create_backend(CriticServerSection(backend="program", checker="lab", prompts="lab-v1"))
     with serving(CriticService(backend, "lab-v1")) as address:
         wait_until(lambda: httpx.get(f"{address}/health/ready").status_code == 200)
         yield address

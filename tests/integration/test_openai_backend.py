@@ -18,7 +18,7 @@ from stepalign_critic.backends.base import Backend, Generation, RenderedPrompt
 from stepalign_critic.backends.openai import OpenAIBackend
 from stepalign_critic.errors import EngineError, NotReadyError, SaturatedError, ServiceError, UnsupportedRequestError
 from stepalign_critic.service import CriticService
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticServerSection
 from support.openai_server import OpenAIServer, chat_completion, running
 
 pytestmark = pytest.mark.slow
@@ -47,16 +47,16 @@ def request_of(attempt: str) -> CritiqueRequest:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[OpenAIServer]:
-    served = OpenAIServer(create_backend(CriticSection(**MODEL)))
+    served = OpenAIServer(create_backend(CriticServerSection(**MODEL)))
     with running(served.app) as url:
         served.url = url  # type: ignore[attr-defined]
         yield served
 
 
-def openai(url: str, **settings: Any) -> CriticSection:
+def openai(url: str, **settings: Any) -> CriticServerSection:
     limits = {"max_new_tokens": 96, "prompts": "lab-v1", **{k: v for k, v in settings.items() if k.startswith("max_")}}
     served = {key: value for key, value in settings.items() if not key.startswith("max_")}
-    return CriticSection(backend="openai", openai={"base_url": f"{url}/v1", **served}, **limits)  # type: ignore[arg-type]
+    return CriticServerSection(backend="openai", openai={"base_url": f"{url}/v1", **served}, **limits)  # type: ignore[arg-type]
 
 
 def with_backend(backend: Backend, work: Callable[[], Awaitable[T]]) -> T:
@@ -188,14 +188,14 @@ def test_a_server_that_stops_answering_makes_the_backend_unhealthy_until_it_answ
 
 @pytest.mark.parametrize(("wanted", "served"), [("other", ("critic",)), (None, ("a", "b")), (None, ())])
 def test_a_model_that_is_not_served_is_refused_with_those_that_are(wanted: str | None, served: tuple[str, ...]) -> None:
-    stub = OpenAIServer(create_backend(CriticSection(backend="program", checker="lab")), served)
+    stub = OpenAIServer(create_backend(CriticServerSection(backend="program", checker="lab")), served)
     with running(stub.app) as url, pytest.raises(ConfigError, match="serves"):
         backend = create_backend(openai(url, model=wanted))
         with_backend(backend, lambda: ask(backend, ATTEMPTS[0]))
 
 
 def test_the_key_is_sent_and_a_wrong_one_is_named(tmp_path: Path) -> None:
-    stub = OpenAIServer(create_backend(CriticSection(backend="program", checker="lab")), key="right")
+    stub = OpenAIServer(create_backend(CriticServerSection(backend="program", checker="lab")), key="right")
     for key, fits in (("right", True), ("wrong", False)):
         file = tmp_path / key
         file.write_text(key)

@@ -19,7 +19,7 @@ from stepalign.client import SyncCriticClient
 from stepalign.types import CritiqueRequest, CritiqueResponse
 from stepalign_critic.backends import create_backend
 from stepalign_critic.service import CriticService
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticServerSection
 from support.critic_servers import serving, wait_until
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,9 @@ class ObservedService(CriticService):
     """Keeps what it is asked."""
 
     def __init__(self) -> None:
-        super().__init__(create_backend(CriticSection(backend="program", checker="lab", prompts="lab-v1")), "lab-v1")
+        super().__init__(
+            create_backend(CriticServerSection(backend="program", checker="lab", prompts="lab-v1")), "lab-v1"
+        )
         self.asked: list[CritiqueRequest] = []
 
     async def critique(self, request: CritiqueRequest) -> CritiqueResponse:

@@ -23,13 +23,14 @@ app()
 
 def write_config(folder: Path, **critic: Any) -> Path:
     values = {"backend": "program", "checker": "lab", "prompts": "lab-v1", "port": 0, **critic}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     path = folder / "critic.toml"
-    path.write_text(
-        f'[run]\nname = "test"\ndir = {json.dumps(str(folder / "runs"))}\n'
-        '[model]\npath = "model"\n[data]\ntrain = "train.jsonl"\n[critic]\n' + "\n".join(lines)
-    )
+    values["address_file"] = str(address_file(path))
+    path.write_text("[critic]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items()))
     return path
+
+
+def address_file(config: Path) -> Path:
+    return config.with_name("critic.url")
 
 
 def critic_command(config: Path, *options: str, code: str = COMMAND) -> list[str]:
@@ -39,7 +40,7 @@ def critic_command(config: Path, *options: str, code: str = COMMAND) -> list[str
 @contextmanager
 def critic_process(config: Path, code: str = COMMAND) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The command as a process of its own that listens, and its address. It does not outlive the test."""
-    url_file = config.parent / "runs" / "test" / "critic.url"
+    url_file = address_file(config)
     process = subprocess.Popen(critic_command(config, code=code), stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: url_file.exists() or process.poll() is not None)
@@ -52,5 +53,5 @@ def ended_with_0(process: subprocess.Popen[str], config: Path) -> str:
     """What the process logged, once it has ended as it should."""
     _, log = process.communicate(timeout=10)
     assert process.returncode == 0, log
-    assert not (config.parent / "runs" / "test" / "critic.url").exists()
+    assert not address_file(config).exists()
     return log

@@ -142,7 +142,7 @@ def serving(service: CriticService, settings: AppSettings | None = None) -> Iter
     config = uvicorn.Config(create_app(service, settings), log_config=None, access_log=False, lifespan="on")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        # As stepalign_critic.server does, and for its reason: else most answers take 40 ms longer.
+        # As stepalign_critic.process does, and for its reason: else most answers take 40 ms longer.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

@@ -29,7 +29,7 @@ from stepalign_critic.http.access import ApiKeys
 from stepalign_critic.http.rate_limit import RateLimiter
 from stepalign_critic.service import CriticService
 from stepalign_lab.checker import exact_critique
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticServerSection
 from stepalign_run.logging import configure_logging
 from support.critic_servers import CORRECT, QUESTION, GatedBackend, metric, serving, wait_until
 
@@ -115,7 +115,9 @@ STATES = {
     "unhealthy": lambda: started(Dead()),
     "broken": lambda: started(Broken()),
     "behind": lambda: started(Behind()),
-    "unsupported": lambda: started(create_backend(CriticSection(backend="program", checker="lab", prompts=PROMPTS))),
+    "unsupported": lambda: started(
+        create_backend(CriticServerSection(backend="program", checker="lab", prompts=PROMPTS))
+    ),
     "guarded": lambda: started(Ready(), GUARDED),
     # With a clock that stands still: one critique, and never another.
     "limited": lambda: started(Ready(), replace(GUARDED, limiter=RateLimiter(1, clock=lambda: 0.0))),

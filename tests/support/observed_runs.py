@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stepalign import plugins
-from stepalign_critic import server as critic_server
+from stepalign_critic import process as critic_process
 from stepalign_critic.app import create_app
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends import transformers as critic_models
@@ -37,7 +37,7 @@ from stepalign_critic.service import CriticService
 from stepalign_launcher.commands.demo import lab_configuration
 from stepalign_models.sampling import Completion, Sampler
 from stepalign_report.build import build_report
-from stepalign_run.config import Config, CriticSection, load_config
+from stepalign_run.config import Config, CriticServerSection, load_config, load_critic_config
 from stepalign_run.policy_store import Canary, PolicyVersion, file_sha256, open_policy_store
 from stepalign_run.queue import RedisRolloutQueue, forget_run
 from stepalign_run.rollout import Rollout
@@ -196,7 +196,7 @@ class Recorder:
 @contextmanager
 def exact_critic() -> Iterator[tuple[str, Recorder]]:
     """The lab's exact critic behind HTTP."""
-    section = CriticSection(backend="program", checker="lab", prompts="lab-v1")
+    section = CriticServerSection(backend="program", checker="lab", prompts="lab-v1")
     recorder = Recorder(create_app(CriticService(create_backend(section), section.prompts)))
     server = uvicorn.Server(uvicorn.Config(recorder, log_config=None, access_log=False, lifespan="on"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -353,7 +353,7 @@ class Bench:
             "validation": (summary["problem_ids"]["validation"], summary["validation"]["0"]),
             "test": (summary["problem_ids"]["test"], summary["base_test"]),
         }
-        seen.chance = build_report(config, MemoryBroker().status(), wall_seconds=1.0, threads=1)["chance"]
+        seen.chance = build_report(config, MemoryBroker().status(), wall_seconds=1.0, threads=1).chance
         seen.heartbeat = beat.exists()
         shutil.rmtree(config.run_dir)
         return seen
@@ -363,14 +363,14 @@ class Bench:
 
         Returns what ``act`` returns.
         """
-        config = self.config(overrides)
+        section = load_critic_config(self.file, overrides, environ={}).critic
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         answers: list[Any] = []
         failures: list[BaseException] = []
         users: list[threading.Thread] = []
         seen = Served()
 
-        class Watched(critic_server._Server):
+        class Watched(critic_process._Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets=sockets)
                 assert sockets is not None
@@ -393,11 +393,11 @@ class Bench:
                 seen.server.should_exit = True
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(critic_server, "_Server", Watched)
+            patch.setattr(critic_process, "_Server", Watched)
             seen.watch_models(patch)
             try:
                 with suppress(SystemExit):  # what a handled SIGTERM ends in
-                    critic_server.serve(config)
+                    critic_process.serve(section)
             finally:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)

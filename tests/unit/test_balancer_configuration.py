@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from stepalign_critic.server import _LAST_ANSWERS_SECONDS, _LAST_THREADS_SECONDS
-from stepalign_run.config import load_config
+from stepalign_critic.process import _LAST_ANSWERS_SECONDS, _LAST_THREADS_SECONDS
+from stepalign_run.config import load_config, load_critic_config
 
 ROOT = Path(__file__).parents[2]
+RUNS = [path for path in (ROOT / "configs").glob("*.toml") if path.name != "critic.toml"]
 HAPROXY = (ROOT / "services" / "lb" / "haproxy.cfg").read_text(encoding="utf-8")
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
@@ -28,7 +29,7 @@ def seconds(directive: str) -> float:
 
 
 def test_a_request_with_the_largest_body_fits_the_buffer_that_it_is_repeated_from() -> None:
-    limits = {load_config(path, [], {}).critic.max_body_bytes for path in (ROOT / "configs").glob("*.toml")}
+    limits = {load_critic_config(path, [], {}).critic.max_body_bytes for path in (ROOT / "configs").glob("*.toml")}
     assert number("tune.bufsize") >= max(limits) + HEADERS_BYTES
     assert re.search(r"^ +option http-buffer-request$", HAPROXY, re.MULTILINE)
 
@@ -39,7 +40,7 @@ def test_the_buffers_of_all_connections_fit_the_memory() -> None:
 
 
 def test_the_balancer_waits_longer_than_any_shipped_configuration() -> None:
-    longest = max(load_config(path, [], {}).critic.timeout_seconds for path in (ROOT / "configs").glob("*.toml"))
+    longest = max(load_config(path, [], {}).critic.timeout_seconds for path in RUNS)
     assert seconds("timeout server") > longest
 
 
@@ -56,7 +57,7 @@ def test_a_critic_may_finish_what_it_has_before_compose_kills_it(shipped: str, i
     (drain,) = re.findall(r"\$\{DRAIN_GRACE_SECONDS:-(\d+)\}", COMPOSE)
     grace = re.findall(r"stop_grace_period: \$\{STOP_GRACE:-(\d+)s\}", COMPOSE)
     assert len(grace) == 2
-    finish = load_config(ROOT / "configs" / shipped, [], {}).critic.finish_seconds
+    finish = load_critic_config(ROOT / "configs" / shipped, [], {}).critic.finish_seconds
     assert int(drain) + finish + _LAST_ANSWERS_SECONDS + _LAST_THREADS_SECONDS < int(grace[index])
 
 

@@ -11,12 +11,12 @@ HEAVY = ("torch", "transformers", "vllm", "tokenizers", "peft")
 # rich is left out: httpx takes it for a command line of its own where it is installed.
 EXTRAS = ("fastapi", "numpy", "pydantic_settings", "redis", "structlog", "typer")
 APP_WITH_PROGRAM_BACKEND = """
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticServerSection
 from stepalign_critic.app import create_app
 from stepalign_critic.backends import create_backend
 from stepalign_critic.commands import critic
 from stepalign_critic.service import CriticService
-section = CriticSection(backend="program", checker="lab", prompts="lab-v1")
+section = CriticServerSection(backend="program", checker="lab", prompts="lab-v1")
 create_app(CriticService(create_backend(section), section.prompts))
 """
 

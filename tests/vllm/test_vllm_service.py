@@ -29,11 +29,8 @@ CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 pytestmark = pytest.mark.timeout(600)
 
 CONFIG = """
-run = {{ name = "vllm", dir = "{runs}" }}
-model = {{ path = "{model}" }}
-data = {{ train = "{problems}" }}
-
 [critic]
+address_file = "{address}"
 backend = "vllm"
 path = "{model}"
 prompts = "chat-v1"
@@ -77,21 +74,18 @@ class Service:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("vllm")
-    problems = ROOT / "examples" / "word_problems.jsonl"
     config = folder / "critic.toml"
     keys = folder / "keys"
     keys.write_text("\n".join(KEYS))
     with socket.create_server(("127.0.0.1", 0)) as free:
         metrics_port = free.getsockname()[1]
-    config.write_text(
-        CONFIG.format(runs=folder / "runs", model=MODEL, problems=problems, keys=keys, metrics_port=metrics_port)
-    )
+    address = folder / "critic.url"
+    config.write_text(CONFIG.format(address=address, model=MODEL, keys=keys, metrics_port=metrics_port))
     log = (folder / "log").open("wb")
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "stepalign.cli", "critic", str(config)], stdout=log, stderr=log, env=environment
     )
-    address = folder / "runs" / "vllm" / "critic.url"
     try:
         deadline = time.monotonic() + START_SECONDS
         live = False
@@ -242,9 +236,9 @@ def test_no_text_of_a_request_becomes_a_control_token() -> None:
     from stepalign.types import CritiqueRequest
     from stepalign_critic.backends.vllm import VllmBackend
     from stepalign_critic.service import CriticService
-    from stepalign_run.config import CriticSection
+    from stepalign_run.config import CriticServerSection
 
-    backend = VllmBackend(CriticSection(backend="vllm", path=MODEL))
+    backend = VllmBackend(CriticServerSection(backend="vllm", path=MODEL))
     tokenizer: Any = AutoTokenizer.from_pretrained(MODEL)
     backend._engine, backend._tokenizer = object(), tokenizer  # pyright: ignore[reportPrivateUsage]
     service = CriticService(backend, "chat-v1")

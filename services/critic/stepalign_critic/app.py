@@ -1,6 +1,6 @@
 """The critic's HTTP API. ``create_app`` wires it; there are no module-level singletons.
 
-Every error has one envelope, whatever raised it.
+Every error has one envelope, at whatever point it was raised.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from stepalign_critic.cache import CritiqueCache
 from stepalign_critic.errors import RateLimitedError, ServiceError
 from stepalign_critic.http import examples
 from stepalign_critic.http.access import ApiKeys, RequireApiKey
-from stepalign_critic.http.batch import add_batch
-from stepalign_critic.http.critiques import Critiques, add_critiques
+from stepalign_critic.http.answering import Answering
+from stepalign_critic.http.batch_route import add_batch_route
+from stepalign_critic.http.critique_route import add_critique_route
 from stepalign_critic.http.envelope import detail_of, enveloped, error_response, invalid_detail
-from stepalign_critic.http.examples import DocumentedApp, errors
+from stepalign_critic.http.examples import DocumentedApp, error_answers
 from stepalign_critic.http.middleware import BodyLimit, RequestContext
 from stepalign_critic.http.rate_limit import RateLimiter
 from stepalign_critic.lifecycle import State
@@ -47,19 +48,20 @@ class AppSettings:
     """How long a client may take to send a body."""
     max_batch_items: int = 64
     retry_after_seconds: float = 1.0
-    """What a 503 tells the client to wait."""
+    """Seconds that a 503 asks the client to wait."""
     api_keys: ApiKeys | None = None
     """The accepted keys; None asks for none."""
     cache: CritiqueCache | None = None
-    """Answers that are kept; the app closes it at its end. None makes every answer anew."""
+    """Keeps answers; the app closes it at its end. None makes every answer anew."""
     limiter: RateLimiter | None = None
+    """Limits the critiques of each API key. None limits nothing."""
 
 
 def create_app(service: CriticService, settings: AppSettings | None = None, metrics: Metrics | None = None) -> FastAPI:
     """The app around ``service``. Its lifespan starts the backend in the background and stops it.
 
-    ``metrics`` is what it counts in. With API keys the app does not show them: they belong on a port that only the
-    inside reaches.
+    It counts in ``metrics``. With API keys the app does not show them: they belong on a port that only the inside
+    reaches.
     """
     settings = AppSettings() if settings is None else settings
     metrics = Metrics(service.engine_registry()) if metrics is None else metrics
@@ -82,9 +84,9 @@ def create_app(service: CriticService, settings: AppSettings | None = None, metr
         redirect_slashes=False,
     )
     service.on_answer = metrics.count_answer
-    critiques = Critiques(service, metrics, settings.cache, settings.limiter)
-    add_critiques(app, critiques)
-    add_batch(app, critiques, settings.max_batch_items)
+    answering = Answering(service, metrics, settings.cache, settings.limiter)
+    add_critique_route(app, answering)
+    add_batch_route(app, answering, settings.max_batch_items)
     if settings.cache is not None:
         settings.cache.on_store_error = metrics.store_errors.inc
     _add_operations(app, service)
@@ -99,11 +101,11 @@ def create_app(service: CriticService, settings: AppSettings | None = None, metr
     return app
 
 
-_ALWAYS = errors(401, 500, never={"prompt_error"})
+_ALWAYS = error_answers(401, 500, never={"prompt_error"})
 
 
 def _add_operations(app: FastAPI, service: CriticService) -> None:
-    not_ready = errors(503, never={"saturated"})
+    not_ready = error_answers(503, never={"saturated"})
 
     @app.get("/v1/models", response_model=ModelList, responses={200: examples.MODELS, **_ALWAYS, **not_ready})
     async def models() -> ModelList:
@@ -111,7 +113,7 @@ def _add_operations(app: FastAPI, service: CriticService) -> None:
         if refusal is not None:
             raise refusal
         identity, created = service.identity(), service.lifecycle.ready_since
-        assert created is not None, "what refuses nothing has started"
+        assert created is not None, "a critic that takes requests has started"
         info = identity.model_dump(exclude={"model"})
         return ModelList(data=[ModelInfo(id=identity.model, created=int(created), **info)])
 
@@ -135,7 +137,7 @@ def _add_operations(app: FastAPI, service: CriticService) -> None:
 
 
 def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
-    @app.get("/metrics", response_class=Response, responses={200: examples.METRICS, 500: _ALWAYS[500]})
+    @app.get("/metrics", response_class=Response, responses={200: examples.METRICS_TEXT, 500: _ALWAYS[500]})
     async def metrics_text() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
@@ -173,5 +175,5 @@ def _message(found: dict[str, Any]) -> str:
 
 
 def _path(found: dict[str, Any]) -> tuple[Any, ...]:
-    """The path of a field that does not validate; empty when the body as a whole is to blame."""
+    """The path of an invalid field; empty when the body as a whole is to blame."""
     return () if found["type"] == "json_invalid" else tuple(found["loc"][1:])

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import structlog
 import typer
 
-from stepalign_critic.server import serve
-from stepalign_run.config import load_config
+from stepalign_critic.process import serve
+from stepalign_run.config import load_critic_config
 from stepalign_run.logging import configure_logging
 
-# Of the run that a critic may be part of.
-_UNREAD = {"model": {"path": "none"}, "data": {"train": "none"}}
+CONFIG = typer.Argument(help="TOML configuration of a critic; of a run's, the section [critic] is read.")
 
 
-def critic(ctx: typer.Context, config: Path = typer.Argument(help="TOML configuration of the run.")) -> None:
+def critic(ctx: typer.Context, config: Path = CONFIG) -> None:
     """Serve the critic. Further options override the configuration, as in --critic.port 8300."""
-    settings = load_config(config, ctx.args, unread=_UNREAD)
+    settings = load_critic_config(config, ctx.args)
     configure_logging("critic")
-    structlog.contextvars.bind_contextvars(run_id=settings.run.name)
-    serve(settings)
+    serve(settings.critic)

@@ -1,6 +1,6 @@
-"""The errors that become HTTP answers. Each class fixes its status and code; the message says what to change.
+"""The errors that become HTTP answers. Each class fixes its status and code; the message names the remedy.
 
-An *answer* of the model that does not align is none of these: it is a 200 with ``failure``.
+An *answer* of the model that does not align is no error: it is a 200 with ``failure``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from stepalign.errors import StepalignError
 
 
 class BackendDiedError(StepalignError):
-    """The backend has stopped working for good, and its process ends: what started it may start another."""
+    """The backend has stopped working for good, and its process ends: a supervisor may start another one."""
 
     exit_code = os.EX_TEMPFAIL
 

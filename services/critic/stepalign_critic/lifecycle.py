@@ -1,8 +1,7 @@
-"""Whether this process takes requests: loading → ready → draining → stopping, or failed if the backend did not start or
-has died.
+"""The states of the process: loading → ready → draining → stopping, or failed if the backend did not start or has died.
 
-Draining still serves: only readiness says no, so that load balancers send their requests elsewhere. Stopping refuses
-what is new and finishes what it has.
+A draining process still serves: only readiness says no, so that load balancers send their requests elsewhere. A
+stopping one refuses new requests and finishes those in progress.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ _log = get_logger(__name__)
 
 
 class State(StrEnum):
+    """A state of the process."""
+
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
@@ -34,7 +35,7 @@ class Lifecycle:
     """Starts the backend in the background, so that liveness answers while a model loads, and stops it.
 
     ``on_start`` is called once when the backend has started, ``on_failure`` when it cannot or when it has died since;
-    ``failure`` then holds the error. ``ready_since`` is when it had started, in seconds since 1970.
+    ``failure`` then holds the error. ``ready_since`` is the time of the start, in seconds since 1970.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -49,6 +50,7 @@ class Lifecycle:
         self.on_failure: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
+        """Start the backend in the background."""
         self._working = asyncio.create_task(self._start_and_watch())
 
     async def _start_and_watch(self) -> None:
@@ -74,19 +76,19 @@ class Lifecycle:
         self.on_failure()
 
     def drain(self) -> bool:
-        """Be ready no more, and go on serving. False when there is nothing to serve with: stop at once."""
+        """Go on serving without being ready. False when no backend can serve: stop at once."""
         if self.state is State.READY:
             self.state = State.DRAINING
         return self.state is State.DRAINING
 
     def stop(self) -> None:
-        """Refuse new requests from now on; those that are being answered are finished."""
+        """Refuse new requests from now on; those in progress are finished."""
         if self.state is not State.FAILED:
             self.state = State.STOPPING
 
     @asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:
-        """Around the making of one answer. Raises NotReadyError when the process ends before there is one."""
+        """Surround the making of one answer. Raises NotReadyError when the process ends before there is one."""
         limit = asyncio.timeout(None)
         self._answering.add(limit)
         self._idle.clear()
@@ -104,7 +106,7 @@ class Lifecycle:
                 self._idle.set()
 
     async def finish(self, seconds: float) -> None:
-        """Stop, wait until what is being answered is, and give up what is not after ``seconds``."""
+        """Stop, wait for the requests in progress, and give up those that are unanswered after ``seconds``."""
         self.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -113,7 +115,7 @@ class Lifecycle:
         self.give_up()
 
     def give_up(self) -> None:
-        """Answer nothing more of what is being answered."""
+        """Give up the requests in progress."""
         # One that has expired may take its time to end, and a second call must not touch it.
         held = [limit for limit in self._answering if not limit.expired()]
         if held:
@@ -135,13 +137,13 @@ class Lifecycle:
         return self.state in (State.DRAINING, State.STOPPING)
 
     def unreadiness(self) -> NotReadyError | None:
-        """Why no new request should be sent here; None when this process is ready."""
+        """The reason to send no new request here; None when this process is ready."""
         if self.state is State.DRAINING:
             return NotReadyError("the critic is draining: it will end soon", self.state.value)
         return self.refusal()
 
     def refusal(self) -> NotReadyError | None:
-        """Why no request is taken now; None when requests are taken."""
+        """The reason to take no request now; None when requests are taken."""
         reasons = {
             State.LOADING: "the critic's backend is loading",
             State.STOPPING: "the critic is stopping: it finishes what it has and ends",
@@ -154,5 +156,5 @@ class Lifecycle:
         return None
 
     def expected_wait_seconds(self) -> float | None:
-        """How long a request that came now would wait for the backend; None when unknown or when none is taken."""
+        """Expected wait of a new request for the backend; None when unknown or when none is taken."""
         return self._backend.expected_wait_seconds() if self.refusal() is None else None

@@ -1,4 +1,4 @@
-"""The service's Prometheus metrics, in a registry of their own: one per app, so that tests and processes never share.
+"""The service's Prometheus metrics. Each app has a registry of its own, so that tests and processes never share.
 
 Units are in the names; ``outcome`` is a verdict or a failure reason, ``path`` a route or ``other``.
 """
@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from stepalign.types import Critique, CritiqueFailure, CritiqueResponse
 from stepalign_critic.cache import Source
-from stepalign_critic.service import Answer
+from stepalign_critic.service import ModelAnswer
 
 _PREFIX = "stepalign_critic_"
 _LATENCY_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -55,6 +55,7 @@ class Metrics:
         )
 
     def count_request(self, path: str, status: int) -> None:
+        """Count an HTTP request."""
         self.requests.labels(path, str(status)).inc()
 
     def count_critique(self, response: CritiqueResponse, source: Source) -> None:
@@ -62,8 +63,8 @@ class Metrics:
         self.critiques.labels(outcome_of(response)).inc()
         self.sources.labels(source).inc()
 
-    def count_answer(self, answer: Answer) -> None:
-        """Count an answer of the model, whether or not a response holds it."""
+    def count_answer(self, answer: ModelAnswer) -> None:
+        """Count an answer of the model, also one that no response holds."""
         self.answers.labels(answer.prompt, _label(answer.outcome)).inc()
         self.tokens.labels("prompt").inc(answer.prompt_tokens)
         self.tokens.labels("completion").inc(answer.completion_tokens)
@@ -75,7 +76,7 @@ class Metrics:
 
 @contextmanager
 def exposed(metrics: Metrics, host: str, port: int) -> Iterator[str]:
-    """Serve ``metrics`` at an address of their own, from a thread; gives it. Raises OSError when it is taken."""
+    """Serve ``metrics`` from a thread; gives their address. Raises OSError when it is taken."""
     server, thread = start_http_server(port, host, metrics.registry)
     try:
         yield f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/metrics"

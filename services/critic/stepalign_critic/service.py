@@ -1,5 +1,7 @@
-"""One request → one validated critique, or a typed failure: split the attempt, render the prompt, generate, cut the
-thinking, validate, and ask once more and more strictly when that failed.
+"""One request → one validated critique, or a typed failure.
+
+The service splits the attempt, renders the prompt, generates, cuts the thinking and validates the rest. When that
+fails, it asks once more and more strictly.
 
 The service knows prompts and alignment; it knows nothing of HTTP and nothing of models.
 """
@@ -45,8 +47,8 @@ _log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An answer of the critic to ``prompt`` (the file's name), read, and the tokens that it took."""
+class ModelAnswer:
+    """An answer of the model to ``prompt`` (the file's name), as it was read, with its tokens."""
 
     prompt: str
     outcome: Critique | CritiqueFailure
@@ -61,13 +63,13 @@ class CriticService:
     its answer and why it was refused. Attempts of more than ``max_steps`` steps are refused. Raises PromptError when
     there is no prompt ``critique``, or when one asks for a field that no request can fill.
 
-    ``on_answer`` is called with every answer of the critic, those too that no response will hold.
+    ``on_answer`` is called with every answer of the model, those too that no response will hold.
     """
 
     def __init__(self, backend: Backend, prompts_version: str, max_steps: int = 1000) -> None:
         self._backend = backend
         self._max_steps = max_steps
-        self.on_answer: Callable[[Answer], None] = lambda _: None
+        self.on_answer: Callable[[ModelAnswer], None] = lambda _: None
         self._prompt = _load(prompts_version, "critique", _FIELDS)
         again = has_prompt(prompts_version, "critique_retry")
         self._retry_prompt = _load(prompts_version, "critique_retry", _RETRY_FIELDS) if again else None
@@ -75,11 +77,11 @@ class CriticService:
         self.lifecycle = Lifecycle(backend)
 
     def identity(self) -> CriticIdentity:
-        """What makes the critiques. Raises NotReadyError until the backend started."""
+        """The identity of the critic. Raises NotReadyError until the backend started."""
         return self._backend.identity(self._prompt.version)
 
     def shaping(self) -> str:
-        """Digest of what answers depend on besides their request. Raises NotReadyError until the backend started."""
+        """A digest of identity and prompts. Raises NotReadyError until the backend started."""
         if self._shaping is None:
             prompts = (self._prompt, self._retry_prompt)
             texts = [None if prompt is None else prompt.messages for prompt in prompts]
@@ -88,7 +90,7 @@ class CriticService:
         return self._shaping
 
     def engine_registry(self) -> CollectorRegistry | None:
-        """Where the metrics of the backend's engine are collected; None where it has none."""
+        """The metrics of the backend's engine; None where it has none."""
         return self._backend.registry if isinstance(self._backend, Measured) else None
 
     def messages(self, request: CritiqueRequest) -> list[Message]:
@@ -129,10 +131,10 @@ class CriticService:
 
     async def _ask_again(
         self, request: CritiqueRequest, split: SplitAttempt, values: dict[str, str], refused: CritiqueFailure
-    ) -> list[Answer]:
+    ) -> list[ModelAnswer]:
         """The answer to the stricter prompt; none where there is no such prompt or the backend will never answer it.
 
-        Raises what may be different the next time: one request gets one answer, however busy the engine is.
+        Raises errors that pass, such as SaturatedError: a busy engine must not change the answer to a request.
         """
         if self._retry_prompt is None:
             return []
@@ -147,11 +149,11 @@ class CriticService:
 
     async def _ask(
         self, request: CritiqueRequest, split: SplitAttempt, prompt: Prompt, values: dict[str, str]
-    ) -> Answer:
+    ) -> ModelAnswer:
         messages = _fill(prompt, values)
         generation = await self._backend.generate(RenderedPrompt(request, messages, self._backend.render(messages)))
         outcome = read_answer(generation, split.tagged, request.answer)
-        answer = Answer(prompt.name, outcome, generation.prompt_tokens, generation.completion_tokens)
+        answer = ModelAnswer(prompt.name, outcome, generation.prompt_tokens, generation.completion_tokens)
         self.on_answer(answer)
         return answer
 
@@ -175,8 +177,7 @@ def _values(request: CritiqueRequest, split: SplitAttempt) -> dict[str, str]:
         "reference_solution": NO_REFERENCE if request.reference_solution is None else request.reference_solution,
         "attempt": split.tagged,
     }
-    # Of what the critic sees, so that the mode changes no prompt; long enough that no attempt can be made to hold its
-    # own.
+    # A digest of the shown text, so that the mode changes no prompt. It is too long for an attempt that holds its own.
     shown = "\x1f".join(shown_values.values())
     return {**shown_values, "nonce": hashlib.sha256(shown.encode()).hexdigest()[:16]}
 
@@ -186,7 +187,7 @@ def _fill(prompt: Prompt, values: dict[str, str]) -> list[Message]:
 
 
 def reading_of(split: SplitAttempt) -> AttemptReading:
-    """What the response says of how the attempt was read."""
+    """The response's account of the split."""
     return AttemptReading(
         rule=split.rule,
         steps=list(split.steps),
@@ -219,8 +220,8 @@ def context_of(critique: Critique, attempt: str, mode: CritiqueMode) -> str:
 def read_answer(generation: Generation, attempt: str, known_answer: str | None) -> Critique | CritiqueFailure:
     """A backend's text → the critique that follows its thinking, validated against the tagged attempt.
 
-    Thinking ends at the last ``</think>``. Where the attempt itself holds that tag, a copy of it holds it too: then the
-    first of these that validates is taken: what follows the last one, the one before it and so on, and the whole text.
+    Thinking ends at the last ``</think>``. Where the attempt itself holds that tag, a copy of it holds it too. Then the
+    first valid text is taken, of these: the text after the last tag, after the one before it and so on, and all of it.
     """
     read: Critique | CritiqueFailure | None = None
     for answer in _answers(generation.text, attempt):
@@ -237,7 +238,7 @@ def read_answer(generation: Generation, attempt: str, known_answer: str | None) 
 
 
 def _answers(text: str, attempt: str) -> Iterator[str]:
-    """What may be the answer of ``text``; nothing when all of it is thinking."""
+    """The parts of ``text`` that may be the answer; none when all of it is thinking."""
     before, ended, answer = text.rpartition(_END_THINK)
     if ended:
         yield answer

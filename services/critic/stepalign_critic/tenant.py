@@ -1,4 +1,4 @@
-"""Whose request is being answered: what keeps the cached prompts of one API key from another's."""
+"""The caller of the request in progress. It keeps cached answers and prompts of one API key from another's."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def set_key(key: str) -> None:
 
 
 def caller() -> str | None:
-    """What stands for the request's API key, and does not give it away; None where the service asks for none."""
+    """A digest of the request's API key, which does not give the key away; None where the service asks for none."""
     return _key_digest.get()

@@ -137,7 +137,7 @@ class LocalProcesses(ABC):
         shown: bool = False,
     ) -> Child:
         environment = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false", **self.environment}
-        arguments = [name, str(self.config_path), *options, *self.overrides]
+        arguments = [name, str(self.config_path), *self.overrides, *options]
         return supervisor.start(
             name, "stepalign_launcher.child", arguments, environment, ends=ends, address_file=address_file, shown=shown
         )
@@ -158,7 +158,8 @@ class LocalProcesses(ABC):
     def _start_critic(self, supervisor: Supervisor) -> None:
         if self.config.critic.url is not None or not self.needs_critic:
             return
-        critic = self._command(supervisor, "critic", ends=False, address_file=self.folder.critic_url)
+        file = self.folder.critic_url
+        critic = self._command(supervisor, "critic", "--critic.address_file", str(file), ends=False, address_file=file)
         url = supervisor.await_address(critic, START_TIMEOUT_SECONDS)
         # Last on its command line, where it outdoes the configuration, which may ask for any free port.
         critic.arguments += ["--critic.port", str(urlsplit(url).port)]

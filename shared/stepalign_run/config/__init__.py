@@ -1,14 +1,16 @@
-"""Configuration of a run: one TOML file for every process, overridable by environment and command line.
-
-Precedence, highest first: command line (``--trainer.steps 50``), environment (``STEPALIGN_TRAINER__STEPS=50``), the
-file. Unknown keys are refused in all three. Paths of models and problems in the file are relative to the file's folder
-(a link is followed first); ``run.dir`` and paths from the command line or the environment to the working directory.
-"""
+"""Configuration: ``load_config`` reads a run's, ``load_critic_config`` that of a critic alone."""
 
 from stepalign_run.config.arm import ArmSection, FixedNegativeSection, GrpoSection
 from stepalign_run.config.base import Dtype, SamplingSection, Section
-from stepalign_run.config.critic import CriticSection, OpenAISection, VllmSection
-from stepalign_run.config.loading import known_variables, load_config, shipped_arms
+from stepalign_run.config.critic import (
+    CriticClientSection,
+    CriticConfig,
+    CriticServerSection,
+    OpenAISection,
+    RunCriticSection,
+    VllmSection,
+)
+from stepalign_run.config.loading import known_variables, load_config, load_critic_config, shipped_arms
 from stepalign_run.config.run import Config, DataSection, ModelSection, QueueSection, RunSection
 from stepalign_run.config.solver import EvaluationSection, SolverSection
 from stepalign_run.config.trainer import AlarmsSection, LoraSection, TrainerSection
@@ -17,7 +19,9 @@ __all__ = [
     "AlarmsSection",
     "ArmSection",
     "Config",
-    "CriticSection",
+    "CriticClientSection",
+    "CriticConfig",
+    "CriticServerSection",
     "DataSection",
     "Dtype",
     "EvaluationSection",
@@ -27,6 +31,7 @@ __all__ = [
     "ModelSection",
     "OpenAISection",
     "QueueSection",
+    "RunCriticSection",
     "RunSection",
     "SamplingSection",
     "Section",
@@ -35,5 +40,6 @@ __all__ = [
     "VllmSection",
     "known_variables",
     "load_config",
+    "load_critic_config",
     "shipped_arms",
 ]

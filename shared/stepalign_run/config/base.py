@@ -1,4 +1,4 @@
-"""What every part of the configuration is made of."""
+"""The parts that the sections of the configuration share."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from pydantic import BaseModel, ConfigDict, Field
 from stepalign_run.rollout import SamplingParameters
 
 ENV_PREFIX = "STEPALIGN_"
-
-
 DELIMITER = "__"
-
-
 DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?)$"
 
 
 class Section(BaseModel):
+    """A table of the configuration: its keys are fixed, and it does not change once it is read."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Dtype(StrEnum):
+    """Number formats of weights."""
+
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
 
 
 class SamplingSection(Section):
+    """Sampling of completions."""
+
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.1
     """Sampling temperature. The loss does not divide logits by it."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -39,5 +41,6 @@ class SamplingSection(Section):
     """Budget of a completion, EOS included."""
 
     def parameters(self, seed: int) -> SamplingParameters:
+        """These settings with a ``seed``, as a rollout records them."""
         shared = self.model_dump(include={"temperature", "top_p", "top_k", "max_new_tokens"})
         return SamplingParameters(seed=seed, **shared)

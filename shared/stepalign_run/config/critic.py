@@ -1,9 +1,13 @@
-"""The critic's sections."""
+"""The sections of the critic: the service's settings and those of its clients.
+
+A critic alone reads :class:`CriticConfig`. A run's file has one table for both sides, :class:`RunCriticSection`: the
+critic that the run starts, and how the trainer asks it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,7 +22,7 @@ class OpenAISection(Section):
     model: str | None = None
     """The served model; unset, the server must serve exactly one."""
     revision: str = "unversioned"
-    """What every critique names as its weights' revision, which no such server tells. Change it with the weights."""
+    """The revision of the weights in every critique: no such server tells its own. Change it with the weights."""
     api_key_file: Path | None = None
     """A file that holds the server's API key."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
@@ -37,7 +41,7 @@ _OWN_ENGINE_ARGS = {
     "load_format": "only safetensors are loaded",
     **dict.fromkeys(
         ("speculative_config", "hf_config_path", "hf_overrides", "tokenizer_mode", "tokenizer_revision"),
-        "what makes the critic is the folder critic.path alone",
+        "the folder critic.path alone makes the critic",
     ),
     **dict.fromkeys(
         ("trust_remote_code", "worker_cls", "worker_extension_cls", "scheduler_cls", "logits_processors"),
@@ -54,8 +58,8 @@ class VllmSection(Section):
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     """GPUs that share one model."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of vLLM's ``AsyncEngineArgs``, such as ``{kv_cache_dtype = "fp8"}``. What has a field of its
-    own, and what would load other files than the model's safetensors or run their code, is refused."""
+    """Further arguments of vLLM's ``AsyncEngineArgs``, such as ``{kv_cache_dtype = "fp8"}``. Refused are arguments
+    with a field of their own, and those that load other files than the model's safetensors or run their code."""
 
     @field_validator("engine_args")
     @classmethod
@@ -66,9 +70,9 @@ class VllmSection(Section):
         return arguments
 
 
-class CriticSection(Section):
-    url: str | None = None
-    """Address of a critic service or load balancer. Unset, ``stepalign run`` starts a critic."""
+class CriticServerSection(Section):
+    """The settings of a critic service."""
+
     backend: Literal["transformers", "vllm", "openai", "program"] = "transformers"
     """``transformers`` and ``vllm``: a frozen language model in the process. ``openai``: one behind an
     OpenAI-compatible server. ``program``: an exact checker."""
@@ -97,12 +101,12 @@ class CriticSection(Section):
     drain_grace_seconds: Annotated[float, Field(ge=0)] = 0.0
     """How long requests are still served after SIGTERM, while readiness says 503 and load balancers look away."""
     finish_seconds: Annotated[float, Field(ge=0)] = 120.0
-    """How long what is being answered after the grace may take to be finished; new requests are refused meanwhile."""
-    api_key_file: Path | None = None
-    """A file that holds the API key which the trainer sends."""
+    """How long requests in progress may take to be answered after the grace; new ones are refused meanwhile."""
+    address_file: Path | None = None
+    """A file that holds the service's address while it listens. Unset, the service writes no file."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 128 * 1024
-    """Largest body of a request that the service takes. A load balancer repeats only what fits its buffer: raise
-    ``tune.bufsize`` of services/lb/haproxy.cfg with it."""
+    """Largest body of a request. A load balancer repeats only bodies that fit its buffer: raise ``tune.bufsize`` of
+    services/lb/haproxy.cfg with it."""
     max_batch_items: Annotated[int, Field(ge=1)] = 64
     """Most critiques that one request may ask for. The whole of it must fit ``max_body_bytes``."""
     max_steps: Annotated[int, Field(ge=1)] = 1000
@@ -129,30 +133,64 @@ class CriticSection(Section):
     """How long an answer stays in that server."""
     rate_limit_per_minute: Annotated[int, Field(ge=1)] | None = None
     """Critiques a minute that each API key may ask one process for; more are answered with 429."""
-    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
-    """How long the trainer waits for one critique."""
-    concurrency: Annotated[int, Field(ge=1)] = 32
-    """Most critiques that the trainer requests at once."""
     openai: OpenAISection = OpenAISection()
     vllm: VllmSection = VllmSection()
 
     def shaping(self) -> dict[str, Any]:
-        """What a critique depends on, but for the critic's weights."""
+        """The settings that a critique depends on, apart from the critic's weights."""
         decisive = {"backend", "checker", "prompts", "chat_template_options", "dtype"}
         of_backend = {"openai": {"openai": {"base_url", "model", "revision"}}, "vllm": {"vllm": {"engine_args"}}}
         served = of_backend.get(self.backend, {})
         included = dict.fromkeys([*decisive, "max_prompt_tokens", "max_new_tokens"], True)
         return self.model_dump(mode="json", include={**included, **served})
 
+    @property
+    def _is_started(self) -> bool:
+        """Whether a critic is started with these settings."""
+        return True
+
     @model_validator(mode="after")
-    def _backend_is_complete(self) -> CriticSection:
-        if self.url is None and self.backend in ("transformers", "vllm") and self.path is None:
+    def _backend_is_complete(self) -> Self:
+        if not self._is_started:
+            return self
+        if self.backend in ("transformers", "vllm") and self.path is None:
             raise ValueError(f"backend {self.backend!r} needs critic.path, the folder of the critic model")
-        if self.url is None and self.backend == "openai" and self.openai.base_url is None:
+        if self.backend == "openai" and self.openai.base_url is None:
             raise ValueError("backend 'openai' needs critic.openai.base_url, such as http://127.0.0.1:8000/v1")
+        if self.backend == "program" and self.checker is None:
+            raise ValueError("backend 'program' needs critic.checker, a name in the group stepalign.checkers")
+        return self
+
+    @model_validator(mode="after")
+    def _every_table_has_an_effect(self) -> Self:
         for name, untouched in (("openai", OpenAISection()), ("vllm", VllmSection())):
             if self.backend != name and getattr(self, name) != untouched:
                 raise ValueError(f"critic.{name} has no effect with backend {self.backend!r}; remove it")
-        if self.url is None and self.backend == "program" and self.checker is None:
-            raise ValueError("backend 'program' needs critic.checker, a name in the group stepalign.checkers")
         return self
+
+
+class CriticClientSection(Section):
+    """The settings of a client of the critic, as the trainer is one."""
+
+    url: str | None = None
+    """Address of a critic service or load balancer. Unset, ``stepalign run`` starts a critic."""
+    api_key_file: Path | None = None
+    """A file that holds the API key which the trainer sends."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """How long the trainer waits for one critique."""
+    concurrency: Annotated[int, Field(ge=1)] = 32
+    """Most critiques that the trainer requests at once."""
+
+
+class RunCriticSection(CriticServerSection, CriticClientSection):
+    """The table ``[critic]`` of a run: the critic that the run starts, unless ``url`` names one, and its client."""
+
+    @property
+    def _is_started(self) -> bool:
+        return self.url is None
+
+
+class CriticConfig(Section):
+    """The whole configuration of a critic. Read it with ``load_critic_config``."""
+
+    critic: CriticServerSection

@@ -1,31 +1,27 @@
-"""Configuration of a run: one TOML file for every process, overridable by environment and command line.
+"""Reading of configurations: a TOML file, overridable by environment and command line.
 
 Precedence, highest first: command line (``--trainer.steps 50``), environment (``STEPALIGN_TRAINER__STEPS=50``), the
 file. Unknown keys are refused in all three. Paths of models and problems in the file are relative to the file's folder
 (a link is followed first); ``run.dir`` and paths from the command line or the environment to the working directory.
+
+The processes of a run share one file. A critic is no run: of a run's file it reads the settings of its own side alone.
 """
 
 from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    CliSettingsSource,
-    EnvSettingsSource,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsError,
-)
+from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from stepalign.errors import ConfigError
 from stepalign_run.config.base import DELIMITER, ENV_PREFIX
+from stepalign_run.config.critic import CriticClientSection, CriticConfig
 from stepalign_run.config.run import Config, RunSection
 
 _PATHS = (
@@ -37,63 +33,99 @@ _PATHS = (
     ("critic", "path"),
 )
 
+Values = dict[str, Any]
+"""Values by section and key, not validated."""
 
-def load_config(
-    path: Path,
-    overrides: Sequence[str] = (),
-    environ: dict[str, str] | None = None,
-    unread: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Config:
-    """Read a TOML file with overrides such as ``["--trainer.steps", "50"]``.
 
-    ``unread`` stands in for required values of sections that the caller does not read, where nothing gives them.
+def load_config(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Config:
+    """Read a run's file with overrides such as ``["--trainer.steps", "50"]``.
+
     Raises ConfigError with a message that names every unknown or invalid key.
     """
-    values = _read_toml(path)
-    env = dict(os.environ if environ is None else environ)
-    _refuse_unknown_variables(env)
-    arms: list[str] = []
-
-    class _Sources(Config):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            command_line = CliSettingsSource[Any](settings_cls, cli_parse_args=list(overrides))
-            sources = (command_line, _Environment(settings_cls, env), init_settings)
-            arms.extend(arm for source in sources if (arm := _arm_named_by(source())) is not None)
-            arm = _read_arm(arms[0] if arms else RunSection().arm)
-            return *sources, InitSettingsSource(settings_cls, {**(unread or {}), "arm": arm})
-
+    given = _read_sources(path, overrides, environ)
+    arm = next((arm for values in given if (arm := _arm_named_by(values)) is not None), None)
+    of_arm = _read_arm(RunSection().arm if arm is None else arm)
     try:
-        settings = _Sources(**values)
+        return Config.model_validate(_merge([*given, {"arm": of_arm}]))
     except ValidationError as error:
-        about_the_arm = arms and any(item["loc"][:1] == ("arm",) for item in error.errors())
-        where = f"{path} with run.arm {arms[0]}" if about_the_arm else path
-        given = [option.partition("=")[0] for option in overrides]
-        keys = {f"--{'.'.join(map(str, item['loc']))}" for item in error.errors()}
-        where = "command line" if keys <= set(given) else where
-        raise ConfigError(f"{where}: {_explain(error)}") from None
-    except SettingsError as error:
-        raise ConfigError(f"command line: {str(error).removeprefix('error parsing CLI: ')}") from None
-    return Config.model_construct(**{name: getattr(settings, name) for name in Config.model_fields})
+        about_the_arm = arm is not None and any(item["loc"][:1] == ("arm",) for item in error.errors())
+        file = f"{path} with run.arm {arm}" if about_the_arm else str(path)
+        raise _refusal(error, file, overrides) from None
+
+
+def load_critic_config(
+    path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> CriticConfig:
+    """Read a critic's file, or the critic's side of a run's, with overrides such as ``["--critic.port", "8300"]``.
+
+    The run's other sections and the client's keys are passed over, in the environment and on the command line too.
+    Raises ConfigError with a message that names every unknown key, and every invalid one of the critic's.
+    """
+    given = [_of_the_critic(values) for values in _read_sources(path, overrides, environ)]
+    try:
+        return CriticConfig.model_validate(_merge(given))
+    except ValidationError as error:
+        raise _refusal(error, str(path), overrides) from None
+
+
+def _of_the_critic(values: Values) -> Values:
+    """The critic's side of a run's values. Unknown sections and keys stay, to be refused."""
+    own = CriticConfig.model_fields
+    kept = {name: value for name, value in values.items() if name in own or name not in Config.model_fields}
+    section = kept.get("critic")
+    if isinstance(section, dict):
+        table = cast(Values, section)
+        kept["critic"] = {key: value for key, value in table.items() if key not in CriticClientSection.model_fields}
+    return kept
+
+
+class _Options(Config, BaseSettings):
+    """Gives the sources the names and kinds of a run's options and variables. It has no instances."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=DELIMITER,
+        cli_avoid_json=True,
+        cli_exit_on_error=False,
+        cli_prog_name="stepalign",
+    )
 
 
 class _Environment(EnvSettingsSource):
-    def __init__(self, settings_cls: type[BaseSettings], environ: dict[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        super().__init__(settings_cls)
+        super().__init__(_Options)
 
     def _load_env_vars(self) -> dict[str, str | None]:
         return {key.lower(): value for key, value in self._environ.items()}
 
 
-def _read_table(path: Path) -> dict[str, Any]:
+def _read_sources(path: Path, overrides: Sequence[str], environ: Mapping[str, str] | None) -> list[Values]:
+    """The values of the command line, of the environment and of the file, none of them validated."""
+    values = _read_toml(path)
+    environ = os.environ if environ is None else environ
+    _refuse_unknown_variables(environ)
+    try:
+        command_line = CliSettingsSource[Any](_Options, cli_parse_args=list(overrides))()
+    except SettingsError as error:
+        raise ConfigError(f"command line: {str(error).removeprefix('error parsing CLI: ')}") from None
+    return [command_line, _Environment(environ)(), values]
+
+
+def _merge(sources: Iterable[Values]) -> Values:
+    """One table of several. What two of them give is taken from the first."""
+    merged: Values = {}
+    for source in sources:
+        for key, value in source.items():
+            known = merged.get(key)
+            if isinstance(known, dict) and isinstance(value, dict):
+                merged[key] = _merge([cast(Values, known), cast(Values, value)])
+            else:
+                merged.setdefault(key, value)
+    return merged
+
+
+def _read_table(path: Path) -> Values:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -104,21 +136,21 @@ def _read_table(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> Values:
     values = _read_table(path)
     folder = path.resolve().parent
     for section, key in _PATHS:
         table = values.get(section)
         if isinstance(table, dict):
-            entries = cast(dict[str, Any], table)
+            entries = cast(Values, table)
             if isinstance(entries.get(key), str) and (key != "arm" or entries[key].endswith(".toml")):
                 entries[key] = str((folder / entries[key]).resolve())
     return values
 
 
-def _arm_named_by(source: dict[str, Any]) -> str | None:
+def _arm_named_by(source: Values) -> str | None:
     run = source.get("run")
-    arm = cast(dict[str, Any], run).get("arm") if isinstance(run, dict) else None
+    arm = cast(Values, run).get("arm") if isinstance(run, dict) else None
     return None if arm is None else str(arm)
 
 
@@ -129,7 +161,7 @@ def shipped_arms() -> list[str]:
     )
 
 
-def _read_arm(name: str) -> dict[str, Any]:
+def _read_arm(name: str) -> Values:
     """The keys of an arm's file. Raises ConfigError when there is none."""
     if name.endswith(".toml"):
         return _read_table(Path(name))
@@ -159,7 +191,7 @@ def known_variables() -> set[str]:
     return walk(Config, ENV_PREFIX)
 
 
-def _refuse_unknown_variables(environ: dict[str, str]) -> None:
+def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     known = known_variables()
     unknown = sorted(key for key in environ if key.upper().startswith(ENV_PREFIX) and key.upper() not in known)
     if unknown:
@@ -169,10 +201,12 @@ def _refuse_unknown_variables(environ: dict[str, str]) -> None:
         )
 
 
-def _explain(error: ValidationError) -> str:
-    """Each problem with the key it is about."""
-    lines: list[str] = []
+def _refusal(error: ValidationError, file: str, overrides: Sequence[str]) -> ConfigError:
+    """Each problem with the key that it is about, and the command line or the file as its source."""
+    options = {option.partition("=")[0] for option in overrides}
+    keys = {f"--{'.'.join(map(str, item['loc']))}" for item in error.errors()}
+    problems: list[str] = []
     for item in error.errors():
         message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
-        lines.append(f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {message}")
-    return "; ".join(lines)
+        problems.append(f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {message}")
+    return ConfigError(f"{'command line' if keys <= options else file}: {'; '.join(problems)}")

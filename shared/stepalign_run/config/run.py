@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    SettingsConfigDict,
-)
 
 from stepalign_run.config.arm import ArmSection
-from stepalign_run.config.base import DELIMITER, DEVICE, ENV_PREFIX, Dtype, Section
-from stepalign_run.config.critic import CriticSection
+from stepalign_run.config.base import DEVICE, Dtype, Section
+from stepalign_run.config.critic import RunCriticSection
 from stepalign_run.config.solver import EvaluationSection, SolverSection
 from stepalign_run.config.trainer import AlarmsSection, TrainerSection
 
 
 class RunSection(Section):
+    """The identity of a run, and its place."""
+
     name: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)] = "run"
     """Name of the run; its files go to ``dir/name`` and its Redis keys under its name."""
     dir: Path = Path("runs")
@@ -32,6 +30,8 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
+    """The solver model, which is trained."""
+
     path: Path
     """Folder of the solver model: safetensors, tokenizer, config.json."""
     prompts: str = "chat-v1"
@@ -47,6 +47,8 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
+    """The problems, and how their answers are judged."""
+
     train: Path
     """Problems to train on (JSONL)."""
     validation: Path | None = None
@@ -54,7 +56,7 @@ class DataSection(Section):
     test: Path | None = None
     """Problems of the reported figures (JSONL)."""
     grader: str = "exact"
-    """What compares answers: a name in the entry-point group ``stepalign.graders``. ``exact``: numbers, else text."""
+    """How answers are compared: a name in the group ``stepalign.graders``. ``exact``: as numbers, else as text."""
     checker: str | None = None
     """An exact checker of these problems, a name in the group ``stepalign.checkers``. It serves figures only: the share
     of traces in which every step is right, and where the first error is in arms without a critic."""
@@ -63,6 +65,8 @@ class DataSection(Section):
 
 
 class QueueSection(Section):
+    """The queue that carries rollouts from the solver to the trainer."""
+
     redis_url: str | None = None
     """A Redis (≥ 7.0) or Valkey server. Unset, ``stepalign run`` starts the embedded one."""
     redis_password_file: Path | None = None
@@ -79,25 +83,14 @@ class QueueSection(Section):
     """Largest encoded rollout."""
 
 
-class Config(BaseSettings):
-    """The whole configuration. Read it with :func:`load_config`."""
-
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        env_prefix=ENV_PREFIX,
-        env_nested_delimiter=DELIMITER,
-        nested_model_default_partial_update=True,
-        cli_avoid_json=True,
-        cli_exit_on_error=False,
-        cli_prog_name="stepalign",
-    )
+class Config(Section):
+    """The whole configuration of a run. Read it with ``load_config``."""
 
     run: RunSection = RunSection()
     model: ModelSection
     data: DataSection
     queue: QueueSection = QueueSection()
-    critic: CriticSection
+    critic: RunCriticSection
     solver: SolverSection = SolverSection()
     trainer: TrainerSection = TrainerSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -121,10 +114,6 @@ class Config(BaseSettings):
             raise ValueError("solver.merge_adapter rounds small adapters away in 16 bits; set it to false")
         return self
 
-    @property
-    def run_dir(self) -> Path:
-        return self.run.dir / self.run.name
-
     @model_validator(mode="after")
     def _groups_fill_batches(self) -> Config:
         if self.trainer.batch % self.arm.group_size:
@@ -134,11 +123,17 @@ class Config(BaseSettings):
             )
         return self
 
-    def as_report(self) -> dict[str, Any]:
-        """All values but the addresses of servers, which change from start to start."""
-        return self.model_dump(mode="json", exclude={"queue": {"redis_url"}, "critic": {"url"}})
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run."""
+        return self.run.dir / self.run.name
 
     @property
     def arm_name(self) -> str:
         """The arm's name in reports: that of the file without its suffix."""
         return Path(self.run.arm).stem
+
+    def as_report(self) -> dict[str, Any]:
+        """All values but the addresses of servers, which change from start to start."""
+        addresses = {"queue": {"redis_url"}, "critic": {"url", "address_file"}}
+        return self.model_dump(mode="json", exclude=addresses)

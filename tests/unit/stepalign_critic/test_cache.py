@@ -16,7 +16,7 @@ from stepalign_critic.cache import CritiqueCache, Source
 from stepalign_critic.cache.store import StoreUnavailableError
 from stepalign_critic.service import CriticService
 from stepalign_critic.tenant import set_key
-from stepalign_run.config import CriticSection, VllmSection
+from stepalign_run.config import CriticServerSection, VllmSection
 from support.critic_answers import answer_of
 from support.critic_servers import GatedBackend
 
@@ -212,8 +212,8 @@ def test_whatever_shapes_an_answer_is_part_of_its_key(change: str, monkeypatch: 
 
 
 def test_arguments_of_the_engine_shape_answers() -> None:
-    usual = CriticSection(backend="vllm", path=Path("m"))
-    quantized = CriticSection(backend="vllm", path=Path("m"), vllm=VllmSection(engine_args={"quantization": "fp8"}))
+    usual = CriticServerSection(backend="vllm", path=Path("m"))
+    quantized = usual.model_copy(update={"vllm": VllmSection(engine_args={"quantization": "fp8"})})
     assert usual.shaping() != quantized.shaping()
 
 

@@ -121,8 +121,10 @@ class Quoting(ProgramBackend):
 
     async def generate(self, prompt: RenderedPrompt) -> Generation:
         text = (
-            "<step_1>3 + 4 = 7</step_1><copied/> <step_2>7 * 7 = 49</step_2><corrected/> "
-            "<answer>49</answer><verdict>incorrect</verdict>"
+            "<step_1>5 boxes hold 5 * 6 = 30 eggs.</step_1><copied/> "
+            "<step_2>Without the broken ones that is 30 - 4 = 26 eggs.</step_2><corrected/> "
+            "<step_3>Half of them are left: 26 / 2 = 13 eggs.</step_3><continued/> "
+            "<answer>13</answer><verdict>incorrect</verdict>"
         )
         return Generation(text, FinishReason.STOP, **api_docs.RESPONSE_EXAMPLE["usage"])
 

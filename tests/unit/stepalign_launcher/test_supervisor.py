@@ -286,13 +286,9 @@ def test_a_worker_may_end_and_a_service_may_not(tmp_path: Path, start: Callable[
 
 def test_children_die_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     config = tmp_path / "critic.toml"
+    address = tmp_path / "critic.url"
     config.write_text(
-        f"""
-        run = {{ dir = "{tmp_path}/runs" }}
-        model = {{ path = "unused" }}
-        data = {{ train = "unused.jsonl" }}
-        critic = {{ backend = "program", checker = "lab", prompts = "lab-v1", port = 0 }}
-        """.replace("\n        ", "\n")
+        f'[critic]\nbackend = "program"\nchecker = "lab"\nprompts = "lab-v1"\nport = 0\naddress_file = "{address}"\n'
     )
     process = subprocess.Popen(
         [sys.executable, "-c", SUPERVISING, str(tmp_path), str(config)], stdout=subprocess.PIPE, text=True
@@ -302,7 +298,7 @@ def test_children_die_when_the_supervisor_is_killed(tmp_path: Path) -> None:
         assert process.stdout is not None
         children = [int(word) for word in process.stdout.readline().split()]
         found += children
-        until(lambda: (tmp_path / "redis" / "redis.url").exists() and (tmp_path / "runs/run/critic.url").exists())
+        until(lambda: (tmp_path / "redis" / "redis.url").exists() and address.exists())
         servers = children_of(children[0])
         found += servers
         assert len(children) == 2 and servers and all(map(lives, found))

@@ -1,12 +1,14 @@
 """Configuration: precedence, unknown keys refused everywhere, rules across fields, every shipped file."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from stepalign.errors import ConfigError
-from stepalign_run.config import Config, known_variables, load_config
+from stepalign_run.config import Config, CriticConfig, known_variables, load_config, load_critic_config
 
 REPO = Path(__file__).parents[3]
 MINIMAL = """
@@ -85,9 +87,88 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "broken.toml", [], {})
 
 
-@pytest.mark.parametrize("path", sorted((REPO / "configs").glob("*.toml")), ids=lambda path: path.name)
-def test_every_shipped_configuration_loads(path: Path) -> None:
+SHIPPED = sorted((REPO / "configs").glob("*.toml"))
+OF_A_CRITIC = REPO / "configs" / "critic.toml"
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path != OF_A_CRITIC], ids=lambda path: path.name)
+def test_every_shipped_configuration_of_a_run_loads(path: Path) -> None:
     assert isinstance(load_config(path, [], {}), Config)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_configuration_has_a_critic(path: Path) -> None:
+    assert isinstance(load_critic_config(path, [], {}), CriticConfig)
+
+
+def test_the_other_backends_of_the_shipped_critic_load(tmp_path: Path) -> None:
+    """They stand in comments of its file."""
+    text = OF_A_CRITIC.read_text(encoding="utf-8")
+    _, _, commented = text.partition("these lines take the place of those above:\n")
+    path = tmp_path / "critic.toml"
+    path.write_text("\n".join(line.removeprefix("# ") for line in commented.splitlines()))
+    critic = load_critic_config(path, [], {}).critic
+    assert (critic.backend, critic.path) == ("vllm", Path("/models/critic"))
+
+
+CRITIC = '[critic]\nbackend = "program"\nchecker = "lab"\n'
+
+
+def critic_from(folder: Path, text: str, overrides: Sequence[str] = (), environ: dict[str, str] | None = None) -> Any:
+    path = folder / "critic.toml"
+    path.write_text(text)
+    return load_critic_config(path, overrides, environ or {}).critic
+
+
+def test_a_critic_needs_no_model_data_or_run(tmp_path: Path) -> None:
+    assert critic_from(tmp_path, CRITIC, ["--critic.port", "1"]).port == 1
+
+
+def test_a_critic_passes_over_the_rest_of_a_run(tmp_path: Path) -> None:
+    text = CRITIC + 'url = "http://127.0.0.1:9"\n[model]\nnothing = "valid"\n[trainer]\nsteps = 0\n'
+    options = ["--run.dir", "/nowhere", "--run.arm", "nobody's", "--critic.concurrency", "0", "--critic.max_batch", "2"]
+    environ = {
+        "STEPALIGN_RUN__NAME": "not a name",
+        "STEPALIGN_CRITIC__URL": "http://127.0.0.1:9",
+        "STEPALIGN_CRITIC__MAX_QUEUE": "3",
+    }
+    critic = critic_from(tmp_path, text, options, environ)
+    assert (critic.max_batch, critic.max_queue, critic.checker) == (2, 3, "lab")
+    assert "url" not in critic.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("extra", "overrides", "environ", "named"),
+    [
+        ("[trainr]\n", [], {}, "trainr: unknown key"),
+        ("maximum = 3\n", [], {}, "critic.maximum: unknown key"),
+        ("", ["--critic.maximum", "3"], {}, "command line: unrecognized arguments: --critic.maximum"),
+        ("", ["--trainer.stepz", "3"], {}, "command line: unrecognized arguments: --trainer.stepz"),
+        ("", ["--critic.port", "-1"], {}, "command line: critic.port"),
+        ("", [], {"STEPALIGN_CRITIC__PROT": "3"}, "STEPALIGN_CRITIC__PROT"),
+        ("", ["--critic.backend", "transformers"], {}, "needs critic.path"),
+        ("", ["--critic.backend", "openai"], {}, "needs critic.openai.base_url"),
+    ],
+)
+def test_a_critic_refuses_by_name(
+    tmp_path: Path, extra: str, overrides: list[str], environ: dict[str, str], named: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        critic_from(tmp_path, CRITIC + extra, overrides, environ)
+    assert named in str(error.value)
+
+
+def test_a_run_with_the_url_of_a_critic_needs_no_backend(toml: Path) -> None:
+    """A critic that takes the same settings does."""
+    critic = ["--critic.url", "http://127.0.0.1:9", "--critic.backend", "transformers"]
+    assert load_config(toml, critic, {}).critic.path is None
+    with pytest.raises(ConfigError, match=r"needs critic\.path"):
+        load_critic_config(toml, critic, {})
+
+
+def test_a_report_holds_no_address(toml: Path) -> None:
+    addresses = ["--critic.url", "http://127.0.0.1:9", "--critic.address_file", "critic.url"]
+    assert load_config(toml, addresses, {}).as_report() == load_config(toml, [], {}).as_report()
 
 
 def without_a_sentence(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.types import CritiqueRequest, CritiqueResponse
 from stepalign_lab.checker import exact_critique
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticClientSection
 from stepalign_run.context import ContextKind
 from stepalign_run.rollout import Rollout
 from stepalign_trainer.batch import contexts as contexts_module
@@ -213,7 +213,7 @@ def test_the_key_of_the_file_goes_with_every_request(
 ) -> None:
     address, seen = recording
     (tmp_path / "key").write_text(f"# of the trainer\n{key}\n")
-    settings = CriticSection(url=address, api_key_file=tmp_path / "key" if key is not None else None)
+    settings = CriticClientSection(url=address, api_key_file=tmp_path / "key" if key is not None else None)
 
     async def work() -> ContextResult:
         critic = open_critic(settings)
@@ -228,7 +228,7 @@ def test_the_key_of_the_file_goes_with_every_request(
 
 
 def test_without_an_address_there_is_no_critic_and_its_key_is_not_read(tmp_path: Path) -> None:
-    settings = CriticSection(backend="program", checker="lab", api_key_file=tmp_path / "none")
+    settings = CriticClientSection(api_key_file=tmp_path / "none")
     assert open_critic(settings) is None
 
 
@@ -238,12 +238,12 @@ def test_a_key_that_cannot_be_read_is_a_configuration_error(tmp_path: Path, cont
     if content is not None:
         path.write_text(content)
     with pytest.raises(ConfigError, match=r"^critic\.api_key_file: .*key") as caught:
-        open_critic(CriticSection(url="http://127.0.0.1:1", api_key_file=path))
+        open_critic(CriticClientSection(url="http://127.0.0.1:1", api_key_file=path))
     assert "sk" not in str(caught.value).replace(str(path), "")
 
 
 def test_the_configured_deadline_is_the_clients() -> None:
-    critic = open_critic(CriticSection(url="http://127.0.0.1:1", timeout_seconds=0.01))
+    critic = open_critic(CriticClientSection(url="http://127.0.0.1:1", timeout_seconds=0.01))
     assert critic is not None
 
     async def work() -> None:

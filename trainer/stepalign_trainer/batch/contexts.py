@@ -16,7 +16,7 @@ from stepalign.plugins import Checker
 from stepalign.scoring import trace_critique
 from stepalign.secret_files import read_secret
 from stepalign.types import Critique, CritiqueMode, CritiqueRequest, CritiqueResponse
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticClientSection
 from stepalign_run.context import CRITIQUE_CONTEXTS, Context, ContextKind
 from stepalign_run.logging import get_logger
 from stepalign_run.rollout import Rollout
@@ -29,7 +29,7 @@ READY_SECONDS = 10.0
 NO_CRITIC = frozenset({401, 403, 404, 405})
 
 
-def open_critic(settings: CriticSection) -> CriticClient | None:
+def open_critic(settings: CriticClientSection) -> CriticClient | None:
     """The client of the configured critic, None without one. Raises ConfigError when its key cannot be read."""
     if settings.url is None:
         return None

@@ -1,12 +1,12 @@
-"""Backends by their name in the configuration. Model libraries are imported only when their backend is made."""
+"""Backends by their names in the configuration. A model library is imported only when its backend is made."""
 
 from __future__ import annotations
 
 from stepalign_critic.backends.base import Backend
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticServerSection
 
 
-def create_backend(section: CriticSection) -> Backend:
+def create_backend(section: CriticServerSection) -> Backend:
     """The backend that the configuration names, not started. Raises ConfigError when it is incomplete."""
     if section.backend == "program":
         from stepalign_critic.backends.program import ProgramBackend

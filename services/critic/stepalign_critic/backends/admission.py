@@ -26,7 +26,7 @@ class Admission:
         self._held_seconds = MovingMean()
 
     def expected_wait_seconds(self) -> float | None:
-        """How long a request that came now would wait for a place; None before an answer was measured.
+        """Expected wait of a new request for a place; None before an answer was measured.
 
         Of ``most_running`` places that are all held for m seconds each, one becomes free every m / most_running; the
         newcomer needs one for each that waits already, and one for itself.
@@ -45,11 +45,11 @@ class Admission:
             yield
             answered = True
         finally:
-            # What failed or was given up says nothing of how long an answer takes.
+            # A failed or abandoned request does not measure the time of an answer.
             leave(answered)
 
     async def enter(self) -> Callable[[bool], None]:
-        """Wait for a place, and give what leaves it, to be called once: with whether there was an answer.
+        """Wait for a place. Returns the function that leaves it; it is called once, with True after an answer.
 
         Raises SaturatedError when too many wait already.
         """

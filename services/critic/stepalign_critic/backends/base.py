@@ -1,4 +1,4 @@
-"""What a backend is: something that answers a rendered prompt with text, behind one small protocol."""
+"""The protocol of a backend, which answers a rendered prompt with text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Measured(Protocol):
 
     @property
     def registry(self) -> CollectorRegistry:
-        """Where they are collected."""
+        """The registry that collects them."""
         ...
 
 
@@ -53,11 +53,11 @@ class Backend(Protocol):
 
     @property
     def recovers(self) -> bool:
-        """Whether one that is not healthy may be so again by itself. Else only a new process can serve."""
+        """Whether an unhealthy backend may recover by itself. Else only a new process can serve."""
         ...
 
     def identity(self, prompt_version: str) -> CriticIdentity:
-        """What makes the critiques; fixed while the process lives."""
+        """Model, weights, prompts and backend of the critiques; fixed while the process lives."""
         ...
 
     async def start(self) -> None:
@@ -69,15 +69,15 @@ class Backend(Protocol):
         ...
 
     async def generate(self, prompt: RenderedPrompt) -> Generation:
-        """Answer one prompt; the backend batches. Cancelling gives it up, and its place in the queue.
+        """Answer one prompt; the backend batches. Cancelling gives up the prompt and its place in the queue.
 
         Raises PromptTooLongError and UnsupportedRequestError on a prompt that it will never answer, SaturatedError
-        and EngineError on one that it could not answer now.
+        and EngineError on one that it cannot answer now.
         """
         ...
 
     def expected_wait_seconds(self) -> float | None:
-        """How long a request that came now would wait before it is generated for; None when that is not known.
+        """Expected wait of a new request before its generation; None when it is not known.
 
         Called on the event loop in every state, before each request that has a deadline.
         """

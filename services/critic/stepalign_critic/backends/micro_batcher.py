@@ -1,11 +1,12 @@
-"""Dynamic micro-batching: requests that arrive close together are computed together, in one worker thread.
+"""Dynamic micro-batching: one worker thread computes requests together that arrive close together.
 
 The first waiting request opens a window of ``wait_seconds``; the batch starts when the window ends or ``max_batch``
 requests wait. Where more wait than fit, the oldest goes with those nearest to it in size, so that little is padded and
 none waits for ever. While a batch runs, later requests wait, so the next batch starts at once when their window has
 passed.
-Nothing here knows what is computed: the function takes a list of items and returns their results in the same order. It
-is told at any time which of them somebody still waits for.
+
+The computation is a function of its own: it takes a list of items and returns their results in the same order. At any
+time it can ask which of them are still wanted.
 """
 
 from __future__ import annotations
@@ -73,10 +74,11 @@ class MicroBatcher(Generic[Item, Result]):
 
     @property
     def running(self) -> bool:
+        """Whether the worker takes items."""
         return self._worker is not None and not self._worker.done()
 
     def expected_wait_seconds(self) -> float | None:
-        """How long a request that came now would wait for its batch to start; None before a batch was measured.
+        """Expected wait of a new request for the start of its batch; None before a batch was measured.
 
         While a batch is computed that is ``ceil((waiting + 1) / max_batch)`` batches: the one that is computed and the
         full ones that wait, each taking the exponentially weighted mean of the batches so far. An idle engine starts
@@ -93,7 +95,7 @@ class MicroBatcher(Generic[Item, Result]):
         self._worker = asyncio.create_task(self._work(self._thread))
 
     async def stop(self) -> None:
-        """Refuse what still waits (NotReadyError) and end the worker after the batch that it computes."""
+        """Refuse waiting requests (NotReadyError) and end the worker after its batch."""
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.cancel()
@@ -106,7 +108,7 @@ class MicroBatcher(Generic[Item, Result]):
             await asyncio.to_thread(self._thread.shutdown)
 
     async def submit(self, item: Item) -> Result:
-        """The result of ``item``. When the caller is cancelled, the item is dropped, or wanted no more by its batch.
+        """The result of ``item``. When the caller is cancelled, the item is dropped, or no longer wanted in its batch.
 
         Raises SaturatedError when ``max_queue`` requests wait, EngineError when the batch failed, and NotReadyError
         when the worker is not running.
@@ -170,7 +172,7 @@ class MicroBatcher(Generic[Item, Result]):
             # Only stop() interrupts the wait; a thread cannot be interrupted, and its results are still wanted.
             await asyncio.wait({computing})
             self._computing = False
-            # One that broke off because nobody waited for it says nothing of how long a batch takes.
+            # A batch that broke off because nobody wanted it does not measure the time of a batch.
             if any(not waiting.result.done() for waiting in batch):
                 self._batch_seconds.add(self._clock() - started)
             self._deliver(batch, computing)

@@ -1,4 +1,4 @@
-"""A mean that follows what it measures."""
+"""A mean that follows a change of load."""
 
 from __future__ import annotations
 

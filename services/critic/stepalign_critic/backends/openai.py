@@ -1,7 +1,7 @@
 """A model behind any OpenAI-compatible server, through ``POST /chat/completions``: greedy, one request per critique.
 
-The server applies its chat template to text, so nothing here can keep control tokens out of a prompt: a server that
-does not do so itself reads an attempt's ``<|im_end|>`` as the end of a turn. Backends with token ids do not have this.
+The server applies its chat template to text, so this backend cannot keep control tokens out of a prompt: a server that
+does not do so itself reads an attempt's ``<|im_end|>`` as the end of a turn. Backends with token ids keep them out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.admission import Admission
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.errors import EngineError, NotReadyError, SaturatedError, UnsupportedRequestError
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticServerSection
 from stepalign_run.logging import get_logger
 
 _PROBE_SECONDS = 2.0
@@ -53,7 +53,7 @@ class OpenAIBackend:
     name = "openai"
     recovers = True
 
-    def __init__(self, section: CriticSection, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(self, section: CriticServerSection, transport: httpx.AsyncBaseTransport | None = None) -> None:
         settings = section.openai
         if settings.base_url is None:
             raise ConfigError("backend 'openai' needs critic.openai.base_url, such as http://127.0.0.1:8000/v1")
@@ -139,7 +139,7 @@ class OpenAIBackend:
         return self._admission.expected_wait_seconds()
 
     def healthy(self) -> bool:
-        """Whether the server answered when it was last looked at, every two seconds."""
+        """Whether the server answered the latest look, one every two seconds."""
         return self._reachable
 
     async def stop(self) -> None:

@@ -16,7 +16,7 @@ from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.admission import Admission
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.errors import EngineError, NotReadyError, UnsupportedRequestError
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticServerSection
 
 
 class ProgramBackend:
@@ -35,7 +35,7 @@ class ProgramBackend:
         self._threads = ThreadPoolExecutor(max_running, thread_name_prefix="checker")
 
     @classmethod
-    def from_config(cls, section: CriticSection) -> ProgramBackend:
+    def from_config(cls, section: CriticServerSection) -> ProgramBackend:
         """Find ``critic.checker``. Raises ConfigError when no installed distribution has it."""
         checker = load_plugin(CHECKERS, "critic.checker", section.checker)
         return cls(
@@ -61,7 +61,7 @@ class ProgramBackend:
         """The checker's text. It reads the request, not the prompt, and no part of it is a token."""
         question, attempt = prompt.request.question, prompt.request.split().tagged
         leave = await self._admission.enter()
-        # Log lines of the checker carry what those of its request do.
+        # Log lines of the checker carry the ids of its request.
         context = copy_context()
         try:
             running = asyncio.get_running_loop().run_in_executor(
@@ -70,7 +70,7 @@ class ProgramBackend:
         except RuntimeError as error:
             leave(False)
             raise NotReadyError(f"the checker takes no more requests: {error}", "stopping") from None
-        # A thread cannot be interrupted: it keeps its place to its end, whoever still waits.
+        # A thread cannot be interrupted: it keeps its place to its end, even when nobody waits for it.
         running.add_done_callback(lambda done: leave(not done.cancelled() and done.exception() is None))
         try:
             text = await asyncio.shield(running)

@@ -1,7 +1,7 @@
 """A frozen causal language model in this process, through transformers: greedy, micro-batched, one worker thread.
 
 The model comes from a local folder, safetensors only, without remote code. Prompts of a batch are padded on the left
-and masked; a sequence that nobody waits for any more ends with its next token. All tokenizer calls happen on the event
+and masked; a sequence that is no longer wanted ends with its next token. All tokenizer calls happen on the event
 loop: fast tokenizers refuse to be used by two threads at once.
 """
 
@@ -31,7 +31,7 @@ from stepalign_critic.backends.micro_batcher import MicroBatcher, Wanted
 from stepalign_critic.backends.weights import weights_revision
 from stepalign_critic.errors import NotReadyError
 from stepalign_models.devices import choose_device
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticServerSection
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Loaded:
 
 
 class _Unwanted(StoppingCriteria):
-    """Ends the sequences that nobody waits for."""
+    """Ends the sequences that are no longer wanted."""
 
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
@@ -63,7 +63,7 @@ class TransformersBackend:
     name = "transformers"
     recovers = False
 
-    def __init__(self, section: CriticSection) -> None:
+    def __init__(self, section: CriticServerSection) -> None:
         if section.path is None:
             raise ConfigError("backend 'transformers' needs critic.path, the folder of the critic model")
         self._section = section
@@ -125,7 +125,7 @@ class TransformersBackend:
     def _complete(self, prompts: list[list[int]], wanted: Wanted) -> list[list[int]]:
         """Token ids of prompts → token ids of completions, each cut after its first EOS. Runs in the worker thread.
 
-        Those that are not ``wanted`` any more may break off anywhere.
+        Prompts that are no longer ``wanted`` may break off anywhere.
         """
         loaded = self._ready
         width = max(map(len, prompts))
@@ -150,7 +150,7 @@ def _through_eos(token_ids: list[int], eos: tuple[int, ...]) -> list[int]:
     return token_ids[: end + 1]
 
 
-def _load(path: Path, section: CriticSection) -> _Loaded:
+def _load(path: Path, section: CriticServerSection) -> _Loaded:
     """Load from ``path``. Raises ConfigError on a folder, a device or budgets that cannot be served."""
     revision = weights_revision(path)
     transformers.utils.logging.disable_progress_bar()
@@ -184,7 +184,7 @@ def _load(path: Path, section: CriticSection) -> _Loaded:
     return _Loaded(model, tokenizer, revision, eos, pad)
 
 
-def _check_positions(model: Any, section: CriticSection) -> None:
+def _check_positions(model: Any, section: CriticServerSection) -> None:
     positions = model.config.to_dict().get("max_position_embeddings")
     needed = section.max_prompt_tokens + section.max_new_tokens
     if positions is not None and needed > positions:

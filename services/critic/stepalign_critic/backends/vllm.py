@@ -1,8 +1,8 @@
 """A frozen causal language model in vLLM's engine in this process: greedy, continuous batching, prefix caching.
 
 One process is one engine: replicas are added with the container. The prompt's shared part, instructions and worked
-examples, comes first, so the prefix cache holds it. Requests of different API keys never share cached blocks of what
-they sent: the salt of each is its key's.
+examples, comes first, so the prefix cache holds it. Each API key has a salt of its own, so requests of different keys
+never share cached blocks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.backends.weights import weights_revision
 from stepalign_critic.errors import EngineError, NotReadyError
 from stepalign_critic.tenant import caller
-from stepalign_run.config import CriticSection
+from stepalign_run.config import CriticServerSection
 
 
 class VllmBackend:
@@ -32,7 +32,7 @@ class VllmBackend:
     name = "vllm"
     recovers = False
 
-    def __init__(self, section: CriticSection) -> None:
+    def __init__(self, section: CriticServerSection) -> None:
         if section.path is None:
             raise ConfigError("backend 'vllm' needs critic.path, the folder of the critic model")
         self._section = section
@@ -122,7 +122,7 @@ class VllmBackend:
             await asyncio.to_thread(engine.shutdown)
 
 
-def _load(path: Path, section: CriticSection) -> tuple[Any, Any]:
+def _load(path: Path, section: CriticServerSection) -> tuple[Any, Any]:
     """The tokenizer and the engine. Raises ConfigError on a model or arguments that vLLM does not take."""
     from transformers import AutoTokenizer
     from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore[reportMissingImports]

@@ -1,4 +1,4 @@
-"""Answers that are kept: in the process, and in a Redis server that replicas share."""
+"""The cache of answers: in the process, and in a Redis server that replicas share."""
 
 from stepalign_critic.cache.cache import CritiqueCache, Source
 

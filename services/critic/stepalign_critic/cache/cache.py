@@ -1,11 +1,11 @@
-"""The same request, the same critique: looked up by content, made once however many ask for it at the same time.
+"""Equal requests get one critique. It is found by content, and made once for all who ask at the same time.
 
-A key is the SHA-256 of everything that shapes an answer: the request, what makes the critique (model, weights,
-prompts, backend), the configuration of its decoding, this package's version, and the caller's API key, so that no
-caller can find out what another one has asked. Failures of the model are answers and are kept too; errors are not.
+A key is the SHA-256 of everything that shapes an answer: the request, the critic (model, weights, prompts, backend),
+the configuration of its decoding and this package's version. The caller's API key is part of it, so that no caller can
+find out the requests of another one. Failures of the model are answers and are kept too; errors are not.
 
-Answers are looked for in this process, then in the shared store, then made. Requests for an answer that is being made
-wait for it; it is cancelled when all of them have hung up.
+The cache looks for an answer in this process, then in the shared store, and makes it last. Requests for an answer in
+the making wait for it; it is cancelled when all of them have hung up.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Make = Callable[[], Awaitable[CritiqueResponse]]
 
 
 class Source(StrEnum):
-    """Where an answer came from."""
+    """The source of an answer."""
 
     MISS = "miss"
     """It was made for this request."""
     HIT = "hit"
-    """It was kept in this process."""
+    """It was in this process."""
     SHARED = "shared"
     """Another replica, or this one before a restart, had put it into the store."""
     JOINED = "joined"
@@ -46,7 +46,7 @@ class Source(StrEnum):
 
 
 class _Entry(BaseModel):
-    """What stands in the shared store."""
+    """An entry of the shared store."""
 
     key: str
     response: CritiqueResponse
@@ -82,9 +82,9 @@ class CritiqueCache:
     def key_of(self, request: CritiqueRequest, critic: str) -> str:
         """The content address of an answer to the caller whose request this task answers.
 
-        ``critic`` is the digest of what shapes the answers of the critic that makes them.
+        ``critic`` is the digest of the critic's identity and prompts (``CriticService.shaping``).
         """
-        # None of them holds a line break as it is.
+        # No part holds a bare line break.
         parts = (self._of_all_keys, critic, caller() or "", request.model_dump_json())
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -93,7 +93,7 @@ class CritiqueCache:
         return key in self._kept or key in self._flights
 
     async def get_or_make(self, key: str, make: Make) -> tuple[CritiqueResponse, Source]:
-        """The answer of this key and where it came from. Raises what ``make`` raises, to all who wait for it."""
+        """The answer of this key and its source. Errors of ``make`` are raised to all who wait for it."""
         kept = self._kept.get(key)
         if kept is not None:
             self._kept.move_to_end(key)
@@ -110,7 +110,7 @@ class CritiqueCache:
         finally:
             flight.waiting -= 1
             if flight.waiting == 0 and not flight.task.done():
-                # Nobody waits any more. A new request for it must not join what is being cancelled.
+                # Nobody waits any more. A new request must not join a task that is being cancelled.
                 self._land(key, flight)
                 flight.task.cancel()
                 await asyncio.wait({flight.task})
@@ -157,7 +157,7 @@ class CritiqueCache:
         except StorePausedError:
             pass
         except (StoreUnavailableError, ValidationError) as error:
-            # Whatever stands there is no answer of ours: it is made anew and written over.
+            # The entry is no answer of ours: a new one is made and replaces it.
             self._note(str(error))
         return None
 

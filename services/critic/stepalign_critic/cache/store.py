@@ -26,11 +26,11 @@ class StoreUnavailableError(StepalignError):
 
 
 class StorePausedError(StoreUnavailableError):
-    """It was of no use a moment ago, and is not asked."""
+    """The server was of no use a moment ago, and is not asked."""
 
 
 class CritiqueStore:
-    """Texts by key at ``url``, kept for ``ttl_seconds``. Raises ConfigError when it is no Redis address."""
+    """Keeps texts by key at ``url`` for ``ttl_seconds``. Raises ConfigError when it is no Redis address."""
 
     def __init__(self, url: str, ttl_seconds: int) -> None:
         options: dict[str, Any] = {
@@ -47,11 +47,11 @@ class CritiqueStore:
         self._down_until = 0.0
 
     async def get(self, key: str) -> bytes | None:
-        """Raises StoreUnavailableError."""
+        """The text of ``key``; None without one. Raises StoreUnavailableError."""
         return await self._command("GET", _PREFIX + key)
 
     async def set(self, key: str, text: str) -> None:
-        """Raises StoreUnavailableError."""
+        """Keep ``text`` under ``key``. Raises StoreUnavailableError."""
         await self._command("SET", _PREFIX + key, text, "EX", self._ttl_seconds)
 
     async def _command(self, *parts: str | int) -> Any:
@@ -67,11 +67,11 @@ class CritiqueStore:
             raise StoreUnavailableError(message) from error
 
     async def _check_policy(self) -> None:
-        """Raises StoreUnavailableError when the server says that it evicts nothing."""
+        """Refuse a server that evicts nothing: it may be the work queue's. Raises StoreUnavailableError."""
         if self._evicts:
             return
         memory: dict[str, Any] = {}
-        # A server may keep this to itself.
+        # A server may not permit the question.
         with suppress(NoPermissionError):
             memory = await self._redis.info("memory")
         if memory.get("maxmemory_policy") == "noeviction":

@@ -1,4 +1,4 @@
-"""Who may call: with API keys every path but health needs one; without keys only this machine can reach the service."""
+"""Access: with API keys every path but health needs one; without keys only this machine can reach the service."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class ApiKeys:
 
     @classmethod
     def from_file(cls, path: Path) -> ApiKeys:
-        """Raises ConfigError when the file cannot be read or holds no key."""
+        """The keys of a file, one a line. Raises ConfigError when it cannot be read or holds no key."""
         return cls(read_secrets("critic.api_keys_file", path))
 
     def accepts(self, key: str) -> bool:
+        """Whether ``key`` is one of the keys."""
         digest = hashlib.sha256(key.encode(errors="surrogateescape")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
@@ -59,7 +60,7 @@ class RequireApiKey:
 
 
 def check_exposure(host: str, keys: ApiKeys | None) -> None:
-    """Raises ConfigError for a ``host`` that others can reach when there are no keys."""
+    """Refuse a ``host`` that others can reach when there are no keys. Raises ConfigError."""
     if keys is None and not is_loopback(host):
         raise ConfigError(
             f"critic.host is {host!r} and there are no API keys: set critic.api_keys_file to a file with one key a "

@@ -1,7 +1,7 @@
 """Deadlines of clients: ``X-Request-Timeout-Ms``, counted from when the request has been read.
 
-What cannot be answered in time is refused before it takes a place in the queue; what was not answered in time is given
-up, and leaves the queue.
+A request that cannot be answered in time is refused before it takes a place in the queue. One that was not answered in
+time is given up and leaves the queue.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ TIMEOUT_PARAMETER = {
     "description": "How long the client waits for its answer, in milliseconds. Afterwards the answer is a 504.",
     "schema": {**_MILLISECONDS.json_schema(), "title": "X-Request-Timeout-Ms"},
 }
-"""What the OpenAPI document says of the header."""
+"""The header in the OpenAPI document."""
 
 
 def deadline_of(request: Request) -> float | None:
     """Seconds on the event loop's clock, or None when the client set no deadline.
 
-    Raises RequestValidationError for a header that is none. It is read here and not declared as a parameter: FastAPI
-    takes a sixteenth of the time of a request for one.
+    Raises RequestValidationError for an invalid header. It is read here and not declared as a parameter, for which
+    FastAPI takes a sixteenth of a request's time.
     """
     given = request.headers.get(REQUEST_TIMEOUT_HEADER)
     if given is None:
@@ -50,7 +50,7 @@ def deadline_of(request: Request) -> float | None:
 
 
 def check_reachable(deadline: float | None, lifecycle: Lifecycle) -> None:
-    """Raises DeadlineUnreachableError when the expected wait alone outlasts ``deadline``."""
+    """Refuse a request whose expected wait alone outlasts ``deadline``. Raises DeadlineUnreachableError."""
     if deadline is None:
         return
     remaining = max(deadline - asyncio.get_running_loop().time(), 0.0)
@@ -70,7 +70,7 @@ async def within(deadline: float | None, work: Callable[[], Awaitable[T]]) -> T:
         async with limit:
             return await work()
     except TimeoutError as error:
-        # Else it is an error of the work's own.
+        # Before the deadline it is an error of the work's own.
         if limit.expired():
             raise DeadlineExceededError("the deadline of X-Request-Timeout-Ms passed before the answer") from error
         raise

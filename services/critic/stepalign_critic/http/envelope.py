@@ -20,12 +20,12 @@ def error_response(
 
 
 def enveloped(status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """``detail`` as an answer."""
+    """An answer that holds ``detail``."""
     return JSONResponse(ErrorBody(error=detail).model_dump(), status_code=status, headers=headers)
 
 
 def error_detail(status: int, message: str, code: str, param: str | None = None) -> ErrorDetail:
-    """What goes into the envelope; the type follows from the status."""
+    """The content of an envelope; the type follows from the status."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return ErrorDetail(message=message, type=kind, code=code, param=param)
 
@@ -42,11 +42,11 @@ def detail_of(error: ServiceError | PromptError) -> tuple[int, ErrorDetail]:
 
 
 def invalid_detail(problems: Iterable[tuple[tuple[Any, ...], str]]) -> ErrorDetail:
-    """The detail (422) of what does not validate: paths with what is wrong there, of which the first is to blame.
+    """The detail (422) of an invalid body: paths with their problems, of which the first becomes ``param``.
 
     An empty path stands for the body as a whole.
     """
-    # The prefix is pydantic's, before what a validator says.
+    # The prefix is pydantic's, before a validator's own message.
     named = [(".".join(map(str, path)) or None, said.removeprefix("Value error, ")) for path, said in problems]
     message = "; ".join(f"{field or 'body'}: {problem}" for field, problem in named)
     return error_detail(422, message, "invalid_request", named[0][0])

@@ -1,6 +1,6 @@
-"""What the OpenAPI document says of answers: an example of each, and the errors by their status.
+"""The answers in the OpenAPI document: an example of each, and the errors by their status.
 
-The examples are what the service answers; a test holds them against it.
+A test compares the examples with the service.
 """
 
 from __future__ import annotations
@@ -17,18 +17,32 @@ from stepalign_critic.http.envelope import error_detail
 
 NDJSON = "application/x-ndjson"
 JSON = "application/json"
-Answers = dict[int | str, dict[str, Any]]
+DocumentedAnswers = dict[int | str, dict[str, Any]]
+"""An answer of the document by its status."""
 
-ATTEMPT = "<step_1>3 + 4 = 7</step_1> <step_2>7 * 7 = 48</step_2> <answer>48</answer>"
-REQUEST_EXAMPLE: dict[str, Any] = {"question": "What is (3 + 4) * 7?", "attempt": ATTEMPT, "answer": "49"}
-_CONTEXT = "<step_1>3 + 4 = 7</step_1> <step_2>7 * 7 = 49</step_2> <answer>49</answer>"
+ATTEMPT = (
+    "<step_1>5 boxes hold 5 * 6 = 30 eggs.</step_1> "
+    "<step_2>Without the broken ones that is 30 - 4 = 24 eggs.</step_2> "
+    "<step_3>Half of them are left: 24 / 2 = 12 eggs.</step_3> <answer>12</answer>"
+)
+REQUEST_EXAMPLE: dict[str, Any] = {
+    "question": "5 boxes hold 6 eggs each. 4 eggs break, and half of the others are sold. How many eggs are left?",
+    "attempt": ATTEMPT,
+    "reference_solution": "There are 30 eggs at first, 26 without the broken ones, and half of 26 is 13.",
+    "answer": "13",
+}
+_CONTEXT = (
+    "<step_1>5 boxes hold 5 * 6 = 30 eggs.</step_1> "
+    "<step_2>Without the broken ones that is 30 - 4 = 26 eggs.</step_2> "
+    "<step_3>Half of them are left: 26 / 2 = 13 eggs.</step_3> <answer>13</answer>"
+)
 _IDENTITY = {"weights_revision": "5c2f0e8a91d3b764", "prompt_version": "chat-v1", "backend": "transformers"}
 RESPONSE_EXAMPLE: dict[str, Any] = {
     "id": "crq_5f0c9a3f8e1b4d6f9c2a7b1e0d3c4a58",
     "attempt": {
         "rule": "tags",
-        "steps": [[0, 26], [27, 54]],
-        "answer": [55, 74],
+        "steps": [[0, 46], [47, 113], [114, 171]],
+        "answer": [172, 191],
         "answer_rule": "tag",
         "tagged": None,
     },
@@ -38,18 +52,29 @@ RESPONSE_EXAMPLE: dict[str, Any] = {
         "first_error_step": 2,
         "answer_is_wrong": False,
         "steps": [
-            {"number": 1, "body": "3 + 4 = 7", "status": "copied", "attempt_step": 1},
-            {"number": 2, "body": "7 * 7 = 49", "status": "corrected", "attempt_step": 2},
+            {"number": 1, "body": "5 boxes hold 5 * 6 = 30 eggs.", "status": "copied", "attempt_step": 1},
+            {
+                "number": 2,
+                "body": "Without the broken ones that is 30 - 4 = 26 eggs.",
+                "status": "corrected",
+                "attempt_step": 2,
+            },
+            {
+                "number": 3,
+                "body": "Half of them are left: 26 / 2 = 13 eggs.",
+                "status": "continued",
+                "attempt_step": None,
+            },
         ],
-        "answer": "49",
-        "alignment": {"copied_steps": 1, "whitespace_differences": 0, "first_difference": [27, 54]},
+        "answer": "13",
+        "alignment": {"copied_steps": 1, "whitespace_differences": 0, "first_difference": [47, 113]},
         "text": _CONTEXT,
     },
     "failure": None,
     "context": _CONTEXT,
     "retried": None,
     "critic": {"model": "critic-4b", **_IDENTITY},
-    "usage": {"prompt_tokens": 612, "completion_tokens": 71},
+    "usage": {"prompt_tokens": 1268, "completion_tokens": 112},
 }
 _ERRORS: dict[int, tuple[str, list[tuple[str, str, str | None]]]] = {
     400: ("The body cannot be read.", [("invalid_request", "There was an error parsing the body", None)]),
@@ -130,7 +155,7 @@ _HEADERS: dict[int, dict[str, Any]] = {
 CACHE_HEADER = "x-stepalign-cache"
 
 
-def errors(*statuses: int, never: Collection[str] = ()) -> Answers:
+def error_answers(*statuses: int, never: Collection[str] = ()) -> DocumentedAnswers:
     """The error answers of an endpoint, each with an example for every code of its status but those of ``never``."""
     return {status: _error(status, never) for status in statuses}
 
@@ -147,7 +172,7 @@ def _error(status: int, never: Collection[str]) -> dict[str, Any]:
 
 
 def answered(description: str, example: Any) -> dict[str, Any]:
-    """A 200 with an example."""
+    """A 200 with an example of its body."""
     return {"description": description, "content": {JSON: {"example": example}}}
 
 
@@ -195,7 +220,7 @@ MODELS = answered(
 )
 LIVE = answered("The process serves.", {"status": "live"})
 READY = answered("Requests should be sent here.", {"status": "ready"})
-METRICS: dict[str, Any] = {
+METRICS_TEXT: dict[str, Any] = {
     "description": "Metrics in Prometheus' text format. With API keys they are at critic.metrics_port instead.",
     "content": {"text/plain": {"schema": {"type": "string"}, "example": "stepalign_critic_in_flight 3.0\n"}},
 }
@@ -210,9 +235,9 @@ _SECURITY_SCHEMES = {_API_KEY: {"type": "http", "scheme": "bearer", "description
 
 
 class DocumentedApp(FastAPI):
-    """An app whose document keeps the examples as they are: FastAPI drops every null, those of examples too.
+    """An app that documents its examples unchanged: FastAPI drops every null, those of examples too.
 
-    What declares a 401 takes an API key, and with ``keys`` asks for one.
+    A route that declares a 401 takes an API key, and with ``keys`` asks for one.
     """
 
     def __init__(self, *, keys: bool, **settings: Any) -> None:
@@ -232,7 +257,7 @@ class DocumentedApp(FastAPI):
         return document
 
 
-def _restore_examples(documented: dict[str, Any], given: Answers) -> None:
+def _restore_examples(documented: dict[str, Any], given: DocumentedAnswers) -> None:
     for status, answer in given.items():
         for kind, content in answer["content"].items():
             documented[str(status)]["content"][kind].update(content)

@@ -1,4 +1,4 @@
-"""A client that hangs up: what is made for it is given up."""
+"""When a client hangs up, the work for it is given up."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def until_hang_up(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     try:
         return await work
     except asyncio.CancelledError:
-        # Else somebody else has cancelled this task too.
+        # Without a hang-up, or with another cancellation besides, the error is not ours to change.
         if hung_up and working.uncancel() <= cancellations:
             raise ClientDisconnect from None
         raise

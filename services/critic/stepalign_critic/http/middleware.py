@@ -1,4 +1,4 @@
-"""Pure-ASGI middleware: request ids and the request counter, and the limit on bodies."""
+"""Middleware in plain ASGI: request ids and the request counter, and the limit on bodies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RequestContext:
     """Gives every request an id, taken from ``X-Request-Id`` or made, on its answer and on every log line.
 
     Counts the request under ``path`` when that is one of ``paths``, else under ``other``. An error that no handler
-    knows is logged and becomes a 500. A process that is on its way out asks its clients to connect anew.
+    knows is logged and becomes a 500. A process that will end soon asks its clients to connect anew.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: frozenset[str], lifecycle: Lifecycle) -> None:
@@ -81,8 +81,8 @@ class RequestContext:
 class BodyLimit:
     """Answers 413 to a body over ``max_bytes``, by its declared length or as soon as it has grown over the limit.
 
-    And 408 to one that is not there after ``seconds``: half a request would else keep the process from ending. The
-    body of a GET or HEAD means nothing and is not waited for.
+    Answers 408 to a body that is incomplete after ``seconds``: half a request would else keep the process from ending.
+    The body of a GET or HEAD means nothing and is not waited for.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:

@@ -12,7 +12,7 @@ from stepalign_critic.service import CriticService
 
 
 def document() -> str:
-    """The document as it is committed: keys in order, a line break at its end. The backend does not show in it."""
+    """The committed document: keys in order, a line break at its end. It does not depend on the backend."""
     service = CriticService(ProgramBackend("none", lambda question, attempt: "", "none"), "lab-v1")
     return json.dumps(create_app(service).openapi(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 

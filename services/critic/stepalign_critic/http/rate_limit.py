@@ -1,4 +1,4 @@
-"""How many critiques each caller may ask for: a token bucket per API key."""
+"""The rate limit of each caller: a token bucket per API key."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RateLimiter:
         self._buckets: dict[str | None, _Bucket] = {}
 
     def take(self, caller: str | None) -> None:
-        """Count one critique. Raises RateLimitedError, which says when to come back, when none is left."""
+        """Count one critique. When none is left, raises RateLimitedError with the time to come back."""
         now = self._clock()
         bucket = self._buckets.setdefault(caller, _Bucket(self._capacity, now))
         bucket.tokens = min(self._capacity, bucket.tokens + (now - bucket.filled_at) * self._per_second)

@@ -27,14 +27,14 @@ from stepalign.types import (
     Wire,
 )
 from stepalign_critic.errors import NotReadyError, ServiceError
-from stepalign_critic.http.critiques import Critiques
+from stepalign_critic.http.answering import Answering
 from stepalign_critic.http.deadlines import TIMEOUT_PARAMETER, deadline_of
 from stepalign_critic.http.envelope import detail_of, error_detail, error_response, invalid_detail
-from stepalign_critic.http.examples import BATCH, BATCH_REQUEST_EXAMPLE, NDJSON, errors
+from stepalign_critic.http.examples import BATCH, BATCH_REQUEST_EXAMPLE, NDJSON, error_answers
 from stepalign_critic.http.hang_up import until_hang_up
 from stepalign_run.logging import get_logger
 
-# Described as what an item should be, and read as anything: an item that is not valid gets its answer in its place.
+# Documented as a request and read as anything: an invalid item gets an error of its own, in its place.
 AnyItem = Annotated[Any, WithJsonSchema({"$ref": "#/components/schemas/CritiqueRequest"})]
 Outcome = CritiqueResponse | Exception
 
@@ -47,26 +47,26 @@ class CritiqueBatchRequest(Wire):
     items: Annotated[list[AnyItem], Field(min_length=1)]
 
 
-# Codes that only items have.
+# A batch as a whole is never answered with these codes; its items are.
 _OF_ITEMS = frozenset({"prompt_too_long", "too_many_steps", "unsupported_request", "prompt_error", "saturated"})
 Asked = Annotated[CritiqueBatchRequest, Body(examples=[BATCH_REQUEST_EXAMPLE])]
 
 
 class Batch:
-    """The items of one request, which share a deadline."""
+    """The items of one request. They share a deadline."""
 
-    def __init__(self, critiques: Critiques, items: Iterable[Any], deadline: float | None) -> None:
-        self._critiques = critiques
+    def __init__(self, answering: Answering, items: Iterable[Any], deadline: float | None) -> None:
+        self._answering = answering
         self._deadline = deadline
         self._items = [_read(item) for item in items]
 
     def refusal(self) -> NotReadyError | None:
-        """Why no item will be answered; None when some may be, and when one gets another error than this."""
+        """The reason that no item will be answered. None when some may be, or when one has an error of its own."""
         readable = not any(isinstance(item, Exception) for item in self._items)
-        return self._critiques.lifecycle.refusal() if readable else None
+        return self._answering.lifecycle.refusal() if readable else None
 
     async def in_order(self) -> CritiqueBatchResponse:
-        """Every item, in the order of the request. Raises NotReadyError when all were refused with the same one."""
+        """Every item, in the order of the request. Raises NotReadyError when all items were refused with it."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._outcome(index)) for index in range(len(self._items))]
         outcomes = [task.result() for task in tasks]
@@ -92,7 +92,7 @@ class Batch:
             return item
         with bound_contextvars(item=index):
             try:
-                response, _ = await self._critiques.answer(item, self._deadline)
+                response, _ = await self._answering.answer(item, self._deadline)
                 return response
             except (ServiceError, PromptError) as error:
                 return error
@@ -118,20 +118,20 @@ class _Lines(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def add_batch(app: FastAPI, critiques: Critiques, max_items: int) -> None:
+def add_batch_route(app: FastAPI, answering: Answering, max_items: int) -> None:
     """Add ``POST /v1/critiques/batch``, which takes at most ``max_items`` items."""
 
     @app.post(
         "/v1/critiques/batch",
         response_model=CritiqueBatchResponse,
-        responses={200: BATCH, **errors(400, 401, 408, 413, 422, 500, 503, never=_OF_ITEMS)},
+        responses={200: BATCH, **error_answers(400, 401, 408, 413, 422, 500, 503, never=_OF_ITEMS)},
         openapi_extra={"parameters": [TIMEOUT_PARAMETER]},
     )
     async def batch_endpoint(body: Asked, request: Request) -> Response:
         if len(body.items) > max_items:
             said = f"{len(body.items)} items are over the limit of {max_items}; send the rest in another request"
             return error_response(422, said, "invalid_request", param="items")
-        batch = Batch(critiques, body.items, deadline_of(request))
+        batch = Batch(answering, body.items, deadline_of(request))
         refusal = batch.refusal()
         if refusal is not None:
             raise refusal

@@ -1,21 +1,14 @@
-"""Critiques over HTTP, alone or in a batch: deadline, metrics and log line around the service, and the endpoint of one.
+"""Answers to requests: deadline, rate limit, cache, metrics and log line around the service.
 
-``POST /v1/critiques`` answers 200 with either ``critique`` or ``failure``: an answer of the model that does not align
-is an answer.
+The routes of one critique and of a batch share it.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import Body, FastAPI, Request, Response
-
 from stepalign.types import CritiqueRequest, CritiqueResponse
 from stepalign_critic.cache import CritiqueCache, Source
 from stepalign_critic.errors import DeadlineUnreachableError
-from stepalign_critic.http.deadlines import TIMEOUT_PARAMETER, check_reachable, deadline_of, within
-from stepalign_critic.http.examples import CACHE_HEADER, CRITIQUE, REQUEST_EXAMPLE, errors
-from stepalign_critic.http.hang_up import until_hang_up
+from stepalign_critic.http.deadlines import check_reachable, within
 from stepalign_critic.http.rate_limit import RateLimiter
 from stepalign_critic.lifecycle import Lifecycle
 from stepalign_critic.metrics import Metrics, outcome_of
@@ -23,13 +16,11 @@ from stepalign_critic.service import CriticService, new_id
 from stepalign_critic.tenant import caller
 from stepalign_run.logging import get_logger
 
-Asked = Annotated[CritiqueRequest, Body(examples=[REQUEST_EXAMPLE])]
-
 _log = get_logger(__name__)
 
 
-class Critiques:
-    """Asks ``service`` and counts what it answers."""
+class Answering:
+    """Asks the cache or ``service`` for answers, and counts them."""
 
     def __init__(
         self,
@@ -45,6 +36,7 @@ class Critiques:
 
     @property
     def lifecycle(self) -> Lifecycle:
+        """The states of the service's process."""
         return self._service.lifecycle
 
     async def answer(self, request: CritiqueRequest, deadline: float | None) -> tuple[CritiqueResponse, Source]:
@@ -69,7 +61,7 @@ class Critiques:
             check_reachable(deadline, self.lifecycle)
             return await self._service.critique(request), Source.MISS
         key = self._cache.key_of(request, self._service.shaping())
-        # What is kept or being made needs no place in the queue.
+        # An answer that is kept or on its way needs no place in the queue.
         if not self._cache.holds(key):
             try:
                 check_reachable(deadline, self.lifecycle)
@@ -79,17 +71,3 @@ class Critiques:
                     raise
                 return shared, Source.SHARED
         return await self._cache.get_or_make(key, lambda: self._service.critique(request))
-
-
-def add_critiques(app: FastAPI, critiques: Critiques) -> None:
-    """Add ``POST /v1/critiques``."""
-
-    @app.post(
-        "/v1/critiques",
-        response_model=CritiqueResponse,
-        responses={200: CRITIQUE, **errors(400, 401, 408, 413, 422, 429, 500, 502, 503, 504)},
-        openapi_extra={"parameters": [TIMEOUT_PARAMETER]},
-    )
-    async def critiques_endpoint(body: Asked, request: Request) -> Response:
-        response, source = await until_hang_up(request.receive, critiques.answer(body, deadline_of(request)))
-        return Response(response.model_dump_json(), media_type="application/json", headers={CACHE_HEADER: source})
