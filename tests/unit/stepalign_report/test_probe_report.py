@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from stepalign.cli import build_app
+from stepalign.commands.application import build_app
 from stepalign.errors import ConfigError
 from stepalign_report.probe_tables import probe_tables, recommendation, remarks
 from stepalign_run.config import load_config
