@@ -1,4 +1,4 @@
-"""``python -m tests.support.cpu_capabilities``: the values of ATEN_CPU_CAPABILITY that this CPU can run, a line each."""
+"""``python -m tests.support.cpu_capabilities``: the values of ATEN_CPU_CAPABILITY that this CPU can run."""
 
 from __future__ import annotations
 
