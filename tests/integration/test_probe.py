@@ -16,9 +16,7 @@ LAB = REPO / "configs" / "lab.toml"
 pytestmark = [pytest.mark.slow, pytest.mark.redis]
 
 
-def test_a_probe_ranks_arms_settles_its_queue_and_leaves_a_run_of_that_name_alone(
-    redis_server: str, tmp_path: Path
-) -> None:
+def test_a_probe_ranks_arms_and_leaves_a_run_of_its_name_alone(redis_server: str, tmp_path: Path) -> None:
     name = f"probed-{os.getpid()}"
     settings = [
         *("--run.dir", str(tmp_path), "--run.name", name),

@@ -176,7 +176,7 @@ def command(run: Run, *options: str) -> list[str]:
     return [sys.executable, "-m", "stepalign.cli", "report", str(run.toml), *options]
 
 
-def test_a_run_in_progress_has_no_report_and_the_message_says_how_far_it_is(run: Run) -> None:
+def test_a_run_in_progress_has_no_report_and_says_how_far_it_is(run: Run) -> None:
     done = subprocess.run(command(run), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"stepalign: run '{run.name}' has not ended: 1 of 2 updates are done")
@@ -294,7 +294,6 @@ def test_a_report_of_another_arm_or_seed_is_refused(evaluated: Run, other: tuple
         report(evaluated, *other)
 
 
-@pytest.mark.slow
 def test_following_ends_with_the_run(redis_server: str, tmp_path: Path, make_rollout) -> None:
     run = Run(tmp_path, redis_server, EVALUATION)
     run.begin(make_rollout())

@@ -65,11 +65,12 @@ def test_one_update_on_a_problem_file(model: Path, tmp_path: Path) -> None:
     rows = (REPO / "examples" / "word_problems.jsonl").read_text().splitlines()[:4]
     problems = tmp_path / "mine.jsonl"
     problems.write_text("\n".join(rows) + "\n")
-    options = ["--trainer.steps", "1", "--trainer.batch", "2", "--solver.max_new_tokens", "64"]
+    # Tokens of this model are dear: enough of them for an attempt and a critique, not for good ones.
+    options = ["--trainer.steps", "1", "--trainer.batch", "2", "--solver.max_new_tokens", "16"]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "stepalign.cli", "run", str(REPO / "configs" / "smollm2.toml")),
-            *("--problems", str(problems), "--run.dir", str(tmp_path), "--critic.max_new_tokens", "96", *options),
+            *("--problems", str(problems), "--run.dir", str(tmp_path), "--critic.max_new_tokens", "32", *options),
         ],
         capture_output=True,
         text=True,

@@ -101,7 +101,7 @@ def weights_moved(out: Path) -> bool:
     return any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_each_completion_is_critiqued_and_its_critique_is_what_the_teacher_reads(
+def test_each_completion_is_critiqued_for_the_teacher_to_read(
     example: ModuleType,
     service: ObservedService,
     url: str,

@@ -27,8 +27,10 @@ import torch
 import uvicorn
 from safetensors.torch import load_file, save_file
 from starlette.types import ASGIApp, Receive, Scope, Send
+from typer.testing import CliRunner
 
 from stepalign import plugins
+from stepalign.commands.application import build_app
 from stepalign_critic import process as critic_process
 from stepalign_critic.app import create_app
 from stepalign_critic.backends import create_backend
@@ -291,6 +293,16 @@ class Bench:
             shutil.copytree(adapters[-1].parent, self.folder / "adapter", dirs_exist_ok=True)
         shutil.rmtree(config.run_dir)
         return seen
+
+    def reported(self, *overrides: str) -> Path:
+        """The folder of a whole run: solver and trainer, then the evaluation and the report, as their commands do."""
+        config = self.config(overrides)
+        self._run_threads(config, overrides)
+        Evaluator(config).run()
+        done = CliRunner().invoke(build_app(), ["report", str(self.file), *overrides], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        asyncio.run(forget_run(config.queue, config.run.name))
+        return config.run_dir
 
     def _run_threads(self, config: Config, overrides: Sequence[str]) -> None:
         """The commands, side by side. Raises the first error of either; then the other one is told to end."""

@@ -1,4 +1,4 @@
-"""What is asked of other processes. That a server ends with its process: test_embedded_redis.py."""
+"""What is asked of other processes. That a server ends with its process: test_redis_server.py."""
 
 from __future__ import annotations
 

@@ -228,9 +228,7 @@ def test_the_process_ends_by_signal_and_leaves_no_orphan(tmp_path: Path, number:
     assert not (tmp_path / "redis.url").exists()
 
 
-def test_the_process_says_that_its_server_died_and_the_next_one_serves_the_same_at_the_same_address(
-    tmp_path: Path, make_rollout
-) -> None:
+def test_a_process_whose_server_died_says_so_and_the_next_serves_the_same(tmp_path: Path, make_rollout) -> None:
     with served(tmp_path) as (process, url, server):
         assert claim_one(url, [make_rollout(rollout_id="r0")]) == "r0"
         os.kill(server, signal.SIGKILL)
@@ -298,7 +296,7 @@ def orphan(tmp_path: Path) -> Iterator[tuple[str, int]]:
             os.kill(server, signal.SIGKILL)
 
 
-def test_a_server_outlives_the_thread_that_started_it_but_not_the_next_owner_of_its_directory(
+def test_a_server_outlives_its_starting_thread_not_the_next_owner(
     tmp_path: Path, orphan: tuple[str, int], make_rollout
 ) -> None:
     url, server = orphan
