@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stepalign.cli import build_app
+from stepalign.commands.application import build_app
 from stepalign_lab.pretrain import small_llama
 from stepalign_lab.tokenizer import build_tokenizer
 from stepalign_run.config import shipped_arms
