@@ -150,7 +150,7 @@ def _consume_ours(place: Place) -> None:
         counting = _CountingLearner()
         learner = cast("Learner", counting)
         settlement = Settlement(queue, StepJournal(place.folder / OUTCOMES), SETTLED_WINDOW * ROLLOUTS)
-        state = load_newest(learner, place.folder, "kills") or TrainerState(0, "kills", 0, {}, 0)
+        state = load_newest(learner, place.folder, "kills") or TrainerState(0, "kills", {}, 0)
         await settlement.resume(state.step, state.settled, state.settled_total)
         step = state.step
 
@@ -168,7 +168,7 @@ def _consume_ours(place: Place) -> None:
                 counting.update([delivery.rollout for delivery in fresh])
                 step += 1
                 settlement.settle(step, fresh, [TRAINED] * len(fresh))
-                state = TrainerState(step, "kills", settlement.total, settlement.settled, settlement.total)
+                state = TrainerState(step, "kills", settlement.settled, settlement.total)
                 save_checkpoint(learner, place.folder, state)
                 await settlement.checkpointed()
         check_checkpoint(checkpoints(place.folder)[-1])

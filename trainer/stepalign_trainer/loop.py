@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from stepalign_run.audit import OUTCOMES
 from stepalign_run.config import Config
 from stepalign_run.folder.files import replace_text
 from stepalign_run.logging import get_logger
-from stepalign_run.policy_store import PolicyStore, PolicyVersion, file_sha256, weights_sha256
+from stepalign_run.policy_store import PolicyStore, PolicyVersion, file_sha256
 from stepalign_run.queue import Delivery, RolloutQueue
 from stepalign_run.rollout import Rollout
 from stepalign_trainer.alarms import Alarms
@@ -33,6 +32,7 @@ from stepalign_trainer.durable.checkpoint import (
     publish_adapter,
     save_checkpoint,
 )
+from stepalign_trainer.durable.fingerprint import fingerprint
 from stepalign_trainer.durable.journal import StepJournal
 from stepalign_trainer.durable.retention import prune
 from stepalign_trainer.durable.settlement import TRAINED, Settlement
@@ -47,28 +47,6 @@ CLAIM_BLOCK_SECONDS = 1.0
 # In capacities of the queue. Rollouts that a power cut brings back once they were acknowledged are known by it.
 SETTLED_WINDOW = 8
 FAILURE = "failure.json"
-
-
-def fingerprint(config: Config) -> str:
-    """What must be the same for a run to be continued: all that shapes its weights, but its length and its hardware."""
-    shaping = config.trainer.model_dump(
-        mode="json", exclude={"steps", "checkpoint_every", "keep_checkpoints", "token_view"}
-    )
-    critic = config.critic if config.arm.needs_critic else None
-    content = {
-        "seed": config.run.seed,
-        "arm": config.arm_name,
-        "condition": config.arm.model_dump(mode="json"),
-        "grader": config.data.grader,
-        "base": weights_sha256(config.model.path),
-        "model": config.model.model_dump(mode="json", exclude={"path", "device"}),
-        "problems": file_sha256(config.data.train),
-        "critic": critic.shaping() if critic is not None else None,
-        "critic_weights": weights_sha256(critic.path) if critic is not None and critic.path is not None else None,
-        "trainer": shaping,
-        "solver": config.solver.model_dump(mode="json", exclude={"batch"}),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Trainer:
@@ -172,7 +150,7 @@ class Trainer:
         self.early = []
         for delivery in await self.settlement.without_known(deliveries):
             age = self.step - delivery.rollout.policy_version
-            if age > self.config.trainer.max_staleness:
+            if age > 0:
                 rollout = delivery.rollout
                 log.warning("stale rollout", rollout_id=rollout.rollout_id, policy_version=rollout.policy_version)
                 stale.append(delivery)
@@ -290,7 +268,6 @@ class Trainer:
         state = TrainerState(
             step=self.step,
             fingerprint=self.fingerprint,
-            problem_cursor=self.step * self.config.trainer.batch // self.config.arm.group_size,
             settled=self.settlement.settled,
             settled_total=self.settlement.total,
         )

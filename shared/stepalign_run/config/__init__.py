@@ -5,10 +5,10 @@ file. Unknown keys are refused in all three. Paths of models and problems in the
 (a link is followed first); ``run.dir`` and paths from the command line or the environment to the working directory.
 """
 
-from stepalign_run.config.arm import ArmSection, FixedNegativeSection, GrpoSection
+from stepalign_run.config.arm import ArmSection, FixedNegativeSection, GrpoSection, TableSection
 from stepalign_run.config.base import Dtype, SamplingSection, Section
 from stepalign_run.config.critic import CriticSection, OpenAISection, VllmSection
-from stepalign_run.config.loading import known_variables, load_config, shipped_arms
+from stepalign_run.config.loading import known_variables, load_config, shipped_arms, shipped_tables
 from stepalign_run.config.run import Config, DataSection, ModelSection, QueueSection, RunSection
 from stepalign_run.config.solver import EvaluationSection, SolverSection
 from stepalign_run.config.trainer import AlarmsSection, LoraSection, TrainerSection
@@ -31,9 +31,11 @@ __all__ = [
     "SamplingSection",
     "Section",
     "SolverSection",
+    "TableSection",
     "TrainerSection",
     "VllmSection",
     "known_variables",
     "load_config",
     "shipped_arms",
+    "shipped_tables",
 ]

@@ -25,6 +25,7 @@ from pydantic_settings import (
 )
 
 from stepalign.errors import ConfigError
+from stepalign_run.config.arm import TableSection
 from stepalign_run.config.base import DELIMITER, ENV_PREFIX
 from stepalign_run.config.run import Config, RunSection
 
@@ -67,7 +68,7 @@ def load_config(
             command_line = CliSettingsSource[Any](settings_cls, cli_parse_args=list(overrides))
             sources = (command_line, _Environment(settings_cls, env), init_settings)
             arms.extend(arm for source in sources if (arm := _arm_named_by(source())) is not None)
-            arm = _read_arm(arms[0] if arms else RunSection().arm)
+            arm, _ = _read_arm(arms[0] if arms else RunSection().arm)
             return *sources, InitSettingsSource(settings_cls, {**(unread or {}), "arm": arm})
 
     try:
@@ -129,8 +130,22 @@ def shipped_arms() -> list[str]:
     )
 
 
-def _read_arm(name: str) -> dict[str, Any]:
-    """The keys of an arm's file. Raises ConfigError when there is none."""
+def shipped_tables() -> dict[str, TableSection]:
+    """The place in tables of each arm in this package."""
+    return {name: _read_arm(name)[1] for name in shipped_arms()}
+
+
+def _read_arm(name: str) -> tuple[dict[str, Any], TableSection]:
+    """The condition that an arm's file describes, and the arm's place in tables. Raises ConfigError."""
+    values = _read_arm_file(name)
+    try:
+        return values, TableSection.model_validate(values.pop("table", {}))
+    except ValidationError as error:
+        raise ConfigError(f"run.arm {name}: [table] {_explain(error)}") from None
+
+
+def _read_arm_file(name: str) -> dict[str, Any]:
+    """Raises ConfigError when there is none."""
     if name.endswith(".toml"):
         return _read_table(Path(name))
     if name not in shipped_arms():

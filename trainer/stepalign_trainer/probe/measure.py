@@ -42,7 +42,8 @@ from stepalign_run.probing import (
 )
 from stepalign_run.queue import Delivery, RolloutQueue
 from stepalign_run.rollout import Rollout
-from stepalign_trainer.batch.contexts import ContextResult, Contexts, CritiqueSource
+from stepalign_trainer.batch.contexts import ContextResult, Contexts
+from stepalign_trainer.batch.critiques import CritiqueSource
 from stepalign_trainer.batch.examples import teacher_prompt_ids
 from stepalign_trainer.batch.scope import TokenGroups, token_groups, token_spans
 from stepalign_trainer.generation import Generator
