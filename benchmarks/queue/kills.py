@@ -44,6 +44,7 @@ from stepalign_run.config import QueueSection
 from stepalign_run.queue import Admission, Delivery, open_queue
 from stepalign_run.redis.connection import run_key
 from stepalign_run.rollout import Rollout
+from stepalign_trainer.batch.item import TRAINED
 from stepalign_trainer.durable.checkpoint import (
     ADAPTER,
     CHECKPOINTS,
@@ -54,8 +55,8 @@ from stepalign_trainer.durable.checkpoint import (
     save_checkpoint,
     write_directory,
 )
-from stepalign_trainer.durable.journal import StepJournal
-from stepalign_trainer.durable.settlement import TRAINED, Settlement
+from stepalign_trainer.durable.settlement import Settlement
+from stepalign_trainer.durable.step_journal import StepJournal
 from stepalign_trainer.loop import SETTLED_WINDOW
 from stepalign_trainer.update.learner import Learner
 
@@ -167,7 +168,7 @@ def _consume_ours(place: Place) -> None:
             with place.work():
                 counting.update([delivery.rollout for delivery in fresh])
                 step += 1
-                settlement.settle(step, fresh, [TRAINED] * len(fresh))
+                settlement.settle(step, [(delivery, TRAINED) for delivery in fresh])
                 state = TrainerState(step, "kills", settlement.settled, settlement.total)
                 save_checkpoint(learner, place.folder, state)
                 await settlement.checkpointed()

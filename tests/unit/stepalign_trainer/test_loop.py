@@ -20,7 +20,7 @@ from stepalign_run.queue.codec import encode
 from stepalign_run.rollout import Rollout
 from stepalign_run.testing import MemoryRolloutQueue
 from stepalign_trainer.batch.contexts import Contexts
-from stepalign_trainer.durable.journal import METRICS, StepJournal
+from stepalign_trainer.durable.step_journal import METRICS, StepJournal
 from stepalign_trainer.loop import Trainer
 from stepalign_trainer.update.learner import Learner
 
@@ -132,6 +132,7 @@ def test_redelivered_rollouts_keep_their_outcome_and_are_not_trained_again(run: 
     assert [policy.version for policy in run.store.published] == [0, 1, 2]
 
 
+@pytest.mark.numeric
 def test_a_broken_checkpoint_costs_an_update_that_is_made_again_bit_for_bit(
     run: Run, make_run: Callable[..., Run]
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_broken_checkpoint_costs_an_update_that_is_made_again_bit_for_bit(
     assert run.status == whole.status and run.status.trained == 12
 
 
+@pytest.mark.numeric
 def test_between_sparse_checkpoints_published_updates_are_made_again_bit_for_bit(
     run: Run, make_run: Callable[..., Run]
 ) -> None:
@@ -255,6 +257,7 @@ def test_a_batch_that_is_still_being_sampled_is_waited_for(run: Run) -> None:
     assert [row["rollouts"] for row in run.rows()] == [4]
 
 
+@pytest.mark.numeric
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run: Run, make_run: Callable[..., Run]) -> None:
     whole = make_run("--run.name", "whole")
     for version in range(3):
@@ -270,6 +273,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run: Run, make_run: 
     assert [p.version for p in run.store.published] == [0, 1, 2, 2, 3]
 
 
+@pytest.mark.numeric
 def test_the_order_of_arrival_has_no_influence(
     run: Run, make_run: Callable[..., Run], make_config: Callable[..., Config], rollout_of: Callable[..., Rollout]
 ) -> None:

@@ -14,7 +14,7 @@ from stepalign_trainer.durable.checkpoint import load_checkpoint
 from stepalign_trainer.durable.fingerprint import fingerprint
 from stepalign_trainer.update.learner import Learner
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.numeric]
 
 Run = Any  # that of conftest.py
 TWO = ("--trainer.steps", "2")
