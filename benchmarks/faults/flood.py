@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stepalign_run.config import load_config
 from stepalign_run.queue import Admission, open_queue
-from stepalign_solver.journal import PublicationJournal
+from stepalign_solver.publications import PublicationJournal
 
 
 def flood(config_path: str, rollouts: int) -> None:
@@ -28,7 +28,7 @@ def flood(config_path: str, rollouts: int) -> None:
             journal.offer(group)
             while (admission := await queue.publish(group)) is Admission.FULL:
                 time.sleep(0.01)
-            journal.settle(group, admission)
+            journal.answered(group, admission)
         await queue.close()
 
     asyncio.run(work())

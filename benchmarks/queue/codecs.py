@@ -49,7 +49,6 @@ class _Rollout(msgspec.Struct):
     finish_reason: str
     sampling: _Sampling
     behaviour_logprobs: list[float] | None
-    traceparent: str | None
 
 
 _decode_struct = msgspec.json.Decoder(_Rollout).decode

@@ -44,6 +44,7 @@ from stepalign_run.config import QueueSection
 from stepalign_run.queue import Admission, Delivery, open_queue
 from stepalign_run.redis.connection import run_key
 from stepalign_run.rollout import Rollout
+from stepalign_trainer.batch.item import TRAINED
 from stepalign_trainer.durable.checkpoint import (
     ADAPTER,
     CHECKPOINTS,
@@ -54,8 +55,8 @@ from stepalign_trainer.durable.checkpoint import (
     save_checkpoint,
     write_directory,
 )
-from stepalign_trainer.durable.journal import StepJournal
-from stepalign_trainer.durable.settlement import TRAINED, Settlement
+from stepalign_trainer.durable.settlement import Settlement
+from stepalign_trainer.durable.step_journal import StepJournal
 from stepalign_trainer.loop import SETTLED_WINDOW
 from stepalign_trainer.update.learner import Learner
 
@@ -150,7 +151,7 @@ def _consume_ours(place: Place) -> None:
         counting = _CountingLearner()
         learner = cast("Learner", counting)
         settlement = Settlement(queue, StepJournal(place.folder / OUTCOMES), SETTLED_WINDOW * ROLLOUTS)
-        state = load_newest(learner, place.folder, "kills") or TrainerState(0, "kills", 0, {}, 0)
+        state = load_newest(learner, place.folder, "kills") or TrainerState(0, "kills", {}, 0)
         await settlement.resume(state.step, state.settled, state.settled_total)
         step = state.step
 
@@ -167,8 +168,8 @@ def _consume_ours(place: Place) -> None:
             with place.work():
                 counting.update([delivery.rollout for delivery in fresh])
                 step += 1
-                settlement.settle(step, fresh, [TRAINED] * len(fresh))
-                state = TrainerState(step, "kills", settlement.total, settlement.settled, settlement.total)
+                settlement.settle(step, [(delivery, TRAINED) for delivery in fresh])
+                state = TrainerState(step, "kills", settlement.settled, settlement.total)
                 save_checkpoint(learner, place.folder, state)
                 await settlement.checkpointed()
         check_checkpoint(checkpoints(place.folder)[-1])

@@ -31,10 +31,10 @@ def _refusal(error: Exception, command: str | None) -> str | None:
     return None
 
 
-def _run_application() -> None:
+def _run_application(command: str | None) -> None:
     from stepalign.commands.application import build_app
 
-    build_app()()
+    build_app(command)()
 
 
 def main() -> None:
@@ -45,10 +45,11 @@ def main() -> None:
     if os.getpid() == 1:
         # The first process of a container has no default action: without a handler SIGTERM would be ignored.
         signal.signal(signal.SIGTERM, _end)
+    command = next(iter(sys.argv[1:]), None)
     try:
-        _run_application()
+        _run_application(command)
     except Exception as error:
-        refusal = _refusal(error, next(iter(sys.argv[1:]), None))
+        refusal = _refusal(error, command)
         if refusal is None:
             traceback.print_exc()
             sys.exit(os.EX_SOFTWARE)

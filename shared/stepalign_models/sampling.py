@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,9 +112,10 @@ class SeededSampling(LogitsProcessor):
 
 
 class Sampler:
-    """Samples completions of prompts from one model."""
+    """Samples completions of prompts from one model as it stands: whoever calls switches adapters on or off."""
 
     def __init__(self, model: torch.nn.Module, tokenizer: Any) -> None:
+        """Raises ConfigError for a model without an end of sequence."""
         self.model: Any = model
         self.tokenizer = tokenizer
         self.device: torch.device = self.model.device
@@ -123,9 +125,7 @@ class Sampler:
         self.eos_ids: list[int] = [eos] if isinstance(eos, int) else list(eos)
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else self.eos_ids[0]
-        # The model's own configuration may hold penalties and filters that the loss knows nothing of, and generate()
-        # fills what a call leaves unset from it.
-        self.model.generation_config = GenerationConfig(eos_token_id=self.eos_ids, pad_token_id=self.pad_id)
+        self._generation = GenerationConfig(eos_token_id=self.eos_ids, pad_token_id=self.pad_id)
 
     @torch.inference_mode()
     def sample(self, prompts: Sequence[list[int]], parameters: Sequence[SamplingParameters]) -> list[Completion]:
@@ -140,14 +140,15 @@ class Sampler:
         width = max(map(len, prompts))
         shared_length = _shared_length(prompts) if _attends_to_everything(self.model.config) else 0
         padded = [_padded(prompt, shared_length, width, self.pad_id) for prompt in prompts]
-        output = self.model.generate(
-            input_ids=torch.tensor([ids for ids, _ in padded], device=self.device),
-            attention_mask=torch.tensor([mask for _, mask in padded], device=self.device),
-            do_sample=False,
-            max_new_tokens=budget,
-            logits_processor=LogitsProcessorList([choice]),
-            **self._cache_of(prompts[0][:shared_length], len(prompts)),
-        )
+        with self._nothing_but_our_choice():
+            output = self.model.generate(
+                input_ids=torch.tensor([ids for ids, _ in padded], device=self.device),
+                attention_mask=torch.tensor([mask for _, mask in padded], device=self.device),
+                do_sample=False,
+                max_new_tokens=budget,
+                logits_processor=LogitsProcessorList([choice]),
+                **self._cache_of(prompts[0][:shared_length], len(prompts)),
+            )
         rows: list[list[int]] = output[:, width:].tolist()
         logprobs: list[list[float]] = torch.stack(choice.logprobs, dim=-1).tolist()
         return [self._cut(row, values) for row, values in zip(rows, logprobs, strict=True)]
@@ -158,6 +159,17 @@ class Sampler:
         logits = self.model(input_ids=torch.tensor([prompt + completion], device=self.device)).logits
         predicted = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
         return predicted.gather(-1, torch.tensor(completion, device=self.device).unsqueeze(-1)).squeeze(-1).tolist()
+
+    @contextmanager
+    def _nothing_but_our_choice(self) -> Iterator[None]:
+        """The model's own configuration may hold penalties and filters that the loss knows nothing of, and generate()
+        fills what a call leaves unset from it. The model has it back afterwards."""
+        of_the_model = self.model.generation_config
+        self.model.generation_config = self._generation
+        try:
+            yield
+        finally:
+            self.model.generation_config = of_the_model
 
     def _cache_of(self, shared: list[int], batch: int) -> dict[str, Any]:
         """Keys and values of the tokens that all prompts begin with, computed once."""

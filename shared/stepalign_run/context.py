@@ -8,7 +8,7 @@ from stepalign.types import Wire
 
 
 class ContextKind(StrEnum):
-    """What the self-teacher sees besides the question."""
+    """What the self-teacher sees besides the question. The trainer has one class for each, under the same name."""
 
     CRITIQUE = "critique"
     """The critique of this rollout."""
@@ -25,11 +25,13 @@ class ContextKind(StrEnum):
     OMISSION = "omission"
     """The critique without the steps that it copies before its first change."""
 
-
-CRITIQUE_CONTEXTS = frozenset(
-    {ContextKind.CRITIQUE, ContextKind.SHUFFLED_CRITIQUE, ContextKind.FULL_REPETITION, ContextKind.OMISSION}
-)
-"""The kinds that are made from a critic's critiques."""
+    @property
+    def needs_critic(self) -> bool:
+        """Whether the kind is made from a critic's critiques."""
+        return self in (
+            *(ContextKind.CRITIQUE, ContextKind.SHUFFLED_CRITIQUE),
+            *(ContextKind.FULL_REPETITION, ContextKind.OMISSION),
+        )
 
 
 class Context(Wire):

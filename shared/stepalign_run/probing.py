@@ -5,12 +5,12 @@ Shares and rates are between 0 and 1, advantages and gains in nats. What is unde
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from stepalign.types import Wire
-from stepalign_run.config import ArmSection
+from stepalign_run.config.arm import ArmSection, ObjectiveName, Scope
 from stepalign_run.context import ContextKind
 
 PLAN = "probe_plan.json"
@@ -101,10 +101,10 @@ class ArmFigures(Wire):
     """
 
     arm: str
-    objective: Literal["forward_kl", "grpo", "fixed_negative"]
+    objective: ObjectiveName
     context: ContextKind | None
     """None where there is no teacher."""
-    scope: Literal["full", "through_first_error", "random_step"]
+    scope: Scope
     solve_rate: float | None
     focus: float | None
     score: Estimate | None

@@ -38,7 +38,6 @@ class Rollout(Wire):
     finish_reason: FinishReason
     sampling: SamplingParameters
     behaviour_logprobs: list[float] | None = None
-    traceparent: str | None = None
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Rollout:

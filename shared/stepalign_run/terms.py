@@ -8,7 +8,7 @@ from stepalign_run.config import Config
 from stepalign_run.policy_store import file_sha256, weights_sha256
 
 NO_HYPERPARAMETERS = {
-    *("steps", "batch", "micro_batch", "logit_chunk", "token_view", "max_staleness"),
+    *("steps", "batch", "micro_batch", "logit_chunk", "token_view"),
     *("checkpoint_every", "keep_checkpoints"),
 }
 """Keys of ``[trainer]`` that do not shape the weights, or that stand in the terms under a name of their own."""

@@ -31,7 +31,7 @@ from stepalign_run.config import Config, QueueSection
 from stepalign_run.queue import open_queue
 from stepalign_run.rollout import Rollout
 from stepalign_run.testing import MemoryBroker, MemoryRolloutQueue
-from stepalign_trainer.batch.contexts import open_critic
+from stepalign_trainer.batch.critiques import open_critic
 from support.critic_servers import metric, wait_until
 from support.observed_runs import Bench, Evaluated, Served, Trained, exact_critic
 
@@ -203,7 +203,6 @@ EFFECTS: dict[str, Shows | Refused] = {
     "trainer.logit_chunk": Shows("head calls", "--trainer.logit_chunk 10"),
     "trainer.checkpoint_every": Shows("files", "--trainer.checkpoint_every 2", FOUR_STEPS),
     "trainer.keep_checkpoints": Shows("files", "--trainer.keep_checkpoints 3", FOUR_STEPS),
-    "trainer.max_staleness": Refused("config", "--trainer.max_staleness 1", ConfigError, "trainer.max_staleness"),
     "trainer.token_view": Shows("shown rollouts", "--trainer.token_view 3"),
     "trainer.lora.rank": Shows("adapter shapes", "--trainer.lora.rank 2"),
     "trainer.lora.alpha": Shows("gradient", "--trainer.lora.alpha 16"),

@@ -21,8 +21,9 @@ from stepalign_run.context import Context, ContextKind
 from stepalign_run.rollout import Rollout
 from stepalign_trainer.batch.examples import Example, build_example
 from stepalign_trainer.update.learner import Learner
+from support.numeric import assert_close_to_norm
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.numeric]
 
 QUESTIONS = [
     "4 - 5 * 1 - 3 * 4 - 9",
@@ -112,15 +113,16 @@ def test_one_by_eight_is_two_by_four_is_eight_by_one(tmp_path: Path, model_path:
     assert whole[0] > 1e-3 and whole[-1] < 0.95 * whole[0]
     for size in ("4", "1"):
         losses, others = trajectory(tmp_path, model_path, tokenizer, ["--trainer.micro_batch", size])
-        assert losses[0] == pytest.approx(whole[0], abs=1e-6)
+        assert losses[0] == pytest.approx(whole[0], rel=1e-5)
         assert losses == pytest.approx(whole, rel=1e-3)
-        assert (others - weights).norm() < 0.02 * weights.norm()
+        # AdamW's first steps are signs: rounding decides that of a gradient near 0, and moves its weight a whole step.
+        assert_close_to_norm([others], [weights], 0.02)
 
 
 def test_neither_order_nor_logit_chunks_show(tmp_path: Path, model_path: Path, tokenizer: Any) -> None:
     whole, _ = trajectory(tmp_path, model_path, tokenizer, [])
     chunked, _ = trajectory(tmp_path, model_path, tokenizer, ["--trainer.logit_chunk", "7"], reverse=True)
-    assert chunked[0] == pytest.approx(whole[0], abs=1e-6)
+    assert chunked[0] == pytest.approx(whole[0], rel=1e-5)
     assert chunked == pytest.approx(whole, rel=1e-3)
 
 

@@ -47,7 +47,7 @@ from stepalign_run.testing import MemoryBroker
 from stepalign_solver import commands as solver_commands
 from stepalign_solver.evaluation import Evaluator
 from stepalign_trainer import commands as trainer_commands
-from stepalign_trainer import loop as trainer_loop
+from stepalign_trainer.batch import item as trainer_items
 from stepalign_trainer.batch.examples import Example, build_example
 from stepalign_trainer.update.learner import Learner
 
@@ -485,6 +485,6 @@ def _watch(patch: pytest.MonkeyPatch, seen: Trained) -> None:
 
     patch.setattr(RedisRolloutQueue, "publish", watched_publish)
     patch.setattr(Sampler, "sample", watched_sample)
-    patch.setattr(trainer_loop, "build_example", watched_example)
+    patch.setattr(trainer_items, "build_example", watched_example)
     patch.setattr(Learner, "hidden_states", watched_hidden_states)
     patch.setattr(Learner, "__init__", watched_learner)

@@ -35,8 +35,9 @@ def _train(settings: Config) -> None:
     from stepalign.plugins import load_checker
     from stepalign_run.policy_store import open_policy_store
     from stepalign_run.queue import open_queue
-    from stepalign_trainer.batch.contexts import Contexts, await_critic, open_critic
-    from stepalign_trainer.durable.journal import METRICS, StepJournal
+    from stepalign_trainer.batch.contexts import Contexts
+    from stepalign_trainer.batch.critiques import await_critic, open_critic
+    from stepalign_trainer.durable.step_journal import METRICS, StepJournal
     from stepalign_trainer.loop import Trainer
     from stepalign_trainer.update.learner import Learner
 

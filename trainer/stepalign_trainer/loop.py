@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from stepalign.errors import NonFiniteError, PromptTooLongError, QueueUnavailableError
+from stepalign.errors import NonFiniteError, QueueUnavailableError
 from stepalign.plugins import load_grader
 from stepalign_run.audit import OUTCOMES
 from stepalign_run.config import Config
 from stepalign_run.folder.files import replace_text
 from stepalign_run.logging import get_logger
-from stepalign_run.policy_store import PolicyStore, PolicyVersion, file_sha256, weights_sha256
+from stepalign_run.policy_store import PolicyStore, PolicyVersion, file_sha256
 from stepalign_run.queue import Delivery, RolloutQueue
-from stepalign_run.rollout import Rollout
 from stepalign_trainer.alarms import Alarms
-from stepalign_trainer.batch.contexts import ContextResult, Contexts
-from stepalign_trainer.batch.examples import Example, build_example
+from stepalign_trainer.batch.contexts import Contexts
+from stepalign_trainer.batch.item import Item, make_items
 from stepalign_trainer.durable.checkpoint import (
     ADAPTER,
     TrainerState,
@@ -33,13 +31,14 @@ from stepalign_trainer.durable.checkpoint import (
     publish_adapter,
     save_checkpoint,
 )
-from stepalign_trainer.durable.journal import StepJournal
+from stepalign_trainer.durable.fingerprint import fingerprint
 from stepalign_trainer.durable.retention import prune
-from stepalign_trainer.durable.settlement import TRAINED, Settlement
-from stepalign_trainer.objectives.rewards import Rewards, reward_batch
-from stepalign_trainer.token_view import TokenJournal, token_row
+from stepalign_trainer.durable.settlement import Settlement
+from stepalign_trainer.durable.step_journal import StepJournal
+from stepalign_trainer.token_view import TokenJournal, choose_shown, token_row
 from stepalign_trainer.update.canary import canary_sequence, measure_canary
-from stepalign_trainer.update.learner import Learner, UpdateMetrics
+from stepalign_trainer.update.learner import Learner
+from stepalign_trainer.update.metrics import UpdateMetrics
 
 log = get_logger(__name__)
 
@@ -47,28 +46,6 @@ CLAIM_BLOCK_SECONDS = 1.0
 # In capacities of the queue. Rollouts that a power cut brings back once they were acknowledged are known by it.
 SETTLED_WINDOW = 8
 FAILURE = "failure.json"
-
-
-def fingerprint(config: Config) -> str:
-    """What must be the same for a run to be continued: all that shapes its weights, but its length and its hardware."""
-    shaping = config.trainer.model_dump(
-        mode="json", exclude={"steps", "checkpoint_every", "keep_checkpoints", "token_view"}
-    )
-    critic = config.critic if config.arm.needs_critic else None
-    content = {
-        "seed": config.run.seed,
-        "arm": config.arm_name,
-        "condition": config.arm.model_dump(mode="json"),
-        "grader": config.data.grader,
-        "base": weights_sha256(config.model.path),
-        "model": config.model.model_dump(mode="json", exclude={"path", "device"}),
-        "problems": file_sha256(config.data.train),
-        "critic": critic.shaping() if critic is not None else None,
-        "critic_weights": weights_sha256(critic.path) if critic is not None and critic.path is not None else None,
-        "trainer": shaping,
-        "solver": config.solver.model_dump(mode="json", exclude={"batch"}),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Trainer:
@@ -172,7 +149,7 @@ class Trainer:
         self.early = []
         for delivery in await self.settlement.without_known(deliveries):
             age = self.step - delivery.rollout.policy_version
-            if age > self.config.trainer.max_staleness:
+            if age > 0:
                 rollout = delivery.rollout
                 log.warning("stale rollout", rollout_id=rollout.rollout_id, policy_version=rollout.policy_version)
                 stale.append(delivery)
@@ -185,75 +162,40 @@ class Trainer:
         return [delivery.entry_id for delivery in (*batch, *self.early)] + self.settlement.held
 
     async def _train_on(self, deliveries: Sequence[Delivery]) -> None:
-        results = await self.contexts.fetch([delivery.rollout for delivery in deliveries])
-        rewards = self._rewards([delivery.rollout for delivery in deliveries])
-        examples, outcomes = self._examples(deliveries, results, rewards)
+        rollouts = [delivery.rollout for delivery in deliveries]
+        contexts = await self.contexts.fetch(rollouts)
+        rewards = self.learner.objective.rewards(rollouts, self.grader)
+        items = make_items(self.config, self.learner.tokenizer, deliveries, contexts, rewards)
         try:
-            metrics = await self._update(deliveries, results, examples)
+            metrics = await self._update(items)
         except NonFiniteError as error:
             raise self._stopped_by(error) from None
         self.step += 1
-        self.settlement.settle(self.step, deliveries, outcomes)
-        self._record(metrics, outcomes, results, rewards)
+        self.settlement.settle(self.step, [(item.delivery, item.outcome) for item in items])
+        self._record(items, {**metrics.as_row(), **rewards.columns})
         if self.step % self.config.trainer.checkpoint_every == 0 or self.step == self.config.trainer.steps:
             await self._checkpoint()
         await self._publish()
 
-    async def _update(
-        self, deliveries: Sequence[Delivery], results: Sequence[ContextResult], examples: Sequence[Example]
-    ) -> UpdateMetrics:
+    async def _update(self, items: Sequence[Item]) -> UpdateMetrics:
         """The update, and before it what is looked at once. All of it raises NonFiniteError."""
-        if self.step == 0 and deliveries:
-            first = deliveries[0].rollout
+        if self.step == 0 and items:
+            first = items[0].rollout
             self.learner.check_teacher_is_student(first.prompt_token_ids, first.completion_token_ids)
         if self.config.trainer.token_view and self.step in (0, self.config.trainer.steps - 1):
-            await asyncio.to_thread(self._show_tokens, deliveries, results)
+            await asyncio.to_thread(self._show_tokens, items)
+        examples = [item.example for item in items if item.example is not None]
         return await asyncio.to_thread(self.learner.update, examples)
 
-    def _rewards(self, rollouts: Sequence[Rollout]) -> Rewards | None:
-        """The rewards of the batch; None in arms without."""
-        if self.config.arm.objective != "grpo":
-            return None
-        return reward_batch(rollouts, self.config.arm.grpo, self.grader)
-
-    def _examples(
-        self, deliveries: Sequence[Delivery], results: Sequence[ContextResult], rewards: Rewards | None
-    ) -> tuple[list[Example], list[str]]:
-        examples: list[Example] = []
-        outcomes: list[str] = []
-        for delivery, result in zip(deliveries, results, strict=True):
-            rollout = delivery.rollout
-            refusal = result.skip_reason if rewards is None else rewards.skip_reasons.get(rollout.rollout_id)
-            if result.context is None or refusal is not None:
-                outcomes.append(f"skipped:{refusal}")
-                continue
-            advantage = None if rewards is None else rewards.advantages[rollout.rollout_id]
-            try:
-                example = build_example(
-                    self.config, self.learner.tokenizer, rollout, result.context, result.critique, advantage
-                )
-            except PromptTooLongError as error:
-                log.warning("skipped", rollout_id=rollout.rollout_id, error=str(error))
-                outcomes.append("skipped:teacher_prompt_too_long")
-                continue
-            examples.append(example)
-            outcomes.append(TRAINED)
-        return examples, outcomes
-
-    def _record(
-        self,
-        metrics: UpdateMetrics,
-        outcomes: Sequence[str],
-        results: Sequence[ContextResult],
-        rewards: Rewards | None,
-    ) -> None:
-        critiques = Counter(result.critique_outcome for result in results if result.critique_outcome is not None)
+    def _record(self, items: Sequence[Item], figures: Mapping[str, Any]) -> None:
+        critiques = Counter(
+            item.context.critique_outcome for item in items if item.context.critique_outcome is not None
+        )
         row: dict[str, Any] = {
             "step": self.step,
-            "rollouts": len(outcomes),
-            **metrics.as_row(),
-            **(rewards.as_row() if rewards is not None else {}),
-            "outcomes": dict(sorted(Counter(outcomes).items())),
+            "rollouts": len(items),
+            **figures,
+            "outcomes": dict(sorted(Counter(item.outcome for item in items).items())),
             "critiques": dict(sorted(critiques.items())),
         }
         row["alarms"] = self.alarms.check(row)
@@ -262,16 +204,9 @@ class Trainer:
         for alarm in row["alarms"]:
             log.warning("alarm", alarm=alarm, step=self.step)
 
-    def _show_tokens(self, deliveries: Sequence[Delivery], results: Sequence[ContextResult]) -> None:
-        # Every problem once before any a second time: groups hold rollouts that are much alike.
-        seen: Counter[str] = Counter()
-        ranked: list[tuple[int, Rollout, ContextResult]] = []
-        for delivery, result in zip(deliveries, results, strict=True):
-            problem = delivery.rollout.problem.id
-            ranked.append((seen[problem], delivery.rollout, result))
-            seen[problem] += 1
-        shown = sorted(ranked, key=lambda item: item[0])[: self.config.trainer.token_view]
-        rows = [token_row(self.learner, self.step + 1, rollout, result, self.grader) for _, rollout, result in shown]
+    def _show_tokens(self, items: Sequence[Item]) -> None:
+        shown = choose_shown(items, self.config.trainer.token_view)
+        rows = [token_row(self.learner, self.step + 1, item.rollout, item.context, self.grader) for item in shown]
         self.tokens.replace(self.step + 1, rows)
 
     def _stopped_by(self, error: NonFiniteError) -> NonFiniteError:
@@ -290,7 +225,6 @@ class Trainer:
         state = TrainerState(
             step=self.step,
             fingerprint=self.fingerprint,
-            problem_cursor=self.step * self.config.trainer.batch // self.config.arm.group_size,
             settled=self.settlement.settled,
             settled_total=self.settlement.total,
         )

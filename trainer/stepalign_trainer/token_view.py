@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from stepalign_run.folder.files import replace_text
 from stepalign_run.rollout import Rollout
 from stepalign_trainer.batch.contexts import ContextResult
 from stepalign_trainer.batch.examples import teacher_prompt_ids
+from stepalign_trainer.batch.item import Item
 from stepalign_trainer.batch.scope import token_groups, token_spans
 from stepalign_trainer.update.learner import Learner
 
@@ -43,6 +46,17 @@ def contexts_of(rollout: Rollout, result: ContextResult) -> list[Context]:
     if reference is not None:
         found.setdefault(ContextKind.REFERENCE, Context(kind=ContextKind.REFERENCE, text=reference))
     return list(found.values())
+
+
+def choose_shown(items: Sequence[Item], count: int) -> list[Item]:
+    """``count`` of the batch: every problem once before any a second time, since the rollouts of one are much alike."""
+    seen: Counter[str] = Counter()
+    ranked: list[tuple[int, Item]] = []
+    for item in items:
+        problem = item.rollout.problem.id
+        ranked.append((seen[problem], item))
+        seen[problem] += 1
+    return [item for _, item in sorted(ranked, key=lambda pair: pair[0])[:count]]
 
 
 def token_row(learner: Learner, step: int, rollout: Rollout, result: ContextResult, grader: Grader) -> dict[str, Any]:

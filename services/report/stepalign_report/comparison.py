@@ -26,6 +26,8 @@ from stepalign_report.runs import (
     read_runs,
     selection_is_argmax,
 )
+from stepalign_run.config import TableSection, shipped_tables
+from stepalign_run.config.arm import ComparandsSection
 from stepalign_run.folder.files import replace_text
 
 __all__ = [
@@ -39,46 +41,27 @@ __all__ = [
     "write_comparison",
 ]
 
-ARM_ORDER = (
-    "stepalign_scoped",
-    "stepalign",
-    "refsol",
-    "grpo",
-    "grpo_unleashed",
-    "random_step_scope",
-    "null",
-    "fixed_negative",
-    "shuffled",
-    "other_problem",
-    "full_repetition",
-    "omission",
-)
-"""Order of rows, and which arm is A in A − B; other arms follow by name."""
+_PLACES = shipped_tables()
 
-HEADLINES = (
-    ("stepalign_scoped", "grpo"),
-    ("stepalign_scoped", "refsol"),
-    ("stepalign", "refsol"),
-    ("stepalign", "grpo"),
-    ("refsol", "grpo"),
-    ("grpo", "grpo_unleashed"),
-    ("stepalign_scoped", "grpo_unleashed"),
-    ("stepalign_scoped", "stepalign"),
-    ("stepalign_scoped", "random_step_scope"),
-    ("stepalign", "null"),
-    ("stepalign_scoped", "null"),
-    ("stepalign", "fixed_negative"),
-    ("stepalign_scoped", "fixed_negative"),
-    ("stepalign", "shuffled"),
-    ("stepalign_scoped", "shuffled"),
-    ("stepalign", "other_problem"),
-    ("stepalign_scoped", "other_problem"),
-    ("stepalign", "full_repetition"),
-    ("stepalign", "omission"),
-)
-"""The differences A − B that are shown first: those of the paper, the scope, and the controls.
 
-A stands before B in the order of arms."""
+def _rank(arm: str) -> tuple[int, str]:
+    """Order of rows, and which arm is A in A − B. Arms that are not shipped follow, by name."""
+    return _PLACES.get(arm, TableSection()).rank, arm
+
+
+def _headlines() -> tuple[tuple[str, str], ...]:
+    """Question by question, and under each in the order of the arms that name their comparands."""
+    named = [
+        (arm, other)
+        for question in ComparandsSection.model_fields
+        for arm in sorted(_PLACES, key=_rank)
+        for other in getattr(_PLACES[arm].against, question)
+    ]
+    return tuple((a, b) if _rank(a) < _rank(b) else (b, a) for a, b in named)
+
+
+HEADLINES = _headlines()
+"""The differences A − B that are shown first. A stands before B in the order of arms."""
 
 BySeed = dict[int, Array]
 """Values of the test problems (``[P]``, shares) for each seed."""
@@ -274,10 +257,6 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
 def comparison_json(comparison: Comparison) -> str:
     """The file's text, with a stable order."""
     return json.dumps(comparison.as_json(), indent=1, sort_keys=True, allow_nan=False) + "\n"
-
-
-def _rank(arm: str) -> tuple[int, str]:
-    return (ARM_ORDER.index(arm) if arm in ARM_ORDER else len(ARM_ORDER), arm)
 
 
 def _by_metric(found: dict[int, list[Values]]) -> dict[Metric, BySeed]:

@@ -20,8 +20,8 @@ from stepalign_run.logging import get_logger
 from stepalign_run.policy_store import PolicyStore, PolicyVersion, verify_adapter, verify_canary
 from stepalign_run.queue import Admission, RolloutQueue
 from stepalign_run.rollout import Rollout
-from stepalign_solver.journal import PublicationJournal
 from stepalign_solver.prompts import StudentPrompts
+from stepalign_solver.publications import PublicationJournal
 from stepalign_solver.schedule import Draw, ProblemSchedule
 
 log = get_logger(__name__)
@@ -50,7 +50,7 @@ class RolloutWorker:
         tokenizer: Any,
         load_sampler: Callable[[Path | None], CompletionSampler],
     ) -> None:
-        self.journal = PublicationJournal(config.run_dir)
+        self.publications = PublicationJournal(config.run_dir)
         self.config = config
         self.queue = queue
         self.policies = policies
@@ -97,7 +97,7 @@ class RolloutWorker:
             for first in range(0, whole, self.config.arm.group_size):
                 await self._publish(waiting[first : first + self.config.arm.group_size])
             waiting = waiting[whole:]
-        self.journal.sync()
+        self.publications.sync()
         await self.policies.announce_sampled(policy.version)
         log.info("published", policy_version=policy.version, rollouts=len(draws))
 
@@ -135,7 +135,7 @@ class RolloutWorker:
 
     async def _publish(self, group: list[Rollout]) -> None:
         waiting = False
-        self.journal.offer(group)
+        self.publications.offer(group)
         while True:
             admission = await self.queue.publish(group)
             if admission is not Admission.FULL:
@@ -144,6 +144,6 @@ class RolloutWorker:
                 log.info("the queue is full; waiting", group_id=group[0].group_id)
                 waiting = True
             await asyncio.sleep(FULL_WAIT_SECONDS)
-        self.journal.settle(group, admission)
+        self.publications.answered(group, admission)
         if admission is Admission.DUPLICATE:
             log.info("already published", group_id=group[0].group_id)

@@ -69,8 +69,11 @@ class _InOrder(TyperGroup):
         return sorted(self.commands, key=_rank)
 
 
-def build_app() -> typer.Typer:
-    """The application with every installed subcommand."""
+def build_app(named: str | None = None) -> typer.Typer:
+    """The application with every installed subcommand, or with the one that is ``named``, if there is such a one.
+
+    A process that starts one subcommand need not import all the others.
+    """
     app = typer.Typer(
         cls=_InOrder,
         no_args_is_help=True,
@@ -79,7 +82,8 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_main)
-    for entry in entry_points(group=GROUP):
+    entries = entry_points(group=GROUP)
+    for entry in [entry for entry in entries if entry.name == named] or entries:
         try:
             target = entry.load()
         except ModuleNotFoundError as error:

@@ -1,6 +1,6 @@
 """Configuration: ``load_config`` reads a run's, ``load_critic_config`` that of a critic alone."""
 
-from stepalign_run.config.arm import ArmSection, FixedNegativeSection, GrpoSection
+from stepalign_run.config.arm import ArmSection, FixedNegativeSection, GrpoSection, TableSection
 from stepalign_run.config.base import Dtype, SamplingSection, Section
 from stepalign_run.config.critic import (
     CriticClientSection,
@@ -10,7 +10,7 @@ from stepalign_run.config.critic import (
     RunCriticSection,
     VllmSection,
 )
-from stepalign_run.config.loading import known_variables, load_config, load_critic_config, shipped_arms
+from stepalign_run.config.loading import known_variables, load_config, load_critic_config, shipped_arms, shipped_tables
 from stepalign_run.config.run import Config, DataSection, ModelSection, QueueSection, RunSection
 from stepalign_run.config.solver import EvaluationSection, SolverSection
 from stepalign_run.config.trainer import AlarmsSection, LoraSection, TrainerSection
@@ -36,10 +36,12 @@ __all__ = [
     "SamplingSection",
     "Section",
     "SolverSection",
+    "TableSection",
     "TrainerSection",
     "VllmSection",
     "known_variables",
     "load_config",
     "load_critic_config",
     "shipped_arms",
+    "shipped_tables",
 ]

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from stepalign.errors import ConfigError
+from stepalign_run.config.arm import TableSection
 from stepalign_run.config.base import DELIMITER, ENV_PREFIX
 from stepalign_run.config.critic import CriticClientSection, CriticConfig
 from stepalign_run.config.run import Config, RunSection
@@ -44,7 +45,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), environ: Mapping[str,
     """
     given = _read_sources(path, overrides, environ)
     arm = next((arm for values in given if (arm := _arm_named_by(values)) is not None), None)
-    of_arm = _read_arm(RunSection().arm if arm is None else arm)
+    of_arm, _ = _read_arm(RunSection().arm if arm is None else arm)
     try:
         return Config.model_validate(_merge([*given, {"arm": of_arm}]))
     except ValidationError as error:
@@ -161,8 +162,22 @@ def shipped_arms() -> list[str]:
     )
 
 
-def _read_arm(name: str) -> Values:
-    """The keys of an arm's file. Raises ConfigError when there is none."""
+def shipped_tables() -> dict[str, TableSection]:
+    """The place in tables of each arm in this package."""
+    return {name: _read_arm(name)[1] for name in shipped_arms()}
+
+
+def _read_arm(name: str) -> tuple[Values, TableSection]:
+    """The condition that an arm's file describes, and the arm's place in tables. Raises ConfigError."""
+    values = _read_arm_file(name)
+    try:
+        return values, TableSection.model_validate(values.pop("table", {}))
+    except ValidationError as error:
+        raise _refusal(error, f"run.arm {name}, [table]", ()) from None
+
+
+def _read_arm_file(name: str) -> Values:
+    """Raises ConfigError when there is none."""
     if name.endswith(".toml"):
         return _read_table(Path(name))
     if name not in shipped_arms():

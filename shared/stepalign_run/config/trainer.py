@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -46,8 +46,6 @@ class TrainerSection(Section):
     gives the same bits again, as on a CPU: an adapter that was published must come out the same."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     """Newest checkpoints kept for resuming, besides the best by validation. Published adapters are all kept."""
-    max_staleness: Literal[0] = 0
-    """Newest policy version minus a rollout's. 0: synchronous and on-policy, as in the paper."""
     token_view: Annotated[int, Field(ge=0)] = 12
     """Rollouts of the first and of the last update whose tokens the report shows one by one; 0 for none."""
     lora: LoraSection = LoraSection()

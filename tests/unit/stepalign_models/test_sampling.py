@@ -15,9 +15,11 @@ from stepalign.errors import NonFiniteError
 from stepalign.types import FinishReason
 from stepalign_lab.tokenizer import build_tokenizer
 from stepalign_models.loading import load_policy
-from stepalign_models.sampling import MIN_SHARED_TOKENS, Completion, Sampler, stable_seed
+from stepalign_models.sampling import MIN_SHARED_TOKENS, Completion, Sampler, SeededSampling, stable_seed
 from stepalign_run.config import ModelSection
 from stepalign_run.rollout import SamplingParameters
+
+pytestmark = pytest.mark.numeric
 
 SHORT = [5, 12]
 LONG = [7, 3, 9, 4, 22, 11, 6, 8, 2, 5, 19]
@@ -263,6 +265,25 @@ def test_generation_defaults_of_the_model_do_not_reach_the_distribution(
     expected = sampler.sample([LONG] * 4, draws)
     model.generation_config.update(**setting)
     assert Sampler(model, tokenizer).sample([LONG] * 4, draws) == expected
+    # The model is not changed by it.
+    assert model.generation_config.to_dict().items() >= setting.items()
+
+
+def test_the_model_has_its_generation_configuration_back_after_a_failure(model: Any, tokenizer: Any) -> None:
+    own = model.generation_config
+    sampler = Sampler(model, tokenizer)
+    with pytest.raises(NonFiniteError), torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+        sampler.sample([SHORT], [parameters(0)])
+    assert model.generation_config is own
+
+
+def test_each_token_takes_the_next_random_number() -> None:
+    uniforms = torch.tensor([[0.1, 0.9, 0.6], [0.7, 0.2, 0.3]], dtype=torch.float64)
+    choice = SeededSampling(parameters(0, temperature=1.0), uniforms)
+    even, never = torch.zeros(2, 2), torch.tensor([[-torch.inf, 0.0]] * 2)
+    tokens = [choice(torch.empty(2, 0), scores).argmax(-1).tolist() for scores in (even, even, never)]
+    assert tokens == [[0, 1], [1, 0], [1, 1]]
 
 
 @pytest.mark.parametrize("other", [{"temperature": 1.0}, {"top_k": 5}, {"top_p": 0.9}, {"max_new_tokens": 3}])

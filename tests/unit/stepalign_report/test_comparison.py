@@ -32,6 +32,7 @@ from stepalign_report.comparison import (
 from stepalign_report.intervals import Bootstrap, Interval
 from stepalign_report.runs import METRICS, Run
 from stepalign_report.tables import comparison_tables
+from stepalign_run.config import shipped_arms
 
 K = 4
 CHANCE = {f"avg_at_{K}": 10.0, f"maj_at_{K}": 10.0, f"pass_at_{K}": 34.39}
@@ -395,6 +396,35 @@ def test_an_interval_does_not_depend_on_other_runs_or_on_their_order(runs: Runs)
     everything = compare(read, resamples=500)
     assert interval_of(two, "stepalign_scoped", "grpo") == interval_of(everything, "stepalign_scoped", "grpo")
     assert [arm.name for arm in everything.arms] == ["stepalign_scoped", "grpo", "another", "mine"]
+
+
+def test_the_shipped_arms_are_shown_by_rank_and_compared_question_by_question(runs: Runs) -> None:
+    comparison = compare(read_runs([runs.add(name, 0, [1, 2]) for name in shipped_arms()]), resamples=100)
+    assert [arm.name for arm in comparison.arms] == [
+        *("stepalign_scoped", "stepalign", "refsol", "grpo", "grpo_unleashed", "random_step_scope"),
+        *("null", "fixed_negative", "shuffled", "other_problem", "full_repetition", "omission"),
+    ]
+    assert [f"{pair.a} − {pair.b}" for pair in comparison.pairs if pair.headline] == [
+        "stepalign_scoped − grpo",
+        "stepalign_scoped − refsol",
+        "stepalign − refsol",
+        "stepalign − grpo",
+        "refsol − grpo",
+        "grpo − grpo_unleashed",
+        "stepalign_scoped − grpo_unleashed",
+        "stepalign_scoped − stepalign",
+        "stepalign_scoped − random_step_scope",
+        "stepalign − null",
+        "stepalign_scoped − null",
+        "stepalign − fixed_negative",
+        "stepalign_scoped − fixed_negative",
+        "stepalign − shuffled",
+        "stepalign_scoped − shuffled",
+        "stepalign − other_problem",
+        "stepalign_scoped − other_problem",
+        "stepalign − full_repetition",
+        "stepalign − omission",
+    ]
 
 
 def test_headlines_come_first_and_no_pair_is_missing_or_twice(runs: Runs) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stepalign.errors import ConfigError
-from stepalign_run.config import Config, load_config, shipped_arms
+from stepalign_run.config import Config, load_config, shipped_arms, shipped_tables
 
 ARMS = Path(__file__).parents[3] / "configs" / "arms"
 FILES = sorted(ARMS.glob("*.toml"))
@@ -49,6 +49,29 @@ def test_an_arm_is_the_same_by_its_name_and_by_its_path(toml: Path, path: Path) 
 def test_no_two_shipped_arms_are_the_same(toml: Path) -> None:
     sections = {load(toml, "--run.arm", name).arm.model_dump_json() for name in shipped_arms()}
     assert len(sections) == len(shipped_arms())
+
+
+def test_each_shipped_arm_has_a_rank_of_its_own_and_comparands_that_are_shipped() -> None:
+    tables = shipped_tables()
+    assert list(tables) == shipped_arms()
+    assert len({table.rank for table in tables.values()}) == len(tables)
+    pairs = [
+        frozenset((arm, other))
+        for arm, table in tables.items()
+        for named in table.against.model_dump().values()
+        for other in named
+    ]
+    assert len(set(pairs)) == len(pairs) and all(len(pair) == 2 and pair <= set(tables) for pair in pairs)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_place_in_tables_is_no_part_of_the_condition(toml: Path, path: Path) -> None:
+    assert "[table]" in path.read_text()
+    config = load(toml, "--run.arm", path.stem)
+    assert config.arm.model_dump().keys() == {
+        *("objective", "context", "scope", "group_size", "grpo", "fixed_negative")
+    }
+    assert config.as_report()["arm"] == config.arm.model_dump(mode="json")
 
 
 def test_without_a_name_the_arm_is_the_scoped_one(toml: Path) -> None:
@@ -122,6 +145,10 @@ def test_a_missing_or_broken_arm_file_is_named(toml: Path, tmp_path: Path) -> No
         ("[grpo]\nbata = 1.0\n", "arm.grpo.bata: unknown key"),
         ("context = 'hint'\n", "arm.context"),
         ("[arm]\ncontext = 'critique'\n", "arm.arm: unknown key"),
+        ("[table]\nrnk = 3\n", "[table]: rnk: unknown key"),
+        ("[table]\nrank = 0\n", "[table]: rank"),
+        ("[table]\nagainst = ['grpo']\n", "[table]: against"),
+        ("[table.against]\npapre = ['grpo']\n", "[table]: against.papre: unknown key"),
     ],
 )
 def test_what_is_wrong_in_an_arm_file_is_named_with_the_file(

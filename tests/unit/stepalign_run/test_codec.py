@@ -12,7 +12,6 @@ def test_a_rollout_survives_encoding(make_rollout) -> None:
     rollout = make_rollout(
         text="<step_1>½ × 4 = 2 \u2028\n\x00</step_1>",
         behaviour_logprobs=[-0.1, -1e-30, -12.345678901234567],
-        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     )
     assert decode(encode(rollout)) == rollout
 

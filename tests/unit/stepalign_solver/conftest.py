@@ -1,4 +1,4 @@
-"""A tiny random Llama, configurations that use it, and adapters for it."""
+"""Configurations that use the tiny solver, and published versions of it."""
 
 from __future__ import annotations
 
@@ -6,39 +6,19 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from stepalign_lab.pretrain import small_llama
-from stepalign_lab.tokenizer import build_tokenizer
 from stepalign_run.config import Config, load_config
 from stepalign_run.policy_store import Canary, PolicyVersion, file_sha256
+from support.tiny_solver import model_path, save_adapter, tokenizer
+
+__all__ = ["model_path", "save_adapter", "tokenizer"]
 
 QUESTIONS = ["3 + 4 * 7", "1 - 2 + 3 * 4", "9 * 9", "5 + 5 - 1 * 8 + 2"]
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Any:
-    return build_tokenizer()
-
-
-@pytest.fixture(scope="session")
-def model_path(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """An untrained model with its weights scaled up, so that its next-token distribution is far from uniform."""
-    path: Path = tmp_path_factory.mktemp("model")
-    model = small_llama(tokenizer, seed=1)
-    with torch.no_grad():
-        for parameter in model.model.layers.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(8.0)
-        model.get_input_embeddings().weight.mul_(3.0)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 def write_problems(path: Path, prefix: str, count: int) -> None:
@@ -66,24 +46,6 @@ def make_config(tmp_path: Path, model_path: Path) -> Callable[..., Config]:
         encoding="utf-8",
     )
     return cache(lambda *overrides: load_config(file, overrides, environ={}))
-
-
-@pytest.fixture
-def save_adapter(model_path: Path) -> Callable[..., Path]:
-    """Write a LoRA adapter with random weights; ``scale=0`` leaves the model as it is."""
-
-    def save(directory: Path, *, seed: int = 0, scale: float = 0.1) -> Path:
-        torch.manual_seed(seed)
-        base = AutoModelForCausalLM.from_pretrained(model_path)
-        model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_().mul_(scale)
-        model.save_pretrained(str(directory))
-        return directory
-
-    return save
 
 
 @pytest.fixture

@@ -108,6 +108,7 @@ def test_each_version_gets_exactly_its_batch(
     assert asyncio.run(bench.store.last_sampled()) == 1
 
 
+@pytest.mark.numeric
 def test_a_rollout_holds_what_was_sampled_token_by_token(
     make_bench: MakeBench, policy_version: Callable[[int], PolicyVersion], tokenizer: Any
 ) -> None:
@@ -175,6 +176,7 @@ def test_a_restarted_worker_completes_the_batch_without_duplicates(
     assert {r.rollout_id for r in asyncio.run(second.take(8))} == expected_ids(second, 0)
 
 
+@pytest.mark.numeric
 def test_rollouts_do_not_depend_on_the_sampling_batch(make_bench: MakeBench, make_config: Any, tokenizer: Any) -> None:
     asyncio.run((three := make_bench()).worker.serve(BASE))
     one = Bench(make_config("--solver.batch", "1"), tokenizer, MemoryBroker(), MemoryPolicyStore())

@@ -29,7 +29,7 @@ from stepalign_run.testing import MemoryBroker, MemoryPolicyStore, MemoryRollout
 from stepalign_trainer import loop as loop_module
 from stepalign_trainer.batch.contexts import Contexts
 from stepalign_trainer.batch.examples import Example, build_example
-from stepalign_trainer.durable.journal import METRICS, StepJournal
+from stepalign_trainer.durable.step_journal import METRICS, StepJournal
 from stepalign_trainer.loop import Trainer
 from stepalign_trainer.update.learner import Learner
 from support.critic_answers import answer_of

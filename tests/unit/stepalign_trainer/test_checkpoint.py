@@ -36,7 +36,7 @@ MakeLearner = Callable[..., Learner]
 
 def state(step: int = 1, fingerprint: str = "f") -> TrainerState:
     settled = {"r0": Settled("1-0", "trained"), "r1": Settled("2-0", "skipped:critic_error")}
-    return TrainerState(step=step, fingerprint=fingerprint, problem_cursor=2 * step, settled=settled, settled_total=7)
+    return TrainerState(step=step, fingerprint=fingerprint, settled=settled, settled_total=7)
 
 
 def weights(learner: Learner) -> list[torch.Tensor]:

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from stepalign_lab.checker import exact_critique
 from stepalign_run.config import CriticClientSection
 from stepalign_run.context import ContextKind
 from stepalign_run.rollout import Rollout
-from stepalign_trainer.batch import contexts as contexts_module
-from stepalign_trainer.batch.contexts import ContextResult, Contexts, open_critic
+from stepalign_trainer.batch import critiques as critiques_module
+from stepalign_trainer.batch.contexts import CONTEXTS, ContextResult, Contexts
+from stepalign_trainer.batch.critiques import open_critic
 from support.critic_answers import answer_of
 
 MakeRollout = Callable[..., Rollout]
@@ -112,7 +114,7 @@ def test_a_refusing_critic_costs_its_rollout_under_a_reason(
 def test_an_unavailable_critic_is_waited_for_and_nothing_is_lost(
     rollout_of: MakeRollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contexts_module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(critiques_module, "RETRY_SECONDS", 0.01)
     attempts: Counter[str] = Counter()
 
     async def answer(request: CritiqueRequest) -> str:
@@ -129,7 +131,7 @@ def test_an_unavailable_critic_is_waited_for_and_nothing_is_lost(
 
 
 def test_the_critics_own_delay_is_kept(rollout_of: MakeRollout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contexts_module, "RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(critiques_module, "RETRY_SECONDS", 60.0)
     asked: list[int] = []
 
     async def answer(request: CritiqueRequest) -> str:
@@ -219,7 +221,7 @@ def test_the_key_of_the_file_goes_with_every_request(
         critic = open_critic(settings)
         assert critic is not None
         async with critic:
-            await contexts_module.await_critic(critic)
+            await critiques_module.await_critic(critic)
             return (await Contexts(ContextKind.CRITIQUE, critic, concurrency=1).fetch([rollout_of("wrong_step")]))[0]
 
     assert asyncio.run(work()).critique_outcome == "incorrect"
@@ -369,7 +371,21 @@ def test_a_checker_that_cannot_handle_a_problem_is_a_configuration_error(rollout
         asyncio.run(contexts.fetch([rollout_of("right", problem=strange)]))
 
 
+def test_every_kind_has_a_class_and_a_prompt_file_in_every_shipped_prompt_set() -> None:
+    assert CONTEXTS.keys() == set(ContextKind)
+    shipped = [folder for folder in files("stepalign.prompts").iterdir() if (folder / "student.txt").is_file()]
+    assert len(shipped) >= 2
+    for made in CONTEXTS.values():
+        assert made.prompt is None or all((folder / f"{made.prompt}.txt").is_file() for folder in shipped)
+
+
 def test_a_kind_made_from_critiques_needs_a_critic() -> None:
-    for kind in (ContextKind.CRITIQUE, ContextKind.SHUFFLED_CRITIQUE, ContextKind.OMISSION):
+    assert [kind.value for kind in ContextKind if not kind.needs_critic] == ["reference", "null", "other_problem"]
+    for kind in (
+        ContextKind.CRITIQUE,
+        ContextKind.SHUFFLED_CRITIQUE,
+        ContextKind.FULL_REPETITION,
+        ContextKind.OMISSION,
+    ):
         with pytest.raises(ConfigError, match=r"critic\.url is not set"):
             Contexts(kind, None, 1, exact_critique)

@@ -14,6 +14,9 @@ from stepalign_trainer.objectives.divergence import (
     reverse_kl,
     token_terms,
 )
+from support.numeric import assert_close_to_norm
+
+pytestmark = pytest.mark.numeric
 
 
 def logits(*rows: list[float]) -> torch.Tensor:
@@ -34,25 +37,24 @@ def terms_of(
 def test_forward_kl_by_hand() -> None:
     # KL(t ‖ s) with t = (1/2, 1/4, 1/4), s = (1/4, 1/2, 1/4): 1/2·ln 2 + 1/4·ln(1/2) = 1/4·ln 2
     value = forward_kl(logits([0.5, 0.25, 0.25]), logits([0.25, 0.5, 0.25]))
-    assert value.tolist() == pytest.approx([0.25 * math.log(2)], rel=1e-6)
+    assert value.tolist() == pytest.approx([0.25 * math.log(2)], rel=1e-5)
 
 
 def test_the_teacher_comes_first() -> None:
     teacher, student = logits([0.9, 0.1]), logits([0.5, 0.5])
     forward = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
     reverse = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
-    assert forward_kl(teacher, student).item() == pytest.approx(forward, rel=1e-6)
-    assert forward_kl(student, teacher).item() == pytest.approx(reverse, rel=1e-6)
-    assert reverse_kl(teacher, student).item() == pytest.approx(reverse, rel=1e-6)
+    assert forward_kl(teacher, student).item() == pytest.approx(forward, rel=1e-5)
+    assert forward_kl(student, teacher).item() == pytest.approx(reverse, rel=1e-5)
+    assert reverse_kl(teacher, student).item() == pytest.approx(reverse, rel=1e-5)
 
 
 def test_logits_need_no_normalisation() -> None:
     teacher, student = logits([0.9, 0.1]), logits([0.5, 0.5])
     predictions = predict(student - 3, teacher + 5, torch.tensor([1]))
-    assert torch.allclose(predictions.kl, forward_kl(teacher, student), atol=1e-6)
-    assert torch.allclose(predictions.student, student, atol=1e-6)
-    assert torch.allclose(predictions.teacher, teacher, atol=1e-6)
-    assert predictions.logprob.item() == pytest.approx(math.log(0.5), rel=1e-6)
+    expected = [forward_kl(teacher, student), student, teacher]
+    assert_close_to_norm([predictions.kl, predictions.student, predictions.teacher], expected, 1e-5)
+    assert predictions.logprob.item() == pytest.approx(math.log(0.5), rel=1e-5)
 
 
 def test_terms_by_hand_through_the_head() -> None:
@@ -84,7 +86,7 @@ def test_the_gradient_is_student_minus_teacher_and_does_not_depend_on_the_chunk(
         gradients.append(student.grad)
     expected = (head(hidden).softmax(-1) - head(teacher).softmax(-1)) @ head.weight
     for gradient in gradients:
-        assert torch.allclose(gradient, expected, atol=1e-6)
+        assert_close_to_norm([gradient], [expected], 1e-5)
 
 
 def test_no_gradient_reaches_the_teacher() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stepalign.errors import CheckpointError
-from stepalign_trainer.durable.journal import METRICS, StepJournal
+from stepalign_trainer.durable.step_journal import METRICS, StepJournal
 
 
 def steps(path: Path) -> list[int]:

@@ -13,9 +13,14 @@ from stepalign.errors import ConfigError, NonFiniteError
 from stepalign_trainer.batch.examples import Example
 from stepalign_trainer.batch.scope import TokenGroups
 from stepalign_trainer.update.learner import Learner
+from support.numeric import assert_close_to_norm
+
+pytestmark = pytest.mark.numeric
 
 MakeLearner = Callable[..., Learner]
 UNCLIPPED = ("--trainer.max_grad_norm", "1e9")
+ROUNDING = 2e-5
+"""Of a gradient's norm. Rounding is a tenth of it; a scope that is one token longer moves it by more than 1e-2."""
 
 
 def reference_logits(learner: Learner, prompt: list[int], completion: list[int]) -> torch.Tensor:
@@ -63,8 +68,7 @@ def test_loss_and_gradient_are_those_of_the_full_computation(
     metrics = learner.update(examples)
     assert loss.item() > 0.1
     assert metrics.loss == pytest.approx(loss.item(), rel=1e-5)
-    for ours, theirs in zip(gradients(learner), gradients(reference), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-3)
+    assert_close_to_norm(gradients(learner), gradients(reference), ROUNDING)
     norm = torch.cat([g.flatten() for g in gradients(reference)]).norm().item()
     assert metrics.grad_norm == pytest.approx(norm, rel=1e-4)
 
@@ -78,16 +82,15 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_split(
         make_learner(*UNCLIPPED, "--trainer.micro_batch", micro_batch, "--trainer.logit_chunk", "5", stirred=True),
     )
     expected, metrics = whole.update(examples), split.update(examples)
-    assert metrics.loss == pytest.approx(expected.loss, abs=1e-6)
-    for ours, theirs in zip(gradients(split), gradients(whole), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-3)
+    assert metrics.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert_close_to_norm(gradients(split), gradients(whole), ROUNDING)
 
 
 def test_the_loss_does_not_depend_on_the_order(make_learner: MakeLearner, examples: list[Example]) -> None:
     forward, backward = (make_learner("--trainer.micro_batch", "2", stirred=True) for _ in range(2))
     expected, metrics = forward.update(examples), backward.update(examples[::-1])
-    assert metrics.loss == pytest.approx(expected.loss, abs=1e-6)
-    assert metrics.kl_all_tokens == pytest.approx(expected.kl_all_tokens, abs=1e-6)
+    assert metrics.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert metrics.kl_all_tokens == pytest.approx(expected.kl_all_tokens, rel=1e-5)
 
 
 def test_tokens_outside_the_scope_get_no_gradient(
@@ -100,8 +103,7 @@ def test_tokens_outside_the_scope_get_no_gradient(
     learners = [make_learner(*UNCLIPPED, stirred=True) for _ in range(2)]
     losses = [learner.update([example]).loss for learner, example in zip(learners, (whole, cut), strict=True)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for ours, theirs in zip(*map(gradients, learners), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-6, rtol=1e-4)
+    assert_close_to_norm(*map(gradients, learners), ROUNDING)
 
 
 def test_eos_carries_loss(make_learner: MakeLearner, example_of: Callable[..., Example], tokenizer: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from stepalign_run.queue.codec import encode
 from stepalign_run.rollout import Rollout
 from stepalign_run.testing import MemoryRolloutQueue
 from stepalign_trainer.batch.contexts import Contexts
-from stepalign_trainer.durable.journal import METRICS, StepJournal
-from stepalign_trainer.loop import Trainer, fingerprint
+from stepalign_trainer.durable.step_journal import METRICS, StepJournal
+from stepalign_trainer.loop import Trainer
 from stepalign_trainer.update.learner import Learner
 
 pytestmark = pytest.mark.slow
@@ -133,6 +132,7 @@ def test_redelivered_rollouts_keep_their_outcome_and_are_not_trained_again(run: 
     assert [policy.version for policy in run.store.published] == [0, 1, 2]
 
 
+@pytest.mark.numeric
 def test_a_broken_checkpoint_costs_an_update_that_is_made_again_bit_for_bit(
     run: Run, make_run: Callable[..., Run]
 ) -> None:
@@ -151,6 +151,7 @@ def test_a_broken_checkpoint_costs_an_update_that_is_made_again_bit_for_bit(
     assert run.status == whole.status and run.status.trained == 12
 
 
+@pytest.mark.numeric
 def test_between_sparse_checkpoints_published_updates_are_made_again_bit_for_bit(
     run: Run, make_run: Callable[..., Run]
 ) -> None:
@@ -184,7 +185,7 @@ def test_a_checkpoint_holds_where_the_run_stands(run: Run) -> None:
     run.publish(1)
     run.train()
     state = json.loads((run.folder / "checkpoints" / "step-000002" / "state.json").read_text())
-    assert (state["step"], state["policy_version"], state["problem_cursor"], state["settled_total"]) == (2, 2, 8, 8)
+    assert (state["step"], state["policy_version"], state["settled_total"]) == (2, 2, 8)
     assert {outcome for _, outcome in state["settled"].values()} == {"trained"}
     outcomes = [json.loads(line) for line in (run.folder / "outcomes.jsonl").read_text().splitlines()]
     assert [row["step"] for row in outcomes] == [1, 2]
@@ -256,6 +257,7 @@ def test_a_batch_that_is_still_being_sampled_is_waited_for(run: Run) -> None:
     assert [row["rollouts"] for row in run.rows()] == [4]
 
 
+@pytest.mark.numeric
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run: Run, make_run: Callable[..., Run]) -> None:
     whole = make_run("--run.name", "whole")
     for version in range(3):
@@ -271,6 +273,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(run: Run, make_run: 
     assert [p.version for p in run.store.published] == [0, 1, 2, 2, 3]
 
 
+@pytest.mark.numeric
 def test_the_order_of_arrival_has_no_influence(
     run: Run, make_run: Callable[..., Run], make_config: Callable[..., Config], rollout_of: Callable[..., Rollout]
 ) -> None:
@@ -328,55 +331,6 @@ def test_another_configuration_cannot_resume(run: Run) -> None:
     run.train("--trainer.steps", "1")
     with pytest.raises(CheckpointError, match="another arm, seed, configuration"):
         run.train("--trainer.learning_rate", "2e-3")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        ("--run.seed", "1"),
-        ("--run.arm", "stepalign"),
-        ("--trainer.batch", "2"),
-        ("--trainer.lora.rank", "8"),
-        ("--solver.temperature", "0.9"),
-        ("--model.chat_template_options", '{"enable_thinking": false}'),
-        ("--model.teacher_chat_template_options", '{"enable_thinking": true}'),
-    ],
-)
-def test_what_shapes_the_weights_shapes_the_fingerprint(
-    make_config: Callable[..., Config], change: tuple[str, str]
-) -> None:
-    assert fingerprint(make_config(*change)) != fingerprint(make_config())
-
-
-def test_length_and_place_of_a_run_leave_the_fingerprint(make_config: Callable[..., Config]) -> None:
-    others = [
-        ("--trainer.steps", "9"),
-        ("--trainer.keep_checkpoints", "5"),
-        ("--trainer.checkpoint_every", "2"),
-        ("--solver.batch", "1"),
-    ]
-    assert {fingerprint(make_config(*change)) for change in others} == {fingerprint(make_config())}
-
-
-@pytest.mark.parametrize("changed", ["model", "critic", "problems"])
-def test_other_weights_or_problems_are_another_run(
-    make_config: Callable[..., Config], tmp_path: Path, model_path: Path, changed: str
-) -> None:
-    def changed_file(source: Path, name: str) -> Path:
-        folder = tmp_path / name
-        shutil.copytree(source, folder)
-        weights = folder / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-        return folder
-
-    problems = tmp_path / "other.jsonl"
-    problems.write_text('{"question": "2 + 2", "answer": "4"}\n', encoding="utf-8")
-    other = {
-        "model": lambda: ("--model.path", str(changed_file(model_path, "other-model"))),
-        "critic": lambda: ("--critic.path", str(changed_file(model_path, "other-critic"))),
-        "problems": lambda: ("--data.train", str(problems)),
-    }[changed]()
-    assert fingerprint(make_config(*other)) != fingerprint(make_config())
 
 
 def test_a_kill_after_the_last_checkpoint_leaves_nothing_pending(run: Run) -> None:

@@ -14,26 +14,26 @@ import torch
 from stepalign.critique.answers import answers_equal
 from stepalign.errors import ConfigError
 from stepalign.plugins import Checker
-from stepalign.types import Critique, CritiqueRequest, CritiqueResponse, FinishReason
+from stepalign.types import Critique, CritiqueRequest, CritiqueResponse
 from stepalign_lab.checker import exact_critique
-from stepalign_run.config import Config, EvaluationSection
+from stepalign_run.config import Config
 from stepalign_run.probing import ProbePlan, ProbeReport
 from stepalign_run.rollout import Rollout
 from stepalign_run.testing import MemoryBroker, MemoryPolicyStore, MemoryRolloutQueue
 from stepalign_trainer.batch.scope import TokenGroups, token_groups, token_spans
-from stepalign_trainer.generation import Choice, Generator
+from stepalign_trainer.probe.arms import Subject
 from stepalign_trainer.probe.command import read_plan
 from stepalign_trainer.probe.figures import ScoredRollout, contrast, differing, estimate, focus, scaled
-from stepalign_trainer.probe.measure import Probe, Subject, claim_batch
+from stepalign_trainer.probe.measure import Probe, claim_batch
+from stepalign_trainer.probe.samples import ProbeSampler
 from support.critic_answers import answer_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.numeric]
 
 MakeConfig = Callable[..., Config]
 Measure = Callable[..., ProbeReport]
 
 BATCH = ["right", "wrong_step", "missing_step", "wrong_answer", "unfinished"]
-PROMPT = "<bos><user>question : 3 + 4 * 7 - 2 + 1<assistant>"
 
 
 def scored(kl: list[float], error: int | None, segment_end: int, advantage: list[float] | None = None) -> ScoredRollout:
@@ -120,59 +120,6 @@ def test_an_estimate_has_the_mean_and_an_interval_over_what_was_sampled() -> Non
     assert (half.value, half.upper) == (0.25, pytest.approx(found.upper / 2, abs=1e-5))
 
 
-@pytest.fixture(scope="module")
-def generator(model_path: Path, tokenizer: Any) -> Generator:
-    from transformers import AutoModelForCausalLM
-
-    return Generator(AutoModelForCausalLM.from_pretrained(model_path).eval(), tokenizer)
-
-
-def test_a_completion_depends_on_its_seed_and_not_on_its_batch(generator: Generator, tokenizer: Any) -> None:
-    prompt: list[int] = tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
-    longer: list[int] = tokenizer(PROMPT.replace("+ 1", "+ 1 - 3 * 2"), add_special_tokens=False)["input_ids"]
-    settings = EvaluationSection(temperature=1.1, max_new_tokens=48)
-    alone = generator.sample([prompt], ["a"], settings, batch=8)
-    beside = generator.sample([longer, prompt, prompt], ["x", "a", "b"], settings, batch=8)
-    split = generator.sample([longer, prompt, prompt], ["x", "a", "b"], settings, batch=1)
-    assert beside[1].token_ids == alone[0].token_ids
-    assert [c.token_ids for c in split] == [c.token_ids for c in beside]
-    hot = settings.model_copy(update={"temperature": 3.0})
-    many = generator.sample([prompt] * 16, [f"s{i}" for i in range(16)], hot, batch=16)
-    assert len({tuple(c.token_ids) for c in many}) > 1
-
-
-def test_completions_end_with_eos_or_say_that_they_were_cut(generator: Generator, tokenizer: Any) -> None:
-    prompt = tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
-    whole, cut = (
-        generator.sample([prompt], ["a"], EvaluationSection(max_new_tokens=budget), batch=1)[0] for budget in (64, 5)
-    )
-    assert whole.finish_reason is FinishReason.STOP and whole.token_ids[-1] == tokenizer.eos_token_id
-    assert whole.text.endswith("</answer>") and "<eos>" not in whole.text
-    assert cut.finish_reason is FinishReason.LENGTH and cut.token_ids == whole.token_ids[:5]
-
-
-def test_each_token_takes_the_next_random_number() -> None:
-    choice = Choice(EvaluationSection(), torch.tensor([[0.1, 0.9, 0.6], [0.7, 0.2, 0.3]], dtype=torch.float64))
-    even, never = torch.zeros(2, 2), torch.tensor([[-torch.inf, 0.0]] * 2)
-    tokens = [choice(torch.empty(2, 0), scores).argmax(-1).tolist() for scores in (even, even, never)]
-    assert tokens == [[0, 1], [1, 0], [1, 1]]
-
-
-def test_tokens_are_drawn_with_their_probabilities(generator: Generator, tokenizer: Any) -> None:
-    """The first token of 400 completions against the model's own probabilities at temperature 3."""
-    prompt = tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
-    settings = EvaluationSection(temperature=3.0, max_new_tokens=1)
-    drawn = generator.sample([prompt] * 400, [str(i) for i in range(400)], settings, batch=400)
-    with torch.no_grad():
-        expected = (generator.model(torch.tensor([prompt])).logits[0, -1] / 3.0).softmax(-1)
-    likeliest = int(expected.argmax())
-    share = sum(c.token_ids[0] == likeliest for c in drawn) / 400
-    assert 0.2 < expected[likeliest] < 0.95
-    assert share == pytest.approx(expected[likeliest].item(), abs=0.08)
-    kept = generator.sample([prompt] * 50, [str(i) for i in range(50)], settings.model_copy(update={"top_k": 1}), 50)
-    assert {c.token_ids[0] for c in kept} == {likeliest}
-
-
 class Critic:
     """The exact critic; it garbles the critiques of attempts that hold ``refuse``."""
 
@@ -219,6 +166,24 @@ def measure(
         return asyncio.run(probe.measure(rollouts))
 
     return make
+
+
+def test_samples_are_the_bases_and_leave_the_model_as_it_was(
+    make_learner: Callable[..., Any], rollouts: list[Rollout]
+) -> None:
+    """Also of a trained student: the adapter is off while they are drawn, and on again afterwards."""
+    small, large = (("--solver.batch", size, "--solver.temperature", "4") for size in ("3", "20"))
+    learners = [make_learner(*small), make_learner(*large), make_learner(*large, stirred=True)]
+    texts: list[list[str]] = []
+    for learner in learners:
+        configuration = learner.model.get_base_model().generation_config
+        before = learner.logits(rollouts[0].prompt_token_ids, rollouts[0].completion_token_ids)
+        samples = ProbeSampler(learner).of_student(rollouts, 4)
+        texts.append([rollout.text for of_problem in samples for rollout in of_problem])
+        assert learner.model.get_base_model().generation_config is configuration
+        assert torch.equal(learner.logits(rollouts[0].prompt_token_ids, rollouts[0].completion_token_ids), before)
+    assert texts[0] == texts[1] == texts[2]
+    assert len(texts[0]) == 20 and len(set(texts[0])) > 5
 
 
 def test_every_context_is_measured_on_the_same_rollouts_with_one_critique_of_each_form(measure: Measure) -> None:

@@ -10,14 +10,16 @@ import pytest
 
 from stepalign.critique.answers import answers_equal
 from stepalign.errors import GraderError
-from stepalign_run.config import GrpoSection
+from stepalign_run.config import FixedNegativeSection, GrpoSection
 from stepalign_run.rollout import Rollout
 from stepalign_run.testing import MemoryRolloutQueue
-from stepalign_trainer.objectives.rewards import reward, reward_batch
+from stepalign_trainer.objectives.fixed_negative import FixedNegative
+from stepalign_trainer.objectives.forward_kl import ForwardKl
+from stepalign_trainer.objectives.grpo import Grpo, reward_batch
+from stepalign_trainer.objectives.rewards import Reward, reward
 
 MakeRollout = Callable[..., Rollout]
 Run = Any  # that of conftest.py
-LEASHED, UNLEASHED = GrpoSection(), GrpoSection(reward_needs_eos=False)
 
 
 def failing_on_five(answer: str, known_answer: str) -> bool:
@@ -42,14 +44,18 @@ def test_a_right_answer_is_rewarded_where_the_leash_asks_for_it_only_with_eos(
     rollout_of: MakeRollout, attempt: str, finish: str, leashed: float, unleashed: float
 ) -> None:
     rollout = rollout_of(attempt, finish)
-    assert reward(rollout, LEASHED, answers_equal) == leashed
-    assert reward(rollout, UNLEASHED, answers_equal) == unleashed
+    assert reward(rollout, answers_equal, needs_eos=True) == leashed
+    assert reward(rollout, answers_equal, needs_eos=False) == unleashed
+    for settings, value in ((GrpoSection(), leashed), (GrpoSection(reward_needs_eos=False), unleashed)):
+        objective = Grpo(settings)
+        assert objective.reward(rollout, answers_equal) == value
+        assert objective.rewards([rollout], answers_equal).of(rollout).value == value
 
 
 def test_a_failing_grader_gives_no_reward_and_no_answer_needs_no_grader(rollout_of: MakeRollout) -> None:
     with pytest.raises(GraderError, match="no such answer"):
-        reward(rollout_of("wrong_answer"), LEASHED, failing_on_five)
-    assert reward(rollout_of("wrong_answer", "length"), LEASHED, failing_on_five) == 0.0
+        reward(rollout_of("wrong_answer"), failing_on_five, needs_eos=True)
+    assert reward(rollout_of("wrong_answer", "length"), failing_on_five, needs_eos=True) == 0.0
 
 
 def group(rollout_of: MakeRollout, name: str, attempts: list[str]) -> list[Rollout]:
@@ -63,14 +69,10 @@ def test_rollouts_are_compared_within_their_group_alone(rollout_of: MakeRollout)
     )
     mixed = [rollout for pair in zip(easy, hard, strict=True) for rollout in pair]  # in whatever order they come
     batch = reward_batch(mixed, GrpoSection(scale_rewards=False), answers_equal)
-    assert {name: value for name, value in batch.advantages.items() if name.startswith("easy")} == {
-        "easy/0": 0.25,
-        "easy/1": 0.25,
-        "easy/2": -0.75,
-        "easy/3": 0.25,
-    }
-    assert [batch.advantages[f"hard/{i}"] for i in range(4)] == [-0.25, 0.75, -0.25, -0.25]
-    assert batch.as_row() == {"reward_mean": 0.5, "groups_without_signal": 0} and batch.skip_reasons == {}
+    assert [batch.of(rollout).advantage for rollout in easy] == [0.25, 0.25, -0.75, 0.25]
+    assert [batch.of(rollout).advantage for rollout in hard] == [-0.25, 0.75, -0.25, -0.25]
+    assert batch.columns == {"reward_mean": 0.5, "groups_without_signal": 0}
+    assert {batch.of(rollout).skip_reason for rollout in mixed} == {None} and len(batch.by_rollout) == 8
 
 
 def test_a_grader_error_leaves_its_group_and_one_alone_is_no_group(rollout_of: MakeRollout) -> None:
@@ -80,10 +82,24 @@ def test_a_grader_error_leaves_its_group_and_one_alone_is_no_group(rollout_of: M
         *group(rollout_of, "c", ["right", "right"]),
     ]
     batch = reward_batch(rollouts, GrpoSection(scale_rewards=False), failing_on_five)
-    assert batch.skip_reasons == {"a/1": "grader_error", "b/0": "group_too_small", "b/1": "grader_error"}
-    assert batch.advantages == {"a/0": 0.5, "a/2": -0.5, "c/0": 0.0, "c/1": 0.0}
-    assert batch.rewards == {"a/0": 1.0, "a/2": 0.0, "b/0": 1.0, "c/0": 1.0, "c/1": 1.0}
-    assert batch.as_row() == {"reward_mean": 0.8, "groups_without_signal": 2}
+    assert batch.by_rollout == {
+        "a/0": Reward(1.0, 0.5),
+        "a/1": Reward(skip_reason="grader_error"),
+        "a/2": Reward(0.0, -0.5),
+        "b/0": Reward(1.0, skip_reason="group_too_small"),
+        "b/1": Reward(skip_reason="grader_error"),
+        "c/0": Reward(1.0, 0.0),
+        "c/1": Reward(1.0, 0.0),
+    }
+    assert batch.columns == {"reward_mean": 0.8, "groups_without_signal": 2}
+
+
+def test_an_objective_without_rewards_gives_none_and_skips_nothing(rollout_of: MakeRollout) -> None:
+    rollout = rollout_of("right")
+    for objective in (ForwardKl(), FixedNegative(FixedNegativeSection())):
+        found = objective.rewards([rollout], answers_equal)
+        assert found.of(rollout) == Reward() and found.columns == {}
+        assert objective.reward(rollout, answers_equal) is None
 
 
 def test_the_rest_of_a_group_is_trained_when_the_grader_fails_on_one(make_run: Callable[..., Run]) -> None:

@@ -11,9 +11,10 @@ import torch
 from stepalign_lab.checker import exact_critique
 from stepalign_trainer import loop as loop_module
 from stepalign_trainer.durable.checkpoint import load_checkpoint
+from stepalign_trainer.durable.fingerprint import fingerprint
 from stepalign_trainer.update.learner import Learner
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.numeric]
 
 Run = Any  # that of conftest.py
 TWO = ("--trainer.steps", "2")
@@ -66,7 +67,7 @@ def test_figures_are_those_of_the_student_before_the_update(run: Run, tokenizer:
         learner = Learner(run.make_config(), tokenizer)
         if step:
             folder = run.folder / "checkpoints" / "step-000001"
-            load_checkpoint(learner, folder, loop_module.fingerprint(run.make_config()))
+            load_checkpoint(learner, folder, fingerprint(run.make_config()))
         student = logprobs(learner, prompt, completion)
         chosen = range(len(completion)), completion
         assert row["logprob"] == pytest.approx(student[chosen].tolist(), abs=2e-4)

@@ -9,18 +9,10 @@ from stepalign.errors import PromptTooLongError
 from stepalign.prompts import load_prompt, render_token_ids
 from stepalign.types import Critique
 from stepalign_run.config import Config
-from stepalign_run.context import Context, ContextKind
+from stepalign_run.context import Context
 from stepalign_run.rollout import Rollout
+from stepalign_trainer.batch.contexts import CONTEXTS
 from stepalign_trainer.batch.scope import TokenGroups, token_groups, token_spans
-
-_PROMPT_OF = {
-    ContextKind.CRITIQUE: "teacher_critique",
-    ContextKind.SHUFFLED_CRITIQUE: "teacher_critique",
-    ContextKind.REFERENCE: "teacher_reference",
-    ContextKind.OTHER_PROBLEM: "teacher_reference",
-    ContextKind.FULL_REPETITION: "teacher_full_repetition",
-    ContextKind.OMISSION: "teacher_omission",
-}
 
 
 @dataclass(frozen=True)
@@ -34,7 +26,7 @@ class Example:
     groups: TokenGroups
     truncated: bool
     advantage: float | None = None
-    """The rollout's advantage in its group (GRPO)."""
+    """The rollout's advantage in its group, of an objective with rewards."""
 
 
 def teacher_prompt_ids(config: Config, tokenizer: Any, rollout: Rollout, context: Context) -> list[int]:
@@ -43,13 +35,14 @@ def teacher_prompt_ids(config: Config, tokenizer: Any, rollout: Rollout, context
 
     Raises PromptTooLongError over ``trainer.max_teacher_prompt_tokens``; it is never cut.
     """
-    if context.kind is ContextKind.NULL:
+    name = CONTEXTS[context.kind].prompt
+    if name is None:
         # A teacher that may think is one without a context, too. Without a teacher, this is the base for the KL.
-        if config.arm.objective != "forward_kl" or not config.model.teacher_chat_template_options:
+        if not config.arm.needs.teacher or not config.model.teacher_chat_template_options:
             return rollout.prompt_token_ids
         messages = load_prompt(config.model.prompts, "student").fill(question=rollout.problem.question)
     else:
-        prompt = load_prompt(config.model.prompts, _PROMPT_OF[context.kind])
+        prompt = load_prompt(config.model.prompts, name)
         messages = prompt.fill(question=rollout.problem.question, context=context.text)
     options = config.model.teacher_chat_template_options or config.model.chat_template_options
     token_ids = render_token_ids(tokenizer, messages, **options)

@@ -16,16 +16,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
 from stepalign.critique.forms import first_uncopied
 from stepalign.critique.trace import Span, parse_trace
 from stepalign.types import Critique, FinishReason, Verdict
+from stepalign_run.config.arm import Scope
 from stepalign_run.rollout import Rollout
-
-Scope = Literal["full", "through_first_error", "random_step"]
 
 
 def token_spans(rollout: Rollout, tokenizer: Any) -> list[Span]:

@@ -59,14 +59,11 @@ class BrokenCheckpointError(CheckpointError):
 class TrainerState:
     """What a checkpoint knows besides weights, optimizer and random states.
 
-    ``step`` is the policy version too. ``problem_cursor`` counts the groups of rollouts that updates have consumed,
-    which is where the solver's schedule of problems stands. ``settled`` holds the newest of the ``settled_total``
-    rollouts.
+    ``step`` is the policy version too. ``settled`` holds the newest of the ``settled_total`` rollouts.
     """
 
     step: int
     fingerprint: str
-    problem_cursor: int
     settled: dict[str, Settled]
     settled_total: int
 
@@ -211,7 +208,6 @@ def check_checkpoint(directory: Path) -> TrainerState:
         state = TrainerState(
             step=content["step"],
             fingerprint=content["fingerprint"],
-            problem_cursor=content["problem_cursor"],
             settled={rollout_id: Settled(*settled) for rollout_id, settled in content["settled"].items()},
             settled_total=content["settled_total"],
         )

@@ -14,9 +14,8 @@ from typing import NamedTuple
 
 from stepalign.errors import CheckpointError
 from stepalign_run.queue import Delivery, QueueStatus, RolloutQueue
-from stepalign_trainer.durable.journal import StepJournal
+from stepalign_trainer.durable.step_journal import StepJournal
 
-TRAINED = "trained"
 STALE = "stale"
 
 
@@ -73,9 +72,8 @@ class Settlement:
             self._journal.append({"step": 0, "outcomes": {each.rollout.rollout_id: STALE for each in deliveries}})
             await self._acknowledge({delivery.entry_id: STALE for delivery in deliveries})
 
-    def settle(self, step: int, deliveries: Sequence[Delivery], outcomes: Sequence[str]) -> None:
-        """Note what update ``step`` did with its batch. The next checkpoint has to hold it."""
-        pairs = list(zip(deliveries, outcomes, strict=True))
+    def settle(self, step: int, pairs: Sequence[tuple[Delivery, str]]) -> None:
+        """Note what update ``step`` did with its batch: rollouts and outcomes. The next checkpoint has to hold it."""
         self._journal.append({"step": step, "outcomes": {each.rollout.rollout_id: outcome for each, outcome in pairs}})
         self.settled |= {each.rollout.rollout_id: Settled(each.entry_id, outcome) for each, outcome in pairs}
         self.settled = dict(islice(self.settled.items(), max(0, len(self.settled) - self._window), None))

@@ -39,7 +39,7 @@ def probe_worker(ctx: typer.Context, config: ConfigPath) -> None:
     from stepalign.plugins import load_checker, load_grader
     from stepalign_run.policy_store import PolicyVersion, open_policy_store
     from stepalign_run.queue import open_queue
-    from stepalign_trainer.batch.contexts import await_critic, open_critic
+    from stepalign_trainer.batch.critiques import await_critic, open_critic
     from stepalign_trainer.probe.measure import OUTCOME, Probe, claim_batch
     from stepalign_trainer.update.learner import Learner
 

@@ -20,6 +20,7 @@ from math import comb
 
 import torch
 
+from stepalign.scoring import GradedSample
 from stepalign_run.probing import Contrast, Estimate
 from stepalign_trainer.batch.scope import TokenGroups
 
@@ -109,3 +110,13 @@ def differing(right: int, samples: int, group: int) -> float:
     if not 0 <= right <= samples or not 1 <= group <= samples:
         raise ValueError(f"a group of {group} needs as many samples, and at most all are right: {right} of {samples}")
     return 1 - (comb(right, group) + comb(samples - right, group)) / comb(samples, group)
+
+
+def solve_rate(graded: Sequence[Sequence[GradedSample]]) -> Estimate | None:
+    """The mean share of right samples, over what was sampled for: rollouts, or problems. Grader errors are left out."""
+    shares: list[float] = []
+    for samples in graded:
+        known = [float(sample.correct) for sample in samples if sample.correct is not None]
+        if known:
+            shares.append(sum(known) / len(known))
+    return estimate(shares)

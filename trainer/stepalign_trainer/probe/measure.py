@@ -14,41 +14,37 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
 
 from transformers import AutoConfig
 
-from stepalign.critique.trace import Span
-from stepalign.errors import ConfigError, GraderError, PromptTooLongError
+from stepalign.errors import ConfigError, PromptTooLongError
 from stepalign.plugins import Checker, Grader
 from stepalign.prompts.content_tokens import content_token_ids
-from stepalign.scoring import GradedSample, grade, trace_critique
+from stepalign.scoring import grade, trace_critique
 from stepalign.types import Critique, CritiqueRequest, CritiqueResponse, FinishReason, Verdict
-from stepalign_run.config import ArmSection, Config
+from stepalign_run.config import Config
 from stepalign_run.context import ContextKind
 from stepalign_run.logging import get_logger
 from stepalign_run.policy_store import PolicyStore, file_sha256, weights_sha256
 from stepalign_run.probing import (
-    ArmFigures,
     ContextFigures,
     CritiqueFigures,
-    Estimate,
     ProbePlan,
     ProbeReport,
     StudentFigures,
 )
 from stepalign_run.queue import Delivery, RolloutQueue
 from stepalign_run.rollout import Rollout
-from stepalign_trainer.batch.contexts import ContextResult, Contexts, CritiqueSource
+from stepalign_trainer.batch.contexts import ContextResult, Contexts
+from stepalign_trainer.batch.critiques import CritiqueSource
 from stepalign_trainer.batch.examples import teacher_prompt_ids
-from stepalign_trainer.batch.scope import TokenGroups, token_groups, token_spans
-from stepalign_trainer.generation import Generator
+from stepalign_trainer.batch.scope import token_groups, token_spans
 from stepalign_trainer.loop import CLAIM_BLOCK_SECONDS
-from stepalign_trainer.objectives.rewards import reward
-from stepalign_trainer.probe.figures import ScoredRollout, contrast, differing, estimate, focus, scaled
+from stepalign_trainer.probe.arms import Measured, Subject, score_arm
+from stepalign_trainer.probe.figures import ScoredRollout, contrast, solve_rate
+from stepalign_trainer.probe.samples import ProbeSampler
 from stepalign_trainer.update.learner import Learner
 
 log = get_logger(__name__)
@@ -68,26 +64,6 @@ class RememberedCritiques:
         if request not in self._answers:
             self._answers[request] = await self._critic.critique(request, request_id)
         return self._answers[request]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A rollout and what is known of its errors, whatever the teacher sees."""
-
-    rollout: Rollout
-    critique: Critique | None
-    spans: list[Span]
-    groups: TokenGroups
-    """Of the scope ``through_first_error``."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A context's figures, and per rollout what arms are scored from."""
-
-    figures: ContextFigures
-    subjects: list[Subject]
-    scored: list[ScoredRollout]
 
 
 async def claim_batch(queue: RolloutQueue, policies: PolicyStore, count: int) -> list[Delivery]:
@@ -123,7 +99,7 @@ class Probe:
         self.grader = grader
         self.critic = RememberedCritiques(critic) if critic is not None else None
         self.checker = checker
-        self.generator = Generator(learner.model.get_base_model(), learner.tokenizer)
+        self.samples = ProbeSampler(learner)
         positions = getattr(AutoConfig.from_pretrained(config.model.path), "max_position_embeddings", None)
         longest = config.trainer.max_teacher_prompt_tokens + config.evaluation.max_new_tokens
         if positions is not None and longest > positions:
@@ -135,7 +111,7 @@ class Probe:
     @cached_property
     def kinds(self) -> list[ContextKind]:
         """What the self-teachers of the plan's arms see, in the order of the contexts."""
-        wanted = {arm.context for arm in self.plan.arms.values() if arm.objective == "forward_kl"}
+        wanted = {arm.context for arm in self.plan.arms.values() if arm.needs.teacher}
         return [kind for kind in ContextKind if kind in wanted]
 
     async def measure(self, rollouts: Sequence[Rollout]) -> ProbeReport:
@@ -149,7 +125,7 @@ class Probe:
             measured[kind] = self._measure(kind, subjects, await self._contexts(kind, rollouts))
             log.info("measured", **measured[kind].figures.model_dump(mode="json"))
         samples = self._student_samples(rollouts)
-        arms = [self._arm(name, arm, measured, samples) for name, arm in self.plan.arms.items()]
+        arms = [score_arm(name, arm, measured, samples, self.grader) for name, arm in self.plan.arms.items()]
         config = self.config
         return ProbeReport(
             run=config.run.name,
@@ -200,7 +176,8 @@ class Probe:
         scored = [self._scored(subject, prompt) for subject, prompt in zip(usable, prompts, strict=True)]
         gains = [self._gain(subject, prompt) for subject, prompt in zip(usable, prompts, strict=True)]
         known = [gain for gain in gains if gain is not None]
-        graded = self._teacher_samples(usable, prompts)
+        owners = [subject.rollout for subject in usable]
+        graded = self.samples.of_teacher(owners, prompts, self.plan.samples, self.grader, self.checker)
         flat = [sample for samples in graded for sample in samples]
         right = [sample for sample in flat if sample.correct is not None]
         traces = sum(sample.trace_correct is True for sample in right)
@@ -208,7 +185,7 @@ class Probe:
             kind=kind,
             rollouts=len(usable),
             left_out=dict(sorted(left_out.items())),
-            solve_rate=_solve_rate(graded),
+            solve_rate=solve_rate(graded),
             trace_rate=round(traces / len(right), 6) if self.checker is not None and right else None,
             grader_errors=len(flat) - len(right),
             solution_gain=round(sum(known) / len(known), 6) if known else None,
@@ -244,61 +221,18 @@ class Probe:
             return None
         rollout = subject.rollout
         stopped = rollout.finish_reason is FinishReason.STOP
-        eos = rollout.completion_token_ids[-1] if stopped else self.generator.eos_ids[0]
+        eos = rollout.completion_token_ids[-1] if stopped else self.samples.sampler.eos_ids[0]
         token_ids = [*content_token_ids(self.learner.tokenizer, subject.critique.text), eos]
         return token_ids if len(token_ids) <= self.config.evaluation.max_new_tokens else None
 
-    def _teacher_samples(self, subjects: Sequence[Subject], prompts: Sequence[list[int]]) -> list[list[GradedSample]]:
-        """``plan.samples`` graded samples of each rollout's self-teacher, at the evaluation's temperature."""
-        count, settings = self.plan.samples, self.config.evaluation
-        with self.learner.teacher():
-            completions = self.generator.sample(
-                [prompt for prompt in prompts for _ in range(count)],
-                [self._stream("teacher", s.rollout.rollout_id, i) for s in subjects for i in range(count)],
-                settings,
-                settings.batch,
-            )
-        owners = [subject.rollout.problem for subject in subjects for _ in range(count)]
-        graded = [
-            grade(c.text, len(c.token_ids), c.finish_reason, problem, self.grader, self.checker)
-            for c, problem in zip(completions, owners, strict=True)
-        ]
-        return [graded[start : start + count] for start in range(0, len(graded), count)]
-
-    def _stream(self, *parts: object) -> str:
-        return " ".join(map(str, ("probe", self.config.run.seed, *parts)))
-
     def _student_samples(self, rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
-        """The student's own samples of each problem, as the solver would publish them; none without a GRPO arm.
+        """The student's own samples of each problem; none where no arm needs rewards.
 
         As many as the larger of ``plan.samples`` and the largest group: with fewer than a group no estimate of its
         rewards is unbiased.
         """
-        groups = [arm.group_size for arm in self.plan.arms.values() if arm.objective == "grpo"]
-        if not groups:
-            return []
-        count, settings = max(self.plan.samples, *groups), self.config.solver
-        problems = list({rollout.problem.id: rollout for rollout in rollouts}.values())
-        owners = [rollout for rollout in problems for _ in range(count)]
-        with self.learner.teacher():
-            completions = self.generator.sample(
-                [rollout.prompt_token_ids for rollout in owners],
-                [self._stream("student", rollout.problem.id, i) for rollout in problems for i in range(count)],
-                settings,
-                settings.batch,
-            )
-        sampled = [
-            rollout.model_copy(
-                update={
-                    "completion_token_ids": completion.token_ids,
-                    "text": completion.text,
-                    "finish_reason": completion.finish_reason,
-                    "behaviour_logprobs": None,
-                }
-            )
-            for rollout, completion in zip(owners, completions, strict=True)
-        ]
-        return [sampled[start : start + count] for start in range(0, len(sampled), count)]
+        groups = [arm.group_size for arm in self.plan.arms.values() if arm.needs.rewards]
+        return self.samples.of_student(rollouts, max(self.plan.samples, *groups)) if groups else []
 
     def _student(self, samples: Sequence[Sequence[Rollout]]) -> StudentFigures | None:
         if not samples:
@@ -307,62 +241,7 @@ class Probe:
             [grade(r.text, len(r.completion_token_ids), r.finish_reason, r.problem, self.grader) for r in of_problem]
             for of_problem in samples
         ]
-        return StudentFigures(problems=len(samples), samples=len(samples[0]), solve_rate=_solve_rate(graded))
-
-    def _arm(
-        self,
-        name: str,
-        arm: ArmSection,
-        measured: dict[ContextKind, Measured],
-        samples: Sequence[Sequence[Rollout]],
-    ) -> ArmFigures:
-        given: dict[str, Any] = {"arm": name, "objective": arm.objective, "scope": arm.scope}
-        none: dict[str, Any] = {**given, "context": None, "solve_rate": None, "focus": None}
-        if arm.objective == "fixed_negative":
-            return ArmFigures(**none, score=None, note="no prediction: there is neither a teacher nor a reward")
-        if arm.objective == "grpo":
-            score = self._differing_groups(arm, samples)
-            return ArmFigures(**none, score=score, note=None if score else "the grader failed on too many samples")
-        of_context = measured[arm.context]
-        given["context"] = arm.context
-        rate = of_context.figures.solve_rate
-        known = [subject.groups.first_error is not None for subject in of_context.subjects]
-        if rate is None:
-            return ArmFigures(**given, solve_rate=None, focus=None, score=None, note="no rollout can have this context")
-        if not any(known):
-            note = "no rollout with a known error: set data.checker, or use a critic whose critiques validate"
-            return ArmFigures(**given, solve_rate=rate.value, focus=None, score=None, note=note)
-        ends = [token_groups(arm.scope, s.rollout, s.critique, s.spans).in_scope for s in of_context.subjects]
-        share = focus(of_context.scored, ends)
-        note = "the teacher says what the student says: there is no loss" if share is None else None
-        score = scaled(rate, share or 0.0)
-        return ArmFigures(**given, solve_rate=rate.value, focus=share, score=score, note=note)
-
-    def _differing_groups(self, arm: ArmSection, samples: Sequence[Sequence[Rollout]]) -> Estimate | None:
-        """The expected share of groups with differing rewards, over the problems with enough graded samples."""
-        chances: list[float] = []
-        for of_problem in samples:
-            rewards = [value for rollout in of_problem if (value := self._reward(rollout, arm)) is not None]
-            if len(rewards) >= arm.group_size:
-                chances.append(differing(int(sum(rewards)), len(rewards), arm.group_size))
-        return estimate(chances)
-
-    def _reward(self, rollout: Rollout, arm: ArmSection) -> float | None:
-        try:
-            return reward(rollout, arm.grpo, self.grader)
-        except GraderError as error:
-            log.warning("no reward", problem=rollout.problem.id, error=str(error))
-            return None
-
-
-def _solve_rate(graded: Sequence[Sequence[GradedSample]]) -> Estimate | None:
-    """The mean share of right samples, over what was sampled for: rollouts, or problems. Grader errors are left out."""
-    shares: list[float] = []
-    for samples in graded:
-        known = [float(sample.correct) for sample in samples if sample.correct is not None]
-        if known:
-            shares.append(sum(known) / len(known))
-    return estimate(shares)
+        return StudentFigures(problems=len(samples), samples=len(samples[0]), solve_rate=solve_rate(graded))
 
 
 def _count_critiques(results: Sequence[ContextResult]) -> CritiqueFigures:

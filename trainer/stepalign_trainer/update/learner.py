@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,80 +17,13 @@ from stepalign.errors import ConfigError, NonFiniteError
 from stepalign_models.devices import choose_device
 from stepalign_run.config import Config
 from stepalign_trainer.batch.examples import Example
-from stepalign_trainer.objectives import ForwardKl, Grpo, Objective, make_objective
-from stepalign_trainer.objectives.divergence import TokenTerms, token_terms
+from stepalign_trainer.objectives import make_objective
+from stepalign_trainer.objectives.divergence import Predictions, TokenLoss, TokenTerms, token_terms
+from stepalign_trainer.update.metrics import BatchTerms, Step, UpdateMetrics, update_metrics
 
 
-@dataclass(frozen=True)
-class UpdateMetrics:
-    """Figures of one update. Advantages and KL in nats, lengths in tokens; None where no token was in the group.
-
-    Without a critique and without a checker no token is known to be correct, and the advantages by group are None.
-    """
-
-    loss: float
-    kl_all_tokens: float | None
-    advantage_correct: float | None
-    advantage_correct_below: float | None
-    """Share of the tokens before the first error whose advantage is below −0.1."""
-    advantage_at_error: float | None
-    advantage_after_error: float | None
-    first_token_kl: float | None
-    entropy: float | None
-    mean_tokens: float
-    truncated: float
-    grad_norm: float
-    trained_rollouts: int
-    tokens: int
-    tokens_in_scope: int
-    signal_share: float | None
-    """Share of the tokens in scope that the objective pushes somewhere."""
-    update_seconds: float
-    tokens_per_second: float
-    kl_to_base: float | None = None
-    """``KL(student ‖ base)``, mean over all tokens (GRPO)."""
-    clip_fraction: float | None = None
-    """Share of tokens whose ratio was clipped in the last of ``num_iterations`` (GRPO)."""
-
-    def as_row(self) -> dict[str, Any]:
-        only_grpo = ("kl_to_base", "clip_fraction")
-        return {key: value for key, value in asdict(self).items() if value is not None or key not in only_grpo}
-
-
-@dataclass
-class _Gathered:
-    """Per-token values of a whole batch before the first optimizer step, on the CPU."""
-
-    kl: list[torch.Tensor] = field(default_factory=list)
-    reverse_kl: list[torch.Tensor] = field(default_factory=list)
-    entropy: list[torch.Tensor] = field(default_factory=list)
-    signal: list[torch.Tensor] = field(default_factory=list)
-    logprob: list[torch.Tensor] = field(default_factory=list)
-    correct: list[torch.Tensor] = field(default_factory=list)
-    at_error: list[torch.Tensor] = field(default_factory=list)
-    after_error: list[torch.Tensor] = field(default_factory=list)
-    first_kl: list[torch.Tensor] = field(default_factory=list)
-    loss: float = 0.0
-
-    def add(self, example: Example, terms: TokenTerms) -> None:
-        advantage = terms.advantage
-        error = example.groups.first_error
-        self.kl.append(terms.kl)
-        self.reverse_kl.append(terms.reverse_kl)
-        self.first_kl.append(terms.kl[:1])
-        self.entropy.append(terms.entropy)
-        self.signal.append(terms.signal[: example.groups.in_scope])
-        self.logprob.append(terms.logprob)
-        if example.groups.aligned:
-            self.correct.append(advantage[:error])
-        if error is not None:
-            self.at_error.append(advantage[error : error + 1])
-            self.after_error.append(advantage[error + 1 :])
-
-
-def _mean(parts: list[torch.Tensor]) -> float | None:
-    values = torch.cat(parts) if parts else torch.empty(0)
-    return values.mean().item() if values.numel() else None
+def _nothing(predictions: Predictions, tokens: slice) -> torch.Tensor:
+    return torch.zeros_like(predictions.kl)
 
 
 class Learner:
@@ -104,6 +36,7 @@ class Learner:
     def __init__(self, config: Config, tokenizer: Any) -> None:
         self.config = config
         self.tokenizer = tokenizer
+        self.objective = make_objective(config.arm)
         settings = config.model
         self.device = torch.device(
             choose_device(
@@ -209,21 +142,20 @@ class Learner:
             raise
 
     def _update(self, examples: Sequence[Example], started: float) -> UpdateMetrics:
-        objective = make_objective(self.config.arm)
-        weights = objective.weights(examples)
+        weights = self.objective.weights(examples)
         in_scope = sum(int((w != 0).sum()) for w in weights)
-        gathered, clipped = _Gathered(), None
-        norm, stepped = 0.0, False
-        for iteration in range(objective.iterations if in_scope else 1):
-            first = iteration == 0
-            last = gathered if first else _Gathered()
-            clipped = self._accumulate_all(objective, examples, weights, last, None if first else gathered.logprob)
-            if in_scope and last.loss != objective.floor:
+        first, norm, stepped = self._accumulate_all(examples, weights, None), 0.0, False
+        last = first
+        for iteration in range(self.objective.iterations if in_scope else 0):
+            if iteration:
+                last = self._accumulate_all(examples, weights, first)
+            if last.loss != self.objective.floor:
                 norm_of_step = self._step()
-                norm, stepped = norm_of_step if first else norm, True
+                norm, stepped = norm if iteration else norm_of_step, True
         if stepped:
             self._check_policy(min(examples, key=lambda example: len(example.completion)))
-        return self._metrics(examples, gathered, in_scope, norm, time.monotonic() - started, clipped)
+        step = Step(in_scope, norm, time.monotonic() - started)
+        return update_metrics(examples, first, step, self.objective.columns(examples, first.of, last.of))
 
     @torch.no_grad()
     def _check_policy(self, example: Example) -> None:
@@ -252,57 +184,46 @@ class Learner:
         return norm.item()
 
     def _accumulate_all(
-        self,
-        objective: Objective,
-        examples: Sequence[Example],
-        weights: Sequence[torch.Tensor],
-        gathered: _Gathered,
-        old: Sequence[torch.Tensor] | None,
-    ) -> float | None:
-        """Gradients of the whole batch. Returns the share of clipped tokens, None where nothing can be clipped."""
+        self, examples: Sequence[Example], weights: Sequence[torch.Tensor], first: BatchTerms | None
+    ) -> BatchTerms:
+        """Gradients of the whole batch. ``first`` are the values before the first optimizer step, None in it."""
         self.optimizer.zero_grad(set_to_none=True)
+        found = BatchTerms()
         size = self.config.trainer.micro_batch
-        clipped: list[torch.Tensor] = []
         for start in range(0, len(examples), size):
             part = slice(start, start + size)
-            old_logprobs = None if old is None else torch.cat(list(old[part])).to(self.device)
-            objective.begin(examples[part], old_logprobs)
-            self._accumulate(objective, examples[part], weights[part], gathered)
-            if isinstance(objective, Grpo):
-                clipped.append(objective.clipped(torch.cat(gathered.logprob[part]).to(self.device)))
-        return _mean(clipped)
+            old = None
+            if first is not None and self.objective.needs.old_logprobs:
+                old = torch.cat([terms.logprob for terms in first.of[part]]).to(self.device)
+            self.objective.begin(examples[part], old)
+            self._accumulate(examples[part], weights[part], found)
+        return found
 
-    def _accumulate(
-        self,
-        objective: Objective,
-        examples: Sequence[Example],
-        weights: Sequence[torch.Tensor],
-        gathered: _Gathered,
-    ) -> None:
+    def _accumulate(self, examples: Sequence[Example], weights: Sequence[torch.Tensor], found: BatchTerms) -> None:
         completions = [example.completion for example in examples]
         with self.teacher():
             teacher = self.hidden_states([example.teacher_prompt for example in examples], completions)
         student = self.hidden_states([example.student_prompt for example in examples], completions)
         targets = torch.tensor([token for tokens in completions for token in tokens], device=self.device)
         try:
-            terms = self._terms(objective, student, teacher, targets)
+            terms = self._terms(student, teacher, targets, self.objective.token_loss, self.objective.signal)
         except NonFiniteError as error:
             among = ", ".join(example.rollout_id for example in examples)
             raise NonFiniteError(f"{error}, in one of the rollouts {among}") from None
         loss = (terms.loss * torch.cat(list(weights)).to(self.device)).sum()
         loss.backward()
-        gathered.loss += loss.item()
+        found.loss += loss.item()
         lengths = [len(tokens) for tokens in completions]
         values = {name: torch.split(value.detach().cpu(), lengths) for name, value in vars(terms).items()}
-        for i, example in enumerate(examples):
-            gathered.add(example, TokenTerms(**{name: parts[i] for name, parts in values.items()}))
+        found.of += [TokenTerms(**{name: parts[i] for name, parts in values.items()}) for i in range(len(examples))]
 
     def _terms(
         self,
-        objective: Objective,
         student: Sequence[torch.Tensor],
         teacher: Sequence[torch.Tensor],
         targets: torch.Tensor,
+        token_loss: TokenLoss,
+        signal: TokenLoss,
     ) -> TokenTerms:
         return token_terms(
             torch.cat(list(student)),
@@ -310,52 +231,19 @@ class Learner:
             targets,
             self._head,
             self.config.trainer.logit_chunk,
-            objective.token_loss,
-            objective.signal,
+            token_loss,
+            signal,
         )
 
     @torch.no_grad()
     def token_values(self, student_prompt: list[int], teacher_prompt: list[int], completion: list[int]) -> TokenTerms:
-        """What a teacher prompt says of each token of a completion; nothing is trained."""
+        """Divergences and advantages of a teacher prompt on a completion, whatever the arm minimises: ``loss`` and
+        ``signal`` are 0, and nothing is trained."""
         with self.teacher():
             teacher = self.hidden_states([teacher_prompt], [completion])
         student = self.hidden_states([student_prompt], [completion])
-        return self._terms(ForwardKl(), student, teacher, torch.tensor(completion, device=self.device))
-
-    def _metrics(
-        self,
-        examples: Sequence[Example],
-        gathered: _Gathered,
-        in_scope: int,
-        norm: float,
-        seconds: float,
-        clipped: float | None,
-    ) -> UpdateMetrics:
-        tokens = sum(len(example.completion) for example in examples)
-        count = max(len(examples), 1)
-        below = [(values < -0.1).float() for values in gathered.correct]
-        grpo = self.config.arm.objective == "grpo"
-        return UpdateMetrics(
-            loss=gathered.loss,
-            kl_all_tokens=_mean(gathered.kl),
-            advantage_correct=_mean(gathered.correct),
-            advantage_correct_below=_mean(below),
-            advantage_at_error=_mean(gathered.at_error),
-            advantage_after_error=_mean(gathered.after_error),
-            first_token_kl=_mean(gathered.first_kl),
-            entropy=_mean(gathered.entropy),
-            mean_tokens=tokens / count,
-            truncated=sum(example.truncated for example in examples) / count,
-            grad_norm=norm,
-            trained_rollouts=len(examples),
-            tokens=tokens,
-            tokens_in_scope=in_scope,
-            signal_share=_mean(gathered.signal),
-            update_seconds=seconds,
-            tokens_per_second=tokens / seconds if seconds else 0.0,
-            kl_to_base=_mean(gathered.reverse_kl) if grpo else None,
-            clip_fraction=clipped if grpo else None,
-        )
+        targets = torch.tensor(completion, device=self.device)
+        return self._terms(student, teacher, targets, _nothing, _nothing)
 
     def save_adapter(self, directory: Path) -> None:
         """Write the adapter in PEFT's format (safetensors)."""

@@ -34,7 +34,7 @@ class PublicationJournal:
         """The queue is about to be asked."""
         self._append(json.dumps({"offered": [rollout.rollout_id for rollout in group]}))
 
-    def settle(self, group: Sequence[Rollout], admission: Admission) -> None:
+    def answered(self, group: Sequence[Rollout], admission: Admission) -> None:
         """The queue has answered."""
         self._append(json.dumps({admission.value: [rollout.rollout_id for rollout in group]}))
 
