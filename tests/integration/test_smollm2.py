@@ -14,6 +14,7 @@ from stepalign.prompts import load_prompt, render_token_ids
 from stepalign.types import CritiqueRequest
 from stepalign_lab.smollm2 import convert_smollm2
 from stepalign_run.config import load_config
+from support.stacks import alone
 
 REPO = Path(__file__).parents[2]
 
@@ -21,8 +22,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.redis]
 
 
 @pytest.fixture(scope="module")
-def model() -> Path:
-    return convert_smollm2(REPO / ".cache" / "smollm2")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with alone(tmp_path_factory, "smollm2"):
+        return convert_smollm2(REPO / ".cache" / "smollm2")
 
 
 def test_no_control_token_comes_from_a_text(model: Path) -> None:

@@ -14,7 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -173,14 +174,21 @@ def _name(words: Sequence[str]) -> str:
     return words[words.index("stepalign_launcher.child") + 1] if "stepalign_launcher.child" in words else "server"
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that ``make`` fills, the same one for all workers of pytest-xdist: one makes it, the others wait."""
+@contextmanager
+def alone(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder that all workers of pytest-xdist share, while the others wait for ``name``."""
     shared = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
-    folder = shared / name
     with (shared / f".{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield shared
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that ``make`` fills, the same one for all workers: one makes it, the others wait."""
+    with alone(factory, name) as shared:
+        folder = shared / name
         if not folder.exists():
             scratch = shared / f".{name}"
             scratch.mkdir(exist_ok=True)
