@@ -43,3 +43,11 @@ def test_the_sdk_loads_no_module_of_an_extra() -> None:
 )
 def test_no_model_library_is_loaded(code: str) -> None:
     assert not set(loaded_after(code)) & set(HEAVY)
+
+
+def test_a_named_subcommand_loads_no_other() -> None:
+    code = "from stepalign.commands.application import build_app; build_app('queue')"
+    report = "import sys; print(*sorted(name for name in sys.modules if name.startswith('stepalign_')))"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert {name.split(".")[0] for name in done.stdout.split()} == {"stepalign_run"}
