@@ -108,7 +108,7 @@ def ended_by(error: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         "from stepalign.cli import main\n"
         "from stepalign.errors import *\n"
         f"def refused(): raise {error}\n"
-        "application.build_app = lambda: refused\n"
+        "application.build_app = lambda named: refused\n"
         "main()"
     )
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
