@@ -7,7 +7,6 @@ append-only file, no evaluation. The processes are the shipped commands; what st
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,8 @@ from benchmarks.faults.processes import Command, RedisServer, command
 from stepalign.errors import StepalignError
 from stepalign_launcher.commands.audit import examine
 from stepalign_run.audit import Audit
+from stepalign_run.folder.jsonl import read_rows
+from stepalign_run.folder.layout import ADAPTER_FILE, RunFolder
 from stepalign_run.policy_store import file_sha256
 from stepalign_run.redis.connection import run_key
 
@@ -116,7 +117,7 @@ class FaultyRun:
     @property
     def updates(self) -> int:
         """Rows of metrics so far."""
-        path = self.run_dir / "metrics.jsonl"
+        path = RunFolder(self.run_dir).metrics
         return path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
 
     def wait(self, until: Callable[[], bool], what: str, seconds: float = _WHOLE_RUN_SECONDS) -> None:
@@ -171,13 +172,13 @@ class FaultyRun:
             self.wait(lambda: self.ended, "the run's end")
         except BenchError as error:
             raise UnfinishedError(str(error), self._audit_of_a_wreck()) from error
-        outcomes = [json.loads(line) for line in (self.run_dir / "outcomes.jsonl").read_text().splitlines()]
+        outcomes = read_rows(RunFolder(self.run_dir).outcomes)
         used = [rollout_id for row in outcomes if row["step"] for rollout_id in row["outcomes"]]
         return Outcome(
             audit=examine(self.run_dir, self.config),
             twice=len(used) - len(set(used)),
             updates=self.updates,
-            weights=file_sha256(self.run_dir / "adapters" / f"v{STEPS:06d}" / "adapter_model.safetensors"),
+            weights=file_sha256(RunFolder(self.run_dir).adapter(STEPS) / ADAPTER_FILE),
             restarts={name: process.starts - 1 for name, process in self.commands.items()},
             seconds=time.monotonic() - began,
         )

@@ -19,6 +19,7 @@ from benchmarks.faults.flood import flood
 from benchmarks.faults.injection import Action, Fault
 from benchmarks.faults.processes import function
 from benchmarks.faults.run import BATCH, STEPS, FaultyRun, Outcome, faulty_run
+from stepalign_run.folder.layout import RunFolder
 from stepalign_run.redis.connection import run_key
 
 _LOOP, _LEARNER = "stepalign_trainer.loop", "stepalign_trainer.update.learner:Learner"
@@ -191,7 +192,7 @@ def _full_disk(run: FaultyRun, rng: random.Random) -> None:
         time.sleep(0.02)
     if trainer.exit_code != 1 or "make room, then --resume" not in trainer.last_words():
         raise BenchError(f"the trainer did not say that the disk is full:\n{trainer.last_words()}")
-    subprocess.run(["mount", "-o", "remount,size=64m", run.run_dir / "checkpoints"], check=True)
+    subprocess.run(["mount", "-o", "remount,size=64m", RunFolder(run.run_dir).checkpoints], check=True)
     trainer.start_again()
 
 
@@ -201,7 +202,7 @@ class FullDisk(Scenario):
     def once(self, folder: Path, repetition: int, rng: random.Random) -> Outcome:
         began = time.monotonic()
         with faulty_run(folder) as run:
-            checkpoints = run.run_dir / "checkpoints"
+            checkpoints = RunFolder(run.run_dir).checkpoints
             checkpoints.mkdir(parents=True)
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", checkpoints], check=True)
             try:

@@ -39,15 +39,13 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.errors import BenchError
 from benchmarks.queue.payload import rollouts
-from stepalign_run.audit import OUTCOMES
 from stepalign_run.config import QueueSection
+from stepalign_run.folder.layout import ADAPTER_FILE, RunFolder
 from stepalign_run.queue import Admission, Delivery, open_queue
 from stepalign_run.redis.connection import run_key
 from stepalign_run.rollout import Rollout
 from stepalign_trainer.batch.item import TRAINED
 from stepalign_trainer.durable.checkpoint import (
-    ADAPTER,
-    CHECKPOINTS,
     TrainerState,
     check_checkpoint,
     checkpoints,
@@ -124,7 +122,7 @@ class _CountingLearner:
         self.optimizer = torch.optim.SGD([self.counts], lr=1.0)
 
     def save_adapter(self, directory: Path) -> None:
-        save_file({"counts": self.counts.detach()}, directory / ADAPTER)
+        save_file({"counts": self.counts.detach()}, directory / ADAPTER_FILE)
 
     def update(self, batch: list[Rollout]) -> None:
         gradient = torch.zeros(ROLLOUTS)
@@ -140,7 +138,7 @@ def _number(rollout: Rollout) -> int:
 
 def _effect(folder: Path) -> torch.Tensor:
     """The newest one. Zeros before the first."""
-    found = sorted(folder.glob(f"{CHECKPOINTS}/step-*/{ADAPTER}"))
+    found = sorted(RunFolder(folder).checkpoints.glob(f"step-*/{ADAPTER_FILE}"))
     return load_file(found[-1])["counts"] if found else torch.zeros(ROLLOUTS)
 
 
@@ -150,7 +148,7 @@ def _consume_ours(place: Place) -> None:
         await queue.start()
         counting = _CountingLearner()
         learner = cast("Learner", counting)
-        settlement = Settlement(queue, StepJournal(place.folder / OUTCOMES), SETTLED_WINDOW * ROLLOUTS)
+        settlement = Settlement(queue, StepJournal(RunFolder(place.folder).outcomes), SETTLED_WINDOW * ROLLOUTS)
         state = load_newest(learner, place.folder, "kills") or TrainerState(0, "kills", {}, 0)
         await settlement.resume(state.step, state.settled, state.settled_total)
         step = state.step
@@ -183,7 +181,11 @@ def _consume_ours(place: Place) -> None:
 def _peer(begin_at_next: bool, pass_over_known: bool) -> Callable[[Place], None]:
     def consume(place: Place) -> None:
         with Redis.from_url(place.url) as redis:
-            counts, last, step = _effect(place.folder), "0", len(list(place.folder.glob(f"{CHECKPOINTS}/step-*")))
+            counts, last, step = (
+                _effect(place.folder),
+                "0",
+                len(list(RunFolder(place.folder).checkpoints.glob("step-*"))),
+            )
             if begin_at_next and redis.exists(place.stream):
                 # What "$" stands for, before anything more is published.
                 last = cast("Any", redis.xinfo_stream(place.stream))["last-generated-id"]
@@ -207,8 +209,8 @@ def _peer(begin_at_next: bool, pass_over_known: bool) -> Callable[[Place], None]
 
 
 def _write(folder: Path, step: int, counts: torch.Tensor) -> None:
-    target = folder / CHECKPOINTS / f"step-{step:06d}"
-    write_directory(target, lambda directory: save_file({"counts": counts}, directory / ADAPTER))
+    target = RunFolder(folder).checkpoint(step)
+    write_directory(target, lambda directory: save_file({"counts": counts}, directory / ADAPTER_FILE))
 
 
 @contextmanager

@@ -6,21 +6,15 @@ trainer did with it (``outcomes.jsonl``), and what the queue's server holds and 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from stepalign_run.folder.jsonl import read_rows
+from stepalign_run.folder.layout import RunFolder
 from stepalign_run.queue.base import SKIPPED, QueueStatus
 from stepalign_run.queue.snapshot import QueueSnapshot
-
-PUBLISHED = "published.jsonl"
-"""One row per event, ``{"offered" | "admitted" | "duplicate": [rollout_id, …]}``: a group is offered before the queue
-is asked; what follows is the queue's answer."""
-OUTCOMES = "outcomes.jsonl"
-"""One row per update, ``{"step", "outcomes": {rollout_id: outcome}}``. Rollouts that no update used stand under 0."""
 
 _SHOWN = 5
 
@@ -60,8 +54,8 @@ class Audit:
 
 def read_records(run_dir: Path) -> Records:
     """The journals of a run's folder; a last line that a kill cut short counts as not written."""
-    published = list(_rows(run_dir / PUBLISHED))
-    outcomes = list(_rows(run_dir / OUTCOMES))
+    folder = RunFolder(run_dir)
+    published, outcomes = read_rows(folder.published), read_rows(folder.outcomes)
     answered = [row.get(answer, ()) for row in published for answer in ("admitted", "duplicate")]
     return Records(
         offered=frozenset(rollout_id for row in published for rollout_id in row.get("offered", ())),
@@ -133,15 +127,3 @@ def _named(what: str, rollout_ids: Iterable[str]) -> list[str]:
         return []
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return [f"{len(found)} rollouts {what} ({', '.join(found[:_SHOWN])}{more})"]
-
-
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    if not path.exists():
-        return
-    text = path.read_text(encoding="utf-8")
-    for line in text[: text.rfind("\n") + 1].splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            # A kill cut it short and the next start ended the line.
-            continue

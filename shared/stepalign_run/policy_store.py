@@ -16,10 +16,9 @@ from pydantic import Field, model_validator
 from stepalign.errors import PolicyError
 from stepalign.types import Wire
 from stepalign_run.config import QueueSection
+from stepalign_run.folder.layout import ADAPTER_FILE
 from stepalign_run.queue import require_redis_url
 from stepalign_run.redis.connection import RedisConnection, run_key
-
-ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class Canary(Wire):

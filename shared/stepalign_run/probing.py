@@ -13,9 +13,6 @@ from stepalign.types import Wire
 from stepalign_run.config.arm import ArmSection, ObjectiveName, Scope
 from stepalign_run.context import ContextKind
 
-PLAN = "probe_plan.json"
-PROBE = "probe.json"
-
 Count = Annotated[int, Field(ge=0)]
 
 

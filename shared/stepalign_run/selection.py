@@ -7,9 +7,6 @@ from typing import Any
 
 from stepalign_run.config import Config
 
-EVALUATION_ROWS = "evaluation.jsonl"
-"""In the run's folder: one row per scored pair of policy version (``step``) and ``split``, with its ``figures``."""
-
 
 def evaluated_steps(config: Config) -> list[int]:
     """Steps whose checkpoints are evaluated: the base, every ``evaluation.every`` steps, and the last."""

@@ -10,7 +10,7 @@ import structlog
 import typer
 
 from stepalign_run.config import Config, load_config
-from stepalign_run.folder.files import TRAINER_LOCK, lock_file
+from stepalign_run.folder.files import lock_file
 from stepalign_run.heartbeat import Heartbeat
 from stepalign_run.logging import configure_logging
 
@@ -24,7 +24,7 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
     structlog.contextvars.bind_contextvars(run_id=settings.run.name)
     # Two trainers would be one consumer to the queue, and train on the same rollouts.
     in_use = f"another trainer works on {settings.run_dir}; a run has one: end it, or give this one another run.name"
-    with lock_file(settings.run_dir / TRAINER_LOCK, in_use):
+    with lock_file(settings.folder.trainer_lock, in_use):
         _train(settings)
 
 
@@ -37,7 +37,7 @@ def _train(settings: Config) -> None:
     from stepalign_run.queue import open_queue
     from stepalign_trainer.batch.contexts import Contexts
     from stepalign_trainer.batch.critiques import await_critic, open_critic
-    from stepalign_trainer.durable.step_journal import METRICS, StepJournal
+    from stepalign_trainer.durable.step_journal import StepJournal
     from stepalign_trainer.loop import Trainer
     from stepalign_trainer.update.learner import Learner
 
@@ -57,7 +57,7 @@ def _train(settings: Config) -> None:
                 await await_critic(critic)
             checker = load_checker(settings.data.checker) if settings.data.checker is not None else None
             contexts = Contexts(settings.arm.context, critic, settings.critic.concurrency, checker)
-            trainer = Trainer(settings, learner, queue, policies, contexts, StepJournal(settings.run_dir / METRICS))
+            trainer = Trainer(settings, learner, queue, policies, contexts, StepJournal(settings.folder.metrics))
             await trainer.train()
         finally:
             if critic is not None:

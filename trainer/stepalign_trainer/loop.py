@@ -12,9 +12,9 @@ from typing import Any
 
 from stepalign.errors import NonFiniteError, QueueUnavailableError
 from stepalign.plugins import load_grader
-from stepalign_run.audit import OUTCOMES
 from stepalign_run.config import Config
 from stepalign_run.folder.files import replace_text
+from stepalign_run.folder.layout import ADAPTER_FILE
 from stepalign_run.logging import get_logger
 from stepalign_run.policy_store import PolicyStore, PolicyVersion, file_sha256
 from stepalign_run.queue import Delivery, RolloutQueue
@@ -22,7 +22,6 @@ from stepalign_trainer.alarms import Alarms
 from stepalign_trainer.batch.contexts import Contexts
 from stepalign_trainer.batch.item import Item, make_items
 from stepalign_trainer.durable.checkpoint import (
-    ADAPTER,
     TrainerState,
     check_checkpoint,
     check_run,
@@ -45,7 +44,6 @@ log = get_logger(__name__)
 CLAIM_BLOCK_SECONDS = 1.0
 # In capacities of the queue. Rollouts that a power cut brings back once they were acknowledged are known by it.
 SETTLED_WINDOW = 8
-FAILURE = "failure.json"
 
 
 class Trainer:
@@ -71,7 +69,7 @@ class Trainer:
         self.canary = canary_sequence(config, learner.tokenizer)
         self.early: list[Delivery] = []
         """Rollouts of policies that are still to come, as after a fall back to an older checkpoint."""
-        outcomes = StepJournal(config.run_dir / OUTCOMES)
+        outcomes = StepJournal(config.folder.outcomes)
         self.settlement = Settlement(queue, outcomes, SETTLED_WINDOW * config.queue.capacity)
         self.alarms = Alarms(config.alarms, config.trainer.max_grad_norm)
         self.tokens = TokenJournal(config.run_dir)
@@ -112,7 +110,7 @@ class Trainer:
         for row in self.journal.rows():
             self.alarms.check(row)
         # Only now: a run that cannot go on keeps the report of what stopped it.
-        (self.config.run_dir / FAILURE).unlink(missing_ok=True)
+        (self.config.folder.failure).unlink(missing_ok=True)
 
     async def _claim_batch(self) -> list[Delivery]:
         """The batch of this step: as many rollouts as it has, fewer only when some went to the dead letters."""
@@ -218,7 +216,7 @@ class Trainer:
             "trainer.learning_rate or another model.dtype needs a run under another name"
         )
         failure = {"update": self.step + 1, "reason": str(error), "last_good_step": self.step, "at": time.time()}
-        replace_text(self.config.run_dir / FAILURE, json.dumps({**failure, "message": message}, indent=1) + "\n")
+        replace_text(self.config.folder.failure, json.dumps({**failure, "message": message}, indent=1) + "\n")
         return NonFiniteError(message)
 
     async def _checkpoint(self) -> None:
@@ -238,7 +236,7 @@ class Trainer:
         else:
             path = await asyncio.to_thread(publish_adapter, self.learner, self.config.run_dir, self.step)
             canary = await asyncio.to_thread(measure_canary, self.learner, self.canary)
-            digest = file_sha256(path / ADAPTER)
+            digest = file_sha256(path / ADAPTER_FILE)
             policy = PolicyVersion(version=self.step, path=str(path.resolve()), sha256=digest, canary=canary)
         if not await self.policies.publish(policy):
             log.info("already published, and later versions too", version=self.step)

@@ -14,6 +14,8 @@ from stepalign.plugins import Grader
 from stepalign.scoring import is_right
 from stepalign_run.context import Context, ContextKind
 from stepalign_run.folder.files import replace_text
+from stepalign_run.folder.jsonl import read_rows
+from stepalign_run.folder.layout import RunFolder
 from stepalign_run.rollout import Rollout
 from stepalign_trainer.batch.contexts import ContextResult
 from stepalign_trainer.batch.examples import teacher_prompt_ids
@@ -21,19 +23,17 @@ from stepalign_trainer.batch.item import Item
 from stepalign_trainer.batch.scope import token_groups, token_spans
 from stepalign_trainer.update.learner import Learner
 
-FILE = "tokens.jsonl"
 DIGITS = 4
 
 
 class TokenJournal:
     def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / FILE
+        self.path = RunFolder(run_dir).tokens
 
     def replace(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Write the rows of update ``step`` in the place of those that an interrupted run wrote."""
-        old = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in old if json.loads(line)["step"] < step]
-        replace_text(self.path, "".join(line + "\n" for line in [*kept, *map(json.dumps, rows)]))
+        kept = [row for row in read_rows(self.path) if row["step"] < step]
+        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in [*kept, *rows]))
 
 
 def contexts_of(rollout: Rollout, result: ContextResult) -> list[Context]:

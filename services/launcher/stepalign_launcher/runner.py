@@ -44,7 +44,7 @@ class LocalProcesses(ABC):
         self.config_path = config_path
         self.overrides = list(overrides)
         self.config = load_config(config_path, overrides)
-        self.folder = RunFolder(self.config.run_dir)
+        self.folder = self.config.folder
         self.environment: dict[str, str] = {}
         self.threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 2) // 2))
 

@@ -11,7 +11,6 @@ from typing import Any
 from stepalign.scoring import chance
 from stepalign_run.config import Config
 from stepalign_run.folder.jsonl import read_object, read_rows
-from stepalign_run.folder.layout import RunFolder
 from stepalign_run.folder.report import ArmReport, Report, UpdateFigures
 from stepalign_run.queue import QueueStatus
 from stepalign_run.terms import run_terms
@@ -31,7 +30,7 @@ def sum_counts(rows: Iterable[Row], key: str) -> dict[str, int]:
 
 def build_report(config: Config, status: QueueStatus, wall_seconds: float, threads: int) -> Report:
     """Assemble the report of a finished run. Evaluation figures are there when the run had evaluation problems."""
-    folder = RunFolder(config.run_dir)
+    folder = config.folder
     rows, figures = read_rows(folder.metrics), read_object(folder.evaluation)
     return Report.model_validate(
         {

@@ -14,7 +14,6 @@ from stepalign_report.build import sum_counts
 from stepalign_report.measures import HEADING, METRICS
 from stepalign_run.config import Config
 from stepalign_run.folder.jsonl import read_rows
-from stepalign_run.folder.layout import RunFolder
 from stepalign_run.folder.report import Evaluated, Report
 
 
@@ -27,7 +26,7 @@ class RunProgress:
 
     def __init__(self, config: Config, console: Console) -> None:
         self.config = config
-        self.folder = RunFolder(config.run_dir)
+        self.folder = config.folder
         self.console = console
         self.updates: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []

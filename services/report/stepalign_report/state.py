@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from stepalign_run.config import Config
 from stepalign_run.folder.jsonl import read_object
-from stepalign_run.folder.layout import RunFolder
 from stepalign_run.folder.stored import last_figure_at, read_record
 from stepalign_run.policy_store import open_policy_store
 from stepalign_run.queue import QueueStatus, open_queue, resolve_url
@@ -51,5 +50,5 @@ async def read_state(config: Config) -> RunState:
 def _is_evaluated(config: Config) -> bool:
     if config.data.validation is None or config.data.test is None:
         return True
-    evaluation = read_object(RunFolder(config.run_dir).evaluation)
+    evaluation = read_object(config.folder.evaluation)
     return str(config.trainer.steps) in evaluation.get("validation", {})

@@ -18,7 +18,7 @@ from stepalign_run.queue import QueueStatus
 def finish_report(config: Config, status: QueueStatus, wall_seconds: float, threads: int) -> Report:
     """Write ``report.json`` of a run that has ended, and the page that shows it."""
     report = build_report(config, status, wall_seconds, threads)
-    folder = RunFolder(config.run_dir)
+    folder = config.folder
     write_report(folder, report)
     ensure_page(folder)
     return report

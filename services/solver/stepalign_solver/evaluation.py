@@ -22,10 +22,12 @@ from stepalign_models.loading import load_policy, load_tokenizer
 from stepalign_models.sampling import Sampler, stable_seed
 from stepalign_run.config import Config
 from stepalign_run.folder.files import replace_text
+from stepalign_run.folder.jsonl import end_at_a_whole_row, read_rows
+from stepalign_run.folder.layout import ADAPTER_FILE
 from stepalign_run.heartbeat import Heartbeat
 from stepalign_run.logging import get_logger
 from stepalign_run.policy_store import file_sha256
-from stepalign_run.selection import EVALUATION_ROWS, evaluated_steps, select_step
+from stepalign_run.selection import evaluated_steps, select_step
 from stepalign_solver.prompts import StudentPrompts
 
 log = get_logger(__name__)
@@ -76,7 +78,7 @@ class Evaluator:
             for split, problems in self.problems.items()
         }
         self.heartbeat = Heartbeat(config.run.heartbeat_file)
-        self.rows_path = config.run_dir / EVALUATION_ROWS
+        self.rows_path = config.folder.evaluations
         self.rows: dict[tuple[int, str], dict[str, Any]] = {}
 
     def run(self) -> dict[str, Any]:
@@ -101,11 +103,11 @@ class Evaluator:
             "temperature": self.config.evaluation.temperature,
             "max_new_tokens": self.config.evaluation.max_new_tokens,
         }
-        replace_text(self.config.run_dir / "evaluation.json", json.dumps(summary, indent=1) + "\n")
+        replace_text(self.config.folder.evaluation, json.dumps(summary, indent=1) + "\n")
         return summary
 
     def adapter(self, step: int) -> Path | None:
-        return self.config.run_dir / "adapters" / f"v{step:06d}" if step else None
+        return self.config.folder.adapter(step) if step else None
 
     def _available_steps(self) -> Iterator[int]:
         for step in evaluated_steps(self.config):
@@ -120,7 +122,7 @@ class Evaluator:
 
     def _score(self, step: int, split: str) -> dict[str, Any]:
         adapter = self.adapter(step)
-        revision = file_sha256(adapter / "adapter_model.safetensors") if adapter is not None else ""
+        revision = file_sha256(adapter / ADAPTER_FILE) if adapter is not None else ""
         settings = self.config.evaluation.model_dump(mode="json", exclude={"every", "batch"})
         problems = {"validation": self.config.data.validation, "test": self.config.data.test}[split]
         made_with = {
@@ -149,12 +151,6 @@ class Evaluator:
 
     def _read_rows(self) -> dict[tuple[int, str], dict[str, Any]]:
         """Rows of an earlier session. A last line that a kill cut short is dropped and evaluated again."""
-        if not self.rows_path.exists():
-            self.rows_path.parent.mkdir(parents=True, exist_ok=True)
-            return {}
-        text = self.rows_path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.rows_path.write_text(whole, encoding="utf-8")
-        rows = [json.loads(line) for line in whole.splitlines()]
-        return {(row["step"], row["split"]): row for row in rows}
+        self.rows_path.parent.mkdir(parents=True, exist_ok=True)
+        end_at_a_whole_row(self.rows_path)
+        return {(row["step"], row["split"]): row for row in read_rows(self.rows_path)}

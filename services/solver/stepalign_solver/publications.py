@@ -12,23 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepalign.errors import JournalError
-from stepalign_run.audit import PUBLISHED
+from stepalign_run.folder.jsonl import end_at_a_whole_row
+from stepalign_run.folder.layout import RunFolder
 from stepalign_run.queue import Admission
 from stepalign_run.rollout import Rollout
 
 
 class PublicationJournal:
-    """Appends to the file; what a kill cut short is ended first, so that it spoils no other row.
+    """Appends to the file. A row that a kill has cut short is removed first, so that it spoils no other.
 
     Raises JournalError where the disk has no room.
     """
 
     def __init__(self, run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._path = run_dir / PUBLISHED
-        text = self._path.read_bytes() if self._path.exists() else b""
-        if text and not text.endswith(b"\n"):
-            self._append("")
+        self._path = RunFolder(run_dir).published
+        end_at_a_whole_row(self._path)
 
     def offer(self, group: Sequence[Rollout]) -> None:
         """The queue is about to be asked."""

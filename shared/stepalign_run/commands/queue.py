@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from stepalign.errors import CorruptEntryError
-from stepalign_run.audit import OUTCOMES
 from stepalign_run.config import Config, QueueSection, load_config
-from stepalign_run.folder.files import TRAINER_LOCK, lock_file
+from stepalign_run.folder.files import lock_file
+from stepalign_run.folder.jsonl import end_at_a_whole_row
+from stepalign_run.folder.layout import RunFolder
 from stepalign_run.queue import DeadLetter, Replay, RolloutQueue, open_queue, resolve_url
 from stepalign_run.queue.base import DRAINED, QueueStatus
 from stepalign_run.queue.codec import decode
@@ -55,7 +56,7 @@ def drain(
     if not yes:
         typer.confirm(f"skip the {waiting} rollouts in the queue of run {settings.run.name}?", abort=True)
     in_use = f"a trainer works on {settings.run_dir}: end it before its queue is drained"
-    with lock_file(settings.run_dir / TRAINER_LOCK, in_use):
+    with lock_file(settings.folder.trainer_lock, in_use):
         drained, buried = _with_queue(settings, lambda opened: _drain(opened, settings.run_dir))
     print(f"{drained} rollouts skipped as drained" + (f"; buried, as they do not decode: {buried}" if buried else ""))
 
@@ -138,7 +139,9 @@ async def _drain(opened: RolloutQueue, run_dir: Path) -> tuple[int, int]:
     if not names:
         return 0, buried
     # Before the queue forgets them: an audit finds an outcome for each that is gone.
-    with (run_dir / OUTCOMES).open("a", encoding="utf-8") as outcomes:
+    path = RunFolder(run_dir).outcomes
+    end_at_a_whole_row(path)
+    with path.open("a", encoding="utf-8") as outcomes:
         outcomes.write(json.dumps({"step": 0, "outcomes": dict.fromkeys(names.values(), DRAINED)}) + "\n")
         outcomes.flush()
         os.fsync(outcomes.fileno())

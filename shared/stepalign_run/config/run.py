@@ -12,6 +12,7 @@ from stepalign_run.config.base import DEVICE, Dtype, Section
 from stepalign_run.config.critic import RunCriticSection
 from stepalign_run.config.solver import EvaluationSection, SolverSection
 from stepalign_run.config.trainer import AlarmsSection, TrainerSection
+from stepalign_run.folder.layout import RunFolder
 
 
 class RunSection(Section):
@@ -127,6 +128,11 @@ class Config(Section):
     def run_dir(self) -> Path:
         """The folder of the run."""
         return self.run.dir / self.run.name
+
+    @property
+    def folder(self) -> RunFolder:
+        """The folder of the run, with a name for each of its files."""
+        return RunFolder(self.run_dir)
 
     @property
     def arm_name(self) -> str:

@@ -9,9 +9,6 @@ from typing import IO
 
 from stepalign.errors import ConfigError
 
-TRAINER_LOCK = ".trainer.lock"
-"""In a run's folder; held by whoever decides what becomes of the run's rollouts."""
-
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file in UTF-8 so that a reader sees all of it or the one before, after a power cut too."""

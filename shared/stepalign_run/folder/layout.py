@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+ADAPTER_FILE = "adapter_model.safetensors"
+"""In the folder of an adapter: its weights, by PEFT's name."""
+
 REDIS_URL = "redis.url"
 """In the folder of an embedded Redis server: its address, which holds the password, while it runs."""
 

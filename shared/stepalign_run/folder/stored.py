@@ -7,7 +7,6 @@ from typing import Any
 from stepalign.errors import ConfigError
 from stepalign_run.config import Config
 from stepalign_run.folder.jsonl import read_object
-from stepalign_run.folder.layout import RunFolder
 from stepalign_run.folder.report import Report, UnreadableReportError, read_report
 
 
@@ -16,7 +15,7 @@ def read_record(config: Config) -> dict[str, Any]:
 
     Raises ConfigError when the folder holds a run of another arm or seed, whose figures would go under a wrong name.
     """
-    path = RunFolder(config.run_dir).record
+    path = config.folder.record
     record = read_object(path)
     if record and (record.get("arm"), record.get("seed")) != (config.arm_name, config.run.seed):
         raise ConfigError(
@@ -28,7 +27,7 @@ def read_record(config: Config) -> dict[str, Any]:
 
 def last_figure_at(config: Config) -> float:
     """The time of the newest figure in seconds since 1970; 0 before the first."""
-    folder = RunFolder(config.run_dir)
+    folder = config.folder
     written = [path.stat().st_mtime for path in (folder.metrics, folder.evaluation) if path.exists()]
     return max(written, default=0.0)
 
@@ -39,7 +38,7 @@ def stored_report(config: Config) -> Report | None:
     A report that cannot be read counts as none: the run's end writes it anew. Raises ConfigError as
     :func:`read_record`.
     """
-    folder = RunFolder(config.run_dir)
+    folder = config.folder
     if not folder.report.exists() or folder.report.stat().st_mtime < last_figure_at(config):
         return None
     read_record(config)

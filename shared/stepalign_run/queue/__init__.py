@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from stepalign.errors import ConfigError
 from stepalign_run.config import Config, QueueSection
-from stepalign_run.folder.layout import RunFolder
 from stepalign_run.queue.base import Admission, DeadLetter, Delivery, QueueStatus, Replay, RolloutQueue
 from stepalign_run.queue.codec import decode, encode
 from stepalign_run.queue.redis_streams import RedisRolloutQueue
@@ -60,7 +59,7 @@ def resolve_url(config: Config) -> str:
     configured = redis_url(config.queue)
     if configured is not None:
         return configured
-    folder = RunFolder(config.run_dir)
+    folder = config.folder
     path = folder.redis_url
     try:
         return path.read_text(encoding="utf-8").strip()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from stepalign_report.build import build_report
 from stepalign_run.config import load_config
-from stepalign_run.folder.layout import RunFolder
 from stepalign_run.folder.report import read_report, write_report
 from stepalign_run.queue import QueueStatus
 
@@ -50,7 +49,7 @@ def test_counts_are_summed_over_updates_and_the_ledger_is_reported(tmp_path: Pat
     assert arm.first_update is not None and arm.last_update is not None
     assert (arm.first_update.loss, arm.last_update.loss) == (0.5, 0.25)
     assert report.evaluated is None and report.steps == 2 and report.wall_seconds == 12.3
-    folder = RunFolder(config.run_dir)
+    folder = config.folder
     write_report(folder, report)
     assert read_report(folder) == report
     written = json.loads(folder.report.read_text())

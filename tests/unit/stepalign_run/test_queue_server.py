@@ -23,7 +23,7 @@ from stepalign_launcher import redis_server as embedded_redis
 from stepalign_launcher.redis_server import EmbeddedRedis
 from stepalign_run.commands.queue import queue as queue_app
 from stepalign_run.config import QueueSection
-from stepalign_run.folder.files import TRAINER_LOCK, lock_file
+from stepalign_run.folder.files import lock_file
 from stepalign_run.policy_store import PolicyVersion, open_policy_store
 from stepalign_run.queue import RedisRolloutQueue, open_queue, redis_url
 from stepalign_run.redis.connection import RedisConnection, run_key
@@ -461,7 +461,7 @@ def test_dead_letters_are_listed_put_back_and_what_is_left_is_drained(
     assert (code, shown) == (1, f"{given_up}: there is no such dead letter\n")
 
     assert command("drain", str(config))[0] == 1  # nobody says yes
-    with lock_file(tmp_path / "letters" / TRAINER_LOCK, "taken"):
+    with lock_file(tmp_path / "letters" / ".trainer.lock", "taken"):
         result = CliRunner().invoke(queue_app, ["drain", str(config), "--yes", *options])
         assert isinstance(result.exception, ConfigError) and "a trainer works on" in str(result.exception)
     with redis.Redis.from_url(redis_server) as stranger:

@@ -356,9 +356,9 @@ def test_what_was_offered_and_what_became_of_it_is_on_record(make_bench: MakeBen
     restarted = make_bench("--run.dir", str(tmp_path))
     asyncio.run(restarted.worker.serve(BASE))
     lines = (bench.config.run_dir / "published.jsonl").read_text().splitlines()
-    torn = [line for line in lines if line == '{"offered": ["v0']
-    whole = [json.loads(line) for line in lines if line not in torn]
-    assert len(torn) == 1
-    assert [next(iter(row)) for row in whole] == ["offered", "admitted"] * 4 + ["offered", "duplicate"] * 4
+    assert [next(iter(json.loads(line))) for line in lines] == ["offered", "admitted"] * 4 + [
+        "offered",
+        "duplicate",
+    ] * 4
     records = read_records(bench.config.run_dir)
     assert records.offered == records.answered == expected_ids(bench, 0)

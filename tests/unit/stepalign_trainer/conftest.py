@@ -29,7 +29,7 @@ from stepalign_run.testing import MemoryBroker, MemoryPolicyStore, MemoryRollout
 from stepalign_trainer import loop as loop_module
 from stepalign_trainer.batch.contexts import Contexts
 from stepalign_trainer.batch.examples import Example, build_example
-from stepalign_trainer.durable.step_journal import METRICS, StepJournal
+from stepalign_trainer.durable.step_journal import StepJournal
 from stepalign_trainer.loop import Trainer
 from stepalign_trainer.update.learner import Learner
 from support.critic_answers import answer_of
@@ -257,7 +257,7 @@ class Run:
         prepare(queue)
         contexts = Contexts(config.arm.context, critic or ExactCritic(), config.critic.concurrency, checker)
         learner = Learner(config, self.tokenizer)
-        return Trainer(config, learner, queue, self.store, contexts, StepJournal(config.run_dir / METRICS))
+        return Trainer(config, learner, queue, self.store, contexts, StepJournal(config.folder.metrics))
 
     def train(self, *overrides: str, **others: Any) -> Trainer:
         return self.finish(self.trainer(*overrides, **others))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stepalign.errors import CheckpointError
-from stepalign_trainer.durable.step_journal import METRICS, StepJournal
+from stepalign_trainer.durable.step_journal import StepJournal
 
 
 def steps(path: Path) -> list[int]:
@@ -16,7 +16,7 @@ def steps(path: Path) -> list[int]:
 
 
 def test_rows_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
-    journal = StepJournal(tmp_path / "run" / METRICS)
+    journal = StepJournal(tmp_path / "run" / "metrics.jsonl")
     for step in (1, 2, 3, 4):
         journal.append({"step": step, "loss": step / 2})
     journal.resume_at(2)
@@ -26,7 +26,7 @@ def test_rows_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
 
 
 def test_a_torn_line_is_cut_off_even_when_it_is_whole_json(tmp_path: Path) -> None:
-    journal = StepJournal(tmp_path / METRICS)
+    journal = StepJournal(tmp_path / "metrics.jsonl")
     for torn in ('{"step": 2, "lo', '{"step": 2}'):
         (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + torn)
         journal.resume_at(5)
@@ -34,7 +34,7 @@ def test_a_torn_line_is_cut_off_even_when_it_is_whole_json(tmp_path: Path) -> No
 
 
 def test_a_fresh_start_empties_an_old_journal(tmp_path: Path) -> None:
-    journal = StepJournal(tmp_path / METRICS)
+    journal = StepJournal(tmp_path / "metrics.jsonl")
     journal.resume_at(0)
     assert not (tmp_path / "metrics.jsonl").exists()
     journal.append({"step": 1})

@@ -20,7 +20,7 @@ from stepalign_run.queue.codec import encode
 from stepalign_run.rollout import Rollout
 from stepalign_run.testing import MemoryRolloutQueue
 from stepalign_trainer.batch.contexts import Contexts
-from stepalign_trainer.durable.step_journal import METRICS, StepJournal
+from stepalign_trainer.durable.step_journal import StepJournal
 from stepalign_trainer.loop import Trainer
 from stepalign_trainer.update.learner import Learner
 
@@ -221,7 +221,7 @@ def test_a_policy_that_the_server_has_lost_is_published_again(run: Run) -> None:
         queue = MemoryRolloutQueue(run.broker, "trainer", config.queue)
         contexts = Contexts(config.arm.context, run.critic(), 4)
         learner = Learner(config, run.tokenizer)
-        trainer = Trainer(config, learner, queue, run.store, contexts, StepJournal(config.run_dir / METRICS))
+        trainer = Trainer(config, learner, queue, run.store, contexts, StepJournal(config.folder.metrics))
         task = asyncio.create_task(trainer.train())
         async with asyncio.timeout(60):
             first = await run.store.wait_for(1, 0.01)
@@ -244,7 +244,7 @@ def test_a_batch_that_is_still_being_sampled_is_waited_for(run: Run) -> None:
         queue = MemoryRolloutQueue(run.broker, "trainer", config.queue)
         contexts = Contexts(config.arm.context, run.critic(), 4)
         learner = Learner(config, run.tokenizer)
-        trainer = Trainer(config, learner, queue, run.store, contexts, StepJournal(config.run_dir / METRICS))
+        trainer = Trainer(config, learner, queue, run.store, contexts, StepJournal(config.folder.metrics))
         task = asyncio.create_task(trainer.train())
         await asyncio.sleep(0.3)
         assert not task.done()

@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 
 from stepalign.errors import CheckpointError
 from stepalign_run.folder.files import replace_text
+from stepalign_run.folder.layout import ADAPTER_FILE, RunFolder
 from stepalign_run.logging import get_logger
 from stepalign_run.policy_store import file_sha256
 from stepalign_trainer.durable.settlement import Settled
@@ -39,9 +40,7 @@ from stepalign_trainer.update.learner import Learner
 STATE = "state.json"
 OPTIMIZER = "optimizer.pt"
 RANDOM = "random.pt"
-ADAPTER = "adapter_model.safetensors"
-CHECKPOINTS = "checkpoints"
-RUN = "run.json"
+
 OTHER_RUN = (
     "{} was made with another arm, seed, configuration, problem file or model; resume with the settings of the first, "
     "or start a run under another name"
@@ -97,7 +96,7 @@ def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
 
 def check_run(run_dir: Path, fingerprint: str, seed: int, arm: str) -> None:
     """Note what the run is, and when and how it begins. Raises CheckpointError when the folder holds another one."""
-    path = run_dir / RUN
+    path = RunFolder(run_dir).record
     if path.exists():
         if json.loads(path.read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
             raise CheckpointError(OTHER_RUN.format(run_dir))
@@ -118,14 +117,14 @@ def publish_adapter(learner: Learner, run_dir: Path, version: int) -> Path:
 
     Raises CheckpointError when it is not: a name is never used for two adapters.
     """
-    target = run_dir / "adapters" / f"v{version:06d}"
+    target = RunFolder(run_dir).adapter(version)
     with _room_for(target):
         if not target.is_dir():
             write_directory(target, learner.save_adapter)
             return target
         with tempfile.TemporaryDirectory(dir=run_dir) as scratch:
             learner.save_adapter(Path(scratch))
-            if file_sha256(Path(scratch) / ADAPTER) != file_sha256(target / ADAPTER):
+            if file_sha256(Path(scratch) / ADAPTER_FILE) != file_sha256(target / ADAPTER_FILE):
                 raise CheckpointError(f"{target} holds another adapter than this step's; start again with --overwrite")
     return target
 
@@ -155,7 +154,7 @@ def save_checkpoint(learner: Learner, run_dir: Path, state: TrainerState) -> Pat
         content["sha256"] = _digest(content)
         (directory / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
-    target = run_dir / CHECKPOINTS / f"step-{state.step:06d}"
+    target = RunFolder(run_dir).checkpoint(state.step)
     with _room_for(target):
         write_directory(target, fill)
     return target
@@ -169,7 +168,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """All of a run, the oldest first, whole or not."""
-    return sorted((run_dir / CHECKPOINTS).glob("step-*"))
+    return sorted(RunFolder(run_dir).checkpoints.glob("step-*"))
 
 
 def load_newest(learner: Learner, run_dir: Path, fingerprint: str) -> TrainerState | None:
@@ -195,7 +194,7 @@ def load_checkpoint(learner: Learner, directory: Path, fingerprint: str) -> Trai
     state = check_checkpoint(directory)
     if state.fingerprint != fingerprint:
         raise CheckpointError(OTHER_RUN.format(directory))
-    _load_adapter(learner, load_file(directory / ADAPTER))
+    _load_adapter(learner, load_file(directory / ADAPTER_FILE))
     learner.optimizer.load_state_dict(torch.load(directory / OPTIMIZER, weights_only=True, map_location=learner.device))
     _restore_random_states(torch.load(directory / RANDOM, weights_only=True))
     return state

@@ -6,13 +6,13 @@ and those that are not scored yet, since each of them may be the best. Without v
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from stepalign_run.config import Config
-from stepalign_run.selection import EVALUATION_ROWS, evaluated_steps, select_step
+from stepalign_run.folder.jsonl import read_rows
+from stepalign_run.selection import evaluated_steps, select_step
 from stepalign_trainer.durable.checkpoint import checkpoints
 
 _PREFIX = "step-"
@@ -25,7 +25,7 @@ def prune(config: Config) -> None:
     if config.data.validation is not None:
         key = f"avg_at_{config.evaluation.samples}"
         # A resumed run may ask for another number of samples than what has been scored so far.
-        scores = {step: row for step, row in _validation(config.run_dir / EVALUATION_ROWS).items() if key in row}
+        scores = {step: row for step, row in _validation(config.folder.evaluations).items() if key in row}
         kept |= set(evaluated_steps(config)) - scores.keys()
         if scores:
             kept.add(select_step(scores, key))
@@ -35,8 +35,4 @@ def prune(config: Config) -> None:
 
 def _validation(path: Path) -> dict[int, dict[str, Any]]:
     """The figures by step. A last line that is still being written is left out."""
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    return {row["step"]: row["figures"] for row in rows if row["split"] == "validation"}
+    return {row["step"]: row["figures"] for row in read_rows(path) if row["split"] == "validation"}

@@ -1,4 +1,4 @@
-"""What a run writes row by row: ``metrics.jsonl``, one JSON object per update, and outcomes."""
+"""The rows that a run writes, one for each update: its metrics, and the outcomes of its rollouts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 
 from stepalign.errors import CheckpointError
 from stepalign_run.folder.files import replace_text
-
-METRICS = "metrics.jsonl"
+from stepalign_run.folder.jsonl import read_rows
 
 
 class StepJournal:
@@ -31,10 +30,7 @@ class StepJournal:
 
     def rows(self) -> list[dict[str, Any]]:
         """The whole rows that are there."""
-        if not self.path.exists():
-            return []
-        text = self.path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return read_rows(self.path)
 
     def append(self, row: dict[str, Any]) -> None:
         """Write a row to the disk. Raises CheckpointError when there is no room."""

@@ -14,7 +14,7 @@ from stepalign.errors import ConfigError
 from stepalign_run.config import load_config
 from stepalign_run.folder.files import replace_text
 from stepalign_run.logging import configure_logging
-from stepalign_run.probing import PLAN, PROBE, ProbePlan
+from stepalign_run.probing import ProbePlan
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
 
@@ -32,7 +32,7 @@ def probe_worker(ctx: typer.Context, config: ConfigPath) -> None:
     settings = load_config(config, ctx.args)
     configure_logging("probe-worker")
     structlog.contextvars.bind_contextvars(run_id=settings.run.name)
-    plan = read_plan(settings.run_dir / PLAN)
+    plan = read_plan(settings.folder.probe_plan)
 
     from transformers import AutoTokenizer
 
@@ -59,7 +59,7 @@ def probe_worker(ctx: typer.Context, config: ConfigPath) -> None:
                 await await_critic(critic)
             batch = await claim_batch(queue, policies, settings.trainer.batch)
             report = await probe.measure([delivery.rollout for delivery in batch])
-            replace_text(settings.run_dir / PROBE, report.model_dump_json(indent=1) + "\n")
+            replace_text(settings.folder.probe, report.model_dump_json(indent=1) + "\n")
             # Only now: what the rollouts were sampled for is on disk.
             await queue.acknowledge({delivery.entry_id: OUTCOME for delivery in batch})
         finally:

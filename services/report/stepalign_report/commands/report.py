@@ -19,7 +19,6 @@ from stepalign_report.write import ensure_page, finish_report
 from stepalign_run.commands.arguments import ConfigPath
 from stepalign_run.config import Config, load_config
 from stepalign_run.folder.jsonl import read_rows
-from stepalign_run.folder.layout import RunFolder
 from stepalign_run.folder.report import Report
 from stepalign_run.folder.stored import stored_report
 
@@ -40,7 +39,7 @@ def report(
         found = stored_report(settings)
         if found is None or follow:
             found = _await_report(settings, console, follow=follow)
-        ensure_page(RunFolder(settings.run_dir))
+        ensure_page(settings.folder)
     if as_json:
         typer.echo(found.as_json(), nl=False)
     elif brief:
@@ -63,7 +62,7 @@ def _await_report(settings: Config, console: Console, *, follow: bool) -> Report
     """The report of a run that has ended, written to its folder. Raises ConfigError before the end without follow."""
     state = asyncio.run(read_state(settings))
     if not state.finished and not follow:
-        done = len(read_rows(RunFolder(settings.run_dir).metrics))
+        done = len(read_rows(settings.folder.metrics))
         how_far = f"{done} of {settings.trainer.steps} updates are done"
         if settings.data.validation is not None and settings.data.test is not None:
             how_far += " and its evaluation is not complete"
@@ -84,5 +83,5 @@ def _show(console: Console, config: Config, report: Report) -> None:
         console.print("[bold red]nothing was trained:[/] every rollout was skipped, for the reasons in the table")
     if report.evaluated is not None:
         console.print(result_table(config, report, report.evaluated))
-    page = RunFolder(config.run_dir).page
+    page = config.folder.page
     console.print(f"report: {page} ({report.wall_seconds:.0f} s)", highlight=False)
