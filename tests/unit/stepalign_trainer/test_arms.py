@@ -12,7 +12,7 @@ from stepalign_lab.checker import exact_critique
 from stepalign_run.config import Config, shipped_arms
 from stepalign_trainer.update.learner import Learner
 
-pytestmark = [pytest.mark.slow, pytest.mark.numeric]
+pytestmark = pytest.mark.slow
 
 Run = Any  # that of conftest.py
 OPTIONS = ("--trainer.batch", "16", "--queue.capacity", "64", "--trainer.micro_batch", "16")

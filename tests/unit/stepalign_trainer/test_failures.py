@@ -19,7 +19,7 @@ from stepalign_trainer.batch.examples import Example
 from stepalign_trainer.loop import Trainer
 from stepalign_trainer.update.learner import Learner
 
-pytestmark = [pytest.mark.slow, pytest.mark.numeric]
+pytestmark = pytest.mark.slow
 
 Run = Any  # that of conftest.py
 STEPS = ("--trainer.steps", "3")

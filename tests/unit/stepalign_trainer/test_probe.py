@@ -28,7 +28,7 @@ from stepalign_trainer.probe.measure import Probe, claim_batch
 from stepalign_trainer.probe.samples import ProbeSampler
 from support.critic_answers import answer_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.numeric]
+pytestmark = pytest.mark.slow
 
 MakeConfig = Callable[..., Config]
 Measure = Callable[..., ProbeReport]
@@ -168,6 +168,7 @@ def measure(
     return make
 
 
+@pytest.mark.numeric
 def test_samples_are_the_bases_and_leave_the_model_as_it_was(
     make_learner: Callable[..., Any], rollouts: list[Rollout]
 ) -> None:
@@ -236,6 +237,7 @@ def test_the_score_falls_with_the_solve_rate(measure: Measure) -> None:
     assert arm.score is not None and arm.score.value == pytest.approx(0.5 * arm.focus, abs=1e-5)
 
 
+@pytest.mark.numeric
 def test_the_report_is_the_same_twice(measure: Measure) -> None:
     arms = ("stepalign_scoped", "refsol", "shuffled", "grpo")
     first, second = (measure(*arms, critic=Critic()).model_dump_json() for _ in range(2))
@@ -330,6 +332,7 @@ def test_a_correct_solution_is_what_the_solver_would_emit(
     assert solution(right) is None
 
 
+@pytest.mark.numeric
 def test_the_gain_is_the_mean_over_tokens_of_the_log_probability_ratio(
     measure: Measure, make_learner: Callable[..., Any], rollouts: list[Rollout]
 ) -> None:
