@@ -471,7 +471,6 @@ def ask_four(critic: Served) -> tuple[list[int], list[int]]:
 
 
 OBSERVATIONS: dict[str, Observe] = {
-    "config": lambda bench, overrides: bench.config(overrides),
     "critic keys": in_training(lambda run: run.critic_keys),
     "first errors": in_training(lambda run: run.column("advantage_at_error")),
     "files": in_training(lambda run: run.files),

@@ -398,7 +398,7 @@ def test_an_interval_does_not_depend_on_other_runs_or_on_their_order(runs: Runs)
     assert [arm.name for arm in everything.arms] == ["stepalign_scoped", "grpo", "another", "mine"]
 
 
-def test_the_shipped_arms_are_shown_by_rank_and_compared_question_by_question(runs: Runs) -> None:
+def test_shipped_arms_stand_by_rank_and_are_compared_by_question(runs: Runs) -> None:
     comparison = compare(read_runs([runs.add(name, 0, [1, 2]) for name in shipped_arms()]), resamples=100)
     assert [arm.name for arm in comparison.arms] == [
         *("stepalign_scoped", "stepalign", "refsol", "grpo", "grpo_unleashed", "random_step_scope"),

@@ -51,7 +51,7 @@ def test_no_two_shipped_arms_are_the_same(toml: Path) -> None:
     assert len(sections) == len(shipped_arms())
 
 
-def test_each_shipped_arm_has_a_rank_of_its_own_and_comparands_that_are_shipped() -> None:
+def test_each_shipped_arm_has_its_own_rank_and_shipped_comparands() -> None:
     tables = shipped_tables()
     assert list(tables) == shipped_arms()
     assert len({table.rank for table in tables.values()}) == len(tables)

@@ -371,7 +371,7 @@ def test_a_checker_that_cannot_handle_a_problem_is_a_configuration_error(rollout
         asyncio.run(contexts.fetch([rollout_of("right", problem=strange)]))
 
 
-def test_every_kind_has_a_class_and_a_prompt_file_in_every_shipped_prompt_set() -> None:
+def test_every_kind_has_a_class_and_a_file_in_every_prompt_set() -> None:
     assert CONTEXTS.keys() == set(ContextKind)
     shipped = [folder for folder in files("stepalign.prompts").iterdir() if (folder / "student.txt").is_file()]
     assert len(shipped) >= 2
