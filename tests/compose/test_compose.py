@@ -29,7 +29,7 @@ from stepalign_lab.domain import FACTS, apply, reference_solution, sample_chain,
 from stepalign_run.config import load_config
 
 ROOT = Path(__file__).parents[2]
-PROCESSES = ("critic", "solver", "trainer")
+PROCESSES = ("critic", "solver", "trainer", "report")
 UPDATE_SECONDS = 120
 REQUESTS, CONCURRENCY = 1500, 16
 # Loose, for machines with other work: how long it takes is for make bench-lb to say.
@@ -101,9 +101,13 @@ def test_compose_accepts_both_profiles(engine: dict[str, str], stack: Stack) -> 
     for name in ("critic-gpu", "solver-gpu", "trainer-gpu", "evaluate-gpu"):
         (device,) = gpu[name]["deploy"]["resources"]["reservations"]["devices"]
         assert device["capabilities"] == ["gpu"]
-    for name in ("critic-gpu", "solver-gpu", "trainer-gpu"):
+    for name in ("solver-gpu", "trainer-gpu"):
         assert gpu[name]["build"]["args"]["TORCH_INDEX"] == ""
-    assert "critic" in gpu["critic-gpu"]["networks"]["critics"]["aliases"]
+    critic = gpu["critic-gpu"]
+    assert critic["image"] == f"stepalign-critic-gpu:{stack.version}"
+    assert (critic["build"]["target"], critic["build"]["args"]["CRITIC_BACKEND"]) == ("critic", "vllm")
+    assert critic["build"]["args"]["PYTHON_IMAGE"] == "python:3.11"
+    assert "critic" in critic["networks"]["critics"]["aliases"]
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -114,7 +118,10 @@ def test_an_image_is_labelled_and_holds_no_build_tools(stack: Stack, process: st
     assert labels["org.opencontainers.image.version"] == stack.version
     assert labels["org.opencontainers.image.title"] == f"stepalign {process}"
     assert found["Config"]["User"] == "stepalign"
-    assert found["Config"]["Healthcheck"]["Test"][:2] == ["CMD", "python"]
+    if process == "report":
+        assert "Healthcheck" not in found["Config"]
+    else:
+        assert found["Config"]["Healthcheck"]["Test"][:2] == ["CMD", "python"]
     inside = (
         "import importlib.util, os, shutil, sys\n"
         "print(os.getuid(), [t for t in ('gcc', 'cc', 'make', 'git', 'curl', 'g++') if shutil.which(t)],"

@@ -94,7 +94,7 @@ def test_a_port_where_nobody_listens_is_unhealthy(tmp_path: Path, closed: str) -
 def test_a_process_that_hangs_is_unhealthy_before_dockers_own_limit(tmp_path: Path, address: str) -> None:
     began = time.monotonic()
     done = check(tmp_path, f"{address}/hanging")
-    assert time.monotonic() - began < 5  # --timeout=5s in the Dockerfiles: what takes longer leaves no message
+    assert time.monotonic() - began < 5  # --timeout=5s in the Dockerfile: a slower check leaves no message
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.startswith(f"{address}/hanging does not answer: ") and "timed out" in done.stdout
 

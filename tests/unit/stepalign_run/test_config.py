@@ -205,6 +205,6 @@ def test_the_papers_setting_is_the_papers() -> None:
     assert {model.dtype, config.critic.dtype} == {"bfloat16"} and solver.merge_adapter is False
     assert model.chat_template_options == {"enable_thinking": False}
     assert model.teacher_chat_template_options == {"enable_thinking": True}
-    assert config.critic.backend == "transformers"
+    assert (config.critic.backend, config.critic.max_batch) == ("vllm", config.trainer.batch)
     # Trained on, picked by, and reported on: three lists of problems.
     assert len({config.data.train, config.data.validation, config.data.test, None}) == 4
