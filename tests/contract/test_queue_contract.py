@@ -458,7 +458,9 @@ def test_a_claim_that_waits_for_more_forgets_what_another_took(world: World, gro
     async def scenario(waiting: RolloutQueue, other: RolloutQueue) -> None:
         await waiting.publish(group("a", 1))
         claim = asyncio.create_task(waiting.claim(2, 1.1))
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(10):
+            while not (await other.status()).claimed:
+                await asyncio.sleep(0.01)
         world.let_idle(61)
         assert len(await other.claim(1, 0)) == 1
         assert await claim == []
