@@ -48,7 +48,7 @@ class ArmsBenchmark:
     config: Path
     default_arms: Sequence[str]
     bounds: Sequence[tuple[str, str, float]] = ()
-    """Differences ``(a, b, at least)`` in points of Avg@k, whose intervals must lie apart from 0."""
+    """Differences ``(a, b, at least)`` in points of Avg@k; their intervals must lie apart from 0."""
 
     @property
     def results(self) -> Path:
@@ -61,7 +61,7 @@ class ArmsBenchmark:
     def carry_out(
         self, steps: int, seeds: Sequence[int], arms: Sequence[str], jobs: int, directory: Path, *, only_report: bool
     ) -> None:
-        """Run what is missing, then compare. Raises typer.Exit when a bound is missed or a run failed."""
+        """Run the missing runs, then compare. Raises typer.Exit when a bound is missed or a run failed."""
         overrides = ["--trainer.steps", str(steps)]
         campaign = Campaign(self.config, arms or self.default_arms, seeds, directory / f"steps-{steps}", overrides)
         failed = [] if only_report else run_all(campaign, jobs)
@@ -101,7 +101,7 @@ class ArmsBenchmark:
         replace_text(self.results, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
 
     def _command(self, steps: int, reports: list[Report]) -> str:
-        """What makes these runs again, and no others."""
+        """The command that makes these runs again, and no others."""
         seeds = sorted({report.seed for report in reports})
         arms = sorted({report.arm_name for report in reports})
         chosen = [] if arms == sorted(self.default_arms) else [f"--arm {arm}" for arm in arms]
@@ -110,7 +110,7 @@ class ArmsBenchmark:
 
 
 def run_all(campaign: Campaign, jobs: int) -> list[str]:
-    """Run what has not ended, ``jobs`` at a time. Returns the names of those that failed; the others went on."""
+    """Run the unfinished runs, ``jobs`` at a time. Returns the names of those that failed; the others went on."""
     # The default would end this process alone, and its runs would go on unseen.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     campaign.directory.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def start(campaign: Campaign, member: Member) -> subprocess.Popen[bytes]:
 
 
 def check_bounds(comparison: Comparison, wanted: Sequence[tuple[str, str, float]]) -> list[dict[str, Any]]:
-    """The bounds whose arms are both there, and whether they are kept."""
+    """Every bound with both arms there, and whether it is kept."""
     found: list[dict[str, Any]] = []
     for a, b, least in wanted:
         pair = next((pair for pair in comparison.pairs if (pair.a, pair.b) == (a, b)), None)

@@ -4,7 +4,7 @@
 
 Three comparisons, each with its peer measured in the same run and by turns:
 
-- the service over an engine of fixed latency, beside a bare FastAPI route over the same engine: what it adds at one
+- the service over an engine of fixed latency, beside a bare FastAPI route over the same engine: added time at one
   connection, requests a second and the 99th percentile at 32 (:mod:`benchmarks.critic.http`);
 - the backend ``openai`` over httpx's own transport and over ``httpx-aiohttp``, before the same server;
 - tokens a second of vLLM inside the service, beside vLLM's own offline engine

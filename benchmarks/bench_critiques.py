@@ -1,11 +1,11 @@
 """How many critiques of a model validate, and how many of these are right: ``benchmarks/results/critiques.json``.
 
-    python -m benchmarks.bench_critiques
+    make bench-critiques
 
 Attempts are completions of a base solver, sampled as for training. Each critic is the real service over HTTP with its
 shipped prompts, one stricter retry included where the prompt set has one. An answer is *valid* when it aligns with the
 attempt, *right* when it names the same verdict and the same first wrong step as the task's exact checker (tasks without
-one have no such figure). The table goes into ``docs/critique.md``. SmolLM2 needs ``make smollm2``.
+one have no such figure). The table goes into ``docs/critique.md``. The target converts SmolLM2 first.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _95_PERCENT = 1.959964
 
 @dataclass(frozen=True)
 class Task:
-    """Problems, who attempts them how often each, and the exact checker that knows what is right."""
+    """Problems, their solver and its attempts at each, and the exact checker that knows the right steps."""
 
     title: str
     config: str

@@ -4,10 +4,10 @@
 
 Each repetition is a run of its own with real processes and a real Redis (AOF, synced every second), in which one thing
 goes wrong at a moment that depends on the repetition (:mod:`benchmarks.faults.scenarios`). ``lost`` and
-``trained_twice`` count rollouts over all of them, by an audit of what solver, trainer and queue have recorded.
+``trained_twice`` count rollouts over all of them, by an audit of the records of solver, trainer and queue.
 
-Resumable: what the file holds of the same code revision is not repeated. Exits with 1 when anything was lost, trained
-twice or left unexplained.
+Resumable: repetitions of the same code revision are kept. Exits with 1 when anything was lost, trained twice or
+left unexplained.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.faults.run import ROOT, Outcome, UnfinishedError
 from benchmarks.faults.scenarios import FULL_DISK, SCENARIOS, UNDISTURBED, Scenario
 
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
-# What a fault could not reach does not make an old repetition worthless.
+# A change elsewhere cannot touch a fault, so old repetitions stay valid.
 _CODE = (
     "shared",
     "services/solver",
@@ -78,7 +78,7 @@ def _play(scenario: Scenario, repetition: int) -> Outcome:
 
 
 def _row(scenario: Scenario, repetition: int, undisturbed: Outcome) -> dict[str, Any]:
-    """What came of one repetition; a run that did not come to its end is a violation too."""
+    """The result of one repetition; a run that did not come to its end is a violation too."""
     try:
         outcome = _play(scenario, repetition)
     except BenchError as error:

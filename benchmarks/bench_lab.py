@@ -1,6 +1,6 @@
 """Compare every arm on the lab, over several seeds: ``benchmarks/results/lab.json`` and ``docs/results.md``.
 
-    python -m benchmarks.bench_lab
+    make bench-lab
 
 Exits with 1 when a bound is missed or a run failed, after writing the files.
 """

@@ -1,9 +1,9 @@
 """Measure the load balancer before the critics and write ``benchmarks/results/lb.json``.
 
-    python -m benchmarks.bench_lb
+    make bench-lb
 
-Needs Docker with Compose on Linux, and the critic's image (``docker compose build critic``). Three measurements of the
-product's balancer before critics of fixed capacity:
+Needs Docker with Compose on Linux; the target builds the critic's image. Three measurements of the product's
+balancer before critics of fixed capacity:
 
 - overhead: the same request to the same replica, through the balancer and past it, by turns;
 - churn: requests of the SDK's client while replicas are added, drained and killed;

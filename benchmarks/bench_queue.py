@@ -4,7 +4,7 @@
 
 ``publish_ratio`` and ``consume_ratio``: entries a second on bytes that are encoded already ÷ those of bare pipelines in
 the same round (:mod:`benchmarks.queue.throughput`); ``publish_ratio_group_1`` is that of groups of one,
-``publish_ratio_deep_peer`` that beside a peer who sends more at once. ``codec_factor``: encoding and decoding a rollout
+``publish_ratio_deep_peer`` that beside a peer with longer pipelines. ``codec_factor``: encoding and decoding a rollout
 ÷ publishing and consuming it. ``lost`` and ``duplicated``: over twenty kills of the consumer
 (:mod:`benchmarks.queue.kills`).
 ``memory_factor``: the server's memory with a full queue and no trainer ÷ (capacity × payload).

@@ -1,8 +1,8 @@
 """A first reading with real weights: arms on SmolLM2-135M and sums, ``benchmarks/results/smollm2.json``.
 
-    python -m benchmarks.bench_smollm2
+    make bench-smollm2
 
-It needs the converted weights (``make smollm2``). Interrupted, it continues where it was.
+The target converts the weights first. Interrupted, it continues where it was.
 """
 
 from __future__ import annotations

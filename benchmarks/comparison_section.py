@@ -18,7 +18,7 @@ def write_section(page: Path, name: str, results: dict[str, Any]) -> None:
 
 
 def replace_section(page: Path, name: str, body: str) -> None:
-    """Replace what stands between the markers of ``name``. Raises ValueError when the page has none."""
+    """Replace the text between the markers of ``name``. Raises ValueError when the page has none."""
     begin, end = f"<!-- bench-{name}: begin -->", f"<!-- bench-{name}: end -->"
     text = page.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1:

@@ -1,4 +1,4 @@
-"""What ends a benchmark without figures."""
+"""The error that ends a benchmark without figures."""
 
 from __future__ import annotations
 

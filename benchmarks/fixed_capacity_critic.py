@@ -1,7 +1,7 @@
 """The critic service with a backend of known capacity: so many slots, each busy for a fixed time per request.
 
-Everything around the backend is the product's: HTTP, API keys, readiness, drain. What the load balancer loses can then
-be told from what a model would lose. The answers are the lab's exact critiques.
+Everything around the backend is the product's: HTTP, API keys, readiness, drain. So a loss by the load
+balancer can be told from one by a model. The answers are the lab's exact critiques.
 
     python -m benchmarks.fixed_capacity_critic configs/lab.toml --slots 4 --seconds 0.25
 """

@@ -28,7 +28,7 @@ from stepalign_run.folder.layout import RunFolder
 from stepalign_run.probing import ProbeReport
 
 LEAST_ARMS = 3
-"""With two arms a rank correlation is 1 or −1 whatever they are."""
+"""With two arms a rank correlation is always 1 or −1."""
 
 
 def ranks(values: Sequence[float]) -> list[float]:
@@ -52,7 +52,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True)
 class ArmOutcome:
-    """An arm's score beside what its runs gave: test figures, percent, mean over seeds."""
+    """An arm's score beside the results of its runs: test figures, percent, mean over seeds."""
 
     arm: str
     score: float

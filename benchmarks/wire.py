@@ -1,6 +1,6 @@
 """HTTP/1.1 over one kept connection and blocking sockets.
 
-A full client spends a millisecond or more on each request, with a spread far above what is measured here.
+A full client spends a millisecond or more on each request, with a spread far above the differences measured here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An engine that always gives the same critique after the same time, and what is built around it.
+"""An engine that always gives the same critique after the same time, and the servers around it.
 
 The critic service has it as its backend; the peer of every figure is a bare FastAPI route that waits for the same
 engine. ``asyncio.sleep`` is not exact, so every answer says how long the engine really took: its number of completion
@@ -68,7 +68,7 @@ class FixedLatencyBackend:
 
 
 class Asked(BaseModel):
-    """What the bare route reads: the fields of a critique request that the measurements send."""
+    """The request of the bare route: the fields of a critique request that the measurements send."""
 
     question: str
     attempt: str
@@ -82,7 +82,7 @@ class Usage(BaseModel):
 
 
 class Answered(BaseModel):
-    """What the bare route answers: the engine's text as it is."""
+    """The answer of the bare route: the engine's text as it is."""
 
     text: str
     finish_reason: str
@@ -103,7 +103,7 @@ def bare_app(engine: FixedLatencyEngine) -> FastAPI:
 
 
 class ModelServer:
-    """An OpenAI-compatible server that always gives ``completion``, as bare ASGI: it must not be what limits."""
+    """An OpenAI-compatible server that always gives ``completion``, as bare ASGI: it must not be the bottleneck."""
 
     def __init__(self, models: bytes, completion: bytes) -> None:
         self._models = models

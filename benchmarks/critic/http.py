@@ -1,7 +1,7 @@
 """The service over HTTP beside its peers, with an engine of fixed latency: no model takes part.
 
 Answers come from the engine and never from the cache, which looks for every one of them: the requests differ and
-outnumber what it keeps, and every answer is checked to say ``miss``. Log lines are written as ``stepalign critic``
+outnumber its places, and every answer is checked to say ``miss``. Log lines are written as ``stepalign critic``
 writes them, to a file.
 """
 

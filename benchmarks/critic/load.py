@@ -1,7 +1,7 @@
 """Closed loops from one thread: so many connections, each with one request open at any time.
 
-A full HTTP client takes about as long for a request as the service does; on two cores that would be what is measured.
-This one sends bytes that are ready and looks for the end of the answer, and tells what share of a core that took.
+A full HTTP client takes about as long for a request as the service does; on two cores it would measure itself.
+This one sends bytes that are ready and looks for the end of the answer, and tells the share of a core that it took.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class LoadSettings:
 
 @dataclass(frozen=True)
 class Target:
-    """A server, and what each of its answers must hold besides status 200 for its figures to mean something.
+    """A server, and the text that each of its answers must hold besides status 200 for its figures to count.
 
-    ``requests`` are its own: where another target took some of them, it might be asked what it still has in its cache.
+    ``requests`` are its own: shared with another target, some might be answered from its cache.
     """
 
     server: Server
@@ -54,7 +54,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Rounds:
-    """The same load in every round; what another program did to the machine is left out by the medians."""
+    """The same load in every round; medians leave out disturbances by other programs."""
 
     loads: list[Load]
 
@@ -84,7 +84,7 @@ def measure_by_turns(targets: Mapping[str, Target], settings: LoadSettings) -> d
 
 
 async def _measure(target: Target, settings: LoadSettings) -> Load:
-    """Raises BenchError on an answer that is not what was expected."""
+    """Raises BenchError on an unexpected answer."""
     running = asyncio.get_running_loop()
     stopped: asyncio.Future[None] = running.create_future()
     host, port = target.server.host, target.server.port

@@ -1,8 +1,8 @@
-"""vLLM's offline engine, ``vllm.LLM``, in the environment of vLLM: what the service is compared with.
+"""vLLM's offline engine, ``vllm.LLM``, in the environment of vLLM: the peer of the service.
 
     python -m benchmarks.critic.offline_engine CONFIG
 
-A line of stdin is a JSON list of critique requests; each is answered by a line of JSON on stdout, whose ``seconds`` are
+A line of stdin is a JSON list of critique requests; each is answered by a line of JSON on stdout. Its ``seconds`` are
 those of ``LLM.generate`` alone. Before the first one there is a line with the versions. Prompts and the engine's
 arguments are the ones that the service makes of the same configuration.
 """
@@ -29,7 +29,7 @@ from stepalign_run.config import CriticServerSection, load_critic_config
 
 def main(config: Path = typer.Argument(help="TOML configuration of the critic.")) -> None:
     """Answer lines of requests until stdin ends."""
-    # vLLM writes to stdout too; what goes to whoever started this must be JSON alone.
+    # vLLM writes to stdout too; the caller must get JSON alone.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     section = load_critic_config(config).critic

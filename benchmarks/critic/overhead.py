@@ -1,4 +1,4 @@
-"""What the service adds to the time of its engine, on one kept connection, beside what a bare FastAPI route adds.
+"""The time that the service adds to its engine's, on one kept connection, beside that of a bare FastAPI route.
 
 The overhead of a request is its latency at the client less the time that the engine itself took for it, which every
 answer tells (:mod:`benchmarks.critic.engine`). Service and route get the same requests by turns.
@@ -65,7 +65,7 @@ def _block(
 ) -> tuple[list[_Sample], list[_Sample]]:
     samples: tuple[list[_Sample], list[_Sample]] = ([], [])
     for pair in range(pairs):
-        # Who comes second may find the processor's caches warm.
+        # The second one may find the processor's caches warm.
         for side in (0, 1) if pair % 2 else (1, 0):
             samples[side].append(_sample(*sides[side]))
     return samples

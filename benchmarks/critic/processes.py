@@ -89,7 +89,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def end_of_log(folder: Path) -> str:
-    """What a process said last."""
+    """The last log lines of a process."""
     return (folder / LOG).read_text(encoding="utf-8", errors="replace")[-_SHOWN_OF_A_LOG:]
 
 

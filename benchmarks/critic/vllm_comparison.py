@@ -1,18 +1,18 @@
 """Tokens a second of vLLM inside the service beside those of vLLM's own offline engine on the same prompts.
 
-What is the same on both sides: SmolLM2-135M, vLLM's build for CPUs, its engine's arguments, the prompts' token ids,
-greedy decoding with the same budget. The requests of a round are all there at its beginning, offline as one call of
+The same on both sides: SmolLM2-135M, vLLM's build for CPUs, its engine's arguments, the prompts' token ids, greedy
+decoding with the same budget. The requests of a round are all there at its beginning, offline as one call of
 ``LLM.generate``, in the service as one HTTP request each; both engines admit ``max_batch`` of them at a time. The
-prompts of every round are new, so both prefix caches hold what a warm-up round left in them, the instructions and
-examples, and nothing else.
+prompts of every round are new, so both prefix caches hold the instructions and examples of a warm-up round, and nothing
+else.
 
-What is not: the offline engine is given token ids and gives text, in one process with its caller. The service reads
+Different: the offline engine is given token ids and gives text, in one process with its caller. The service reads
 HTTP, renders the prompts, validates the answers and writes HTTP, and this program's client takes its share of the same
 cores. The prompt set has no prompt for a second try, so one critique is one generation, although few of this model's
 answers align.
 
-Tokens are those written (completion). Both processes live through all rounds and take turns; the one whose turn it is
-not waits without taking time.
+Tokens are those written (completion). Both processes live through all rounds and take turns; the other one waits
+without taking time.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class VllmSettings:
 
 @dataclass(frozen=True)
 class Generated:
-    """What one side did in a round, by request in the order of the requests."""
+    """One side's time and tokens in a round, in the order of the requests."""
 
     seconds: float
     prompt_tokens: list[int]
@@ -201,7 +201,7 @@ def _service(python: Path, config: Path) -> Iterator[Server]:
 
 
 def _round(offline: OfflineEngine, service: Server, settings: VllmSettings, seed: int) -> VllmRound:
-    """One round of both; who begins changes with ``seed``."""
+    """One round of both; the order changes with ``seed``."""
     requests = _requests(settings, seed)
     if seed % 2:
         ours, theirs = _ask(service, requests), offline.generate(requests)
@@ -220,7 +220,7 @@ def _round(offline: OfflineEngine, service: Server, settings: VllmSettings, seed
 
 
 def _requests(settings: VllmSettings, seed: int) -> list[CritiqueRequest]:
-    """Sums whose running totals go wrong by one at a random step."""
+    """Sums with running totals that go wrong by one at a random step."""
     rng = random.Random(seed)
     return [_request([rng.randint(1, 9) for _ in range(settings.addends)], rng) for _ in range(settings.requests)]
 

@@ -1,4 +1,4 @@
-"""What the HTTP measurements send: an attempt of eight steps with a reference solution, and its critique.
+"""The request of the HTTP measurements: an attempt of eight steps with a reference solution, and its critique.
 
 Requests differ in their question alone, so that one text is the right answer to each of them. They outnumber the
 answers that the service keeps: asked for in turn, none is ever found in its cache.
@@ -61,7 +61,7 @@ def requests(count: int = DIFFERENT_REQUESTS) -> list[CritiqueRequest]:
 
 
 def critique() -> str:
-    """What a perfect critic answers to each of them."""
+    """A perfect critic's answer to each of them."""
     marked = [
         *((step, "copied") for step in _COPIED),
         (_RIGHT, "corrected"),

@@ -1,1 +1,1 @@
-"""Runs whose processes are killed, starved and fed with rubbish, for ``make bench-faults`` and the tests."""
+"""Runs with processes killed, starved and fed with rubbish, for ``make bench-faults`` and the tests."""

@@ -12,7 +12,7 @@ from stepalign_solver.publications import PublicationJournal
 
 
 def flood(config_path: str, rollouts: int) -> None:
-    """Publish so many copies of what is in the queue, each a group of its own, and record them as the solver does.
+    """Publish so many copies of a rollout of the queue, each a group of its own, and record them as the solver does.
 
     The model of the copies stays this consumer's until it is silent for too long, as if it had been killed.
     """

@@ -1,4 +1,4 @@
-"""What goes wrong inside a process, and at which call: a kill -9 by its own hand, a wait, an answer that is rubbish."""
+"""Faults at a chosen call inside a process: a kill -9 by its own hand, a wait, a rubbish answer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Fault:
     text: str = ""
 
     def arm(self) -> None:
-        """Wrap what is at the place, in this process."""
+        """Wrap the function at the place, in this process."""
         module, _, path = self.place.partition(":")
         owner: Any = import_module(module)
         *outer, name = path.split(".")

@@ -1,4 +1,4 @@
-"""What takes long to import in the processes of a run; the server that they are forked from imports it once."""
+"""Slow imports of a run's processes; the server that they are forked from does them once."""
 
 from __future__ import annotations
 

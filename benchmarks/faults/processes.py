@@ -1,4 +1,4 @@
-"""The processes of a run: the real commands, forked from a server that has imported what takes long to import.
+"""The processes of a run: the real commands, forked from a server that has done the slow imports.
 
 Only the import is saved: each is a process of its own, with the command's own ``main``, and can be killed like one.
 """
@@ -152,7 +152,7 @@ class RedisServer:
         return self._newest_part().stat().st_size
 
     def cut(self, size: int) -> None:
-        """Leave the first ``size`` bytes of that part, while the server is down: what a power cut may do."""
+        """Leave the first ``size`` bytes of that part, while the server is down, as a power cut may."""
         os.truncate(self._newest_part(), size)
 
     def _newest_part(self) -> Path:

@@ -1,8 +1,8 @@
 """One small run of the lab under a fault: processes that have died are started again until it has ended, then audited.
 
 Four updates of four rollouts each, the lab's solver, its exact checker as critic behind HTTP, a Redis server with an
-append-only file, no evaluation. The processes are the shipped commands; what starts them again is this module and not
-``stepalign run``: at once, and a critic that was told to end too, as whatever runs replicas would.
+append-only file, no evaluation. The processes are the shipped commands. This module starts them again, not
+``stepalign run``: at once, and even a critic that was told to end, as an orchestrator of replicas would.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ lora = {{ rank = 4, alpha = 8 }}
 """
 _WHOLE_RUN_SECONDS = 180.0
 _POLL_SECONDS = 0.02
-# A typed error that a restart cannot mend; what starts processes gives up then.
+# The exit code of a typed error that a restart cannot mend; the process is not started again.
 _REFUSED = 1
 WORKERS = ("trainer", "solver")
 
 
 class UnfinishedError(BenchError):
-    """A run did not come to its end. ``audit`` is that of what it has left, None when there is no telling."""
+    """A run did not come to its end. ``audit`` is that of its remains, None when it cannot be made."""
 
     def __init__(self, reason: str, audit: Audit | None) -> None:
         super().__init__(reason)
@@ -71,7 +71,7 @@ class UnfinishedError(BenchError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is left of a run."""
+    """The remains of a run."""
 
     audit: Audit
     twice: int
@@ -110,7 +110,7 @@ class FaultyRun:
         self.commands: dict[str, Command] = {}
 
     def start(self, names: Sequence[str] = ("critic", *WORKERS), faults: Mapping[str, Fault] | None = None) -> None:
-        """Start what is named, and Redis before it."""
+        """Start the named processes, and Redis before them."""
         for name in names:
             self.commands[name] = command(self.folder, name, [str(self.config)], (faults or {}).get(name))
 
@@ -121,7 +121,7 @@ class FaultyRun:
         return path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
 
     def wait(self, until: Callable[[], bool], what: str, seconds: float = _WHOLE_RUN_SECONDS) -> None:
-        """Start again what has died, until ``until``. Raises BenchError when it takes too long."""
+        """Start dead processes again, until ``until``. Raises BenchError when it takes too long."""
         deadline = time.monotonic() + seconds
         while not until():
             self.revive()
@@ -130,7 +130,7 @@ class FaultyRun:
             time.sleep(_POLL_SECONDS)
 
     def revive(self) -> None:
-        """Start again what has died. Raises BenchError for a worker that has refused to go on."""
+        """Start dead processes again. Raises BenchError for a worker that has refused to go on."""
         for name, process in self.commands.items():
             code = process.exit_code
             if code is None or (code == 0 and name != "critic"):
@@ -151,7 +151,7 @@ class FaultyRun:
             return False
 
     def published(self) -> int:
-        """What the queue's own counter says."""
+        """The queue's own counter."""
         with self.redis.client() as client:
             counted: Any = client.hget(run_key(RUN, "ledger"), "published")
         return int(counted or 0)
@@ -202,7 +202,7 @@ class FaultyRun:
 
 @contextmanager
 def faulty_run(folder: Path, capacity: int = 2 * BATCH) -> Iterator[FaultyRun]:
-    """A run whose Redis server has started; nothing of it lives on."""
+    """A run with its Redis server started; no process of it lives on."""
     run = FaultyRun(folder, capacity)
     run.redis.start()
     try:

@@ -28,9 +28,9 @@ _SETTLEMENT, _QUEUE = (
     "stepalign_run.queue.redis_streams:RedisRolloutQueue",
 )
 _CRITIC = "stepalign_critic.backends.program:ProgramBackend.generate"
-# Longer than the idle limit, after which a silent consumer loses what it has claimed.
+# Longer than the idle limit, after which a silent consumer loses its claims.
 _SLOW_SECONDS = 1.5
-# What Redis may hold with the trainer away: capacity × 1.5 × payload.
+# The most memory of Redis with the trainer away: capacity × 1.5 × payload.
 _MOST_MEMORY_FACTOR = 1.5
 _FLOODED_CAPACITY = 1000
 _FSYNC_SECONDS = 1.0
@@ -48,8 +48,8 @@ class TooLateError(BenchError):
 class Scenario:
     """``faults`` by process for a repetition; ``disturb`` is done from outside once the processes have started.
 
-    ``same_weights`` says that the run's result may not show the fault. That it has happened at all is seen by who must
-    have been started again, ``restarts``, and by what the outcome ``shows``.
+    ``same_weights`` says that the run's result may not show the fault. The proof that it happened
+    is in the processes started again, ``restarts``, and in the outcome, which ``shows`` it.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Scenario:
             return run.finish(began)
 
     def violations(self, outcome: Outcome, undisturbed: Outcome) -> list[str]:
-        """What must not be, in sentences."""
+        """Every broken promise, in a sentence."""
         found = list(outcome.audit.problems)
         if outcome.twice:
             found.append(f"{outcome.twice} rollouts were trained twice")
@@ -129,7 +129,7 @@ def _some_way(run: FaultyRun, rng: random.Random) -> None:
 
 
 def _in_progress(run: FaultyRun) -> None:
-    """Raises TooLateError when the run has ended: what is done to it now is no fault any more."""
+    """Raises TooLateError when the run has ended: nothing done to it now is a fault any more."""
     if run.ended:
         raise TooLateError("the run had ended before the fault")
 
@@ -146,7 +146,7 @@ def _redis_ends(number: int) -> Disturb:
 
 
 def _power_cut(run: FaultyRun, rng: random.Random) -> None:
-    """Redis is killed, and of what it wrote since its last sync a part is gone, a command cut in its middle or not."""
+    """Redis is killed, and a part of its writes since the last sync is lost, perhaps in the middle of a command."""
     _some_way(run, rng)
     synced = run.redis.written()
     time.sleep(rng.uniform(0.2, _FSYNC_SECONDS))
@@ -166,7 +166,7 @@ def _poison(run: FaultyRun, rng: random.Random) -> None:
 
 
 def _outrun(run: FaultyRun, rng: random.Random) -> None:
-    """A second producer offers twice what the queue holds, first while no trainer runs, then beside one."""
+    """A second producer offers twice the queue's capacity, first while no trainer runs, then beside one."""
     run.wait(lambda: run.published() > 0, "a first rollout")
     run.commands["trainer"].signal(signal.SIGKILL)
     trainer = run.commands.pop("trainer")

@@ -56,7 +56,7 @@ async def _join(stack: Stack, critic: Container) -> float:
 
 
 def _critiques(stack: Stack, critic: Container) -> int:
-    """Critiques that this replica has made or is making; what it refused while it loaded is not counted."""
+    """Critiques that this replica has made or is making, without its refusals while it loaded."""
     answer = fetch(critic.address, "/metrics", stack.api_key)
     if answer.status != 200:
         raise BenchError(f"a critic's metrics were answered with {answer.status}: {answer.body!r}")

@@ -1,4 +1,4 @@
-"""What clients notice while replicas come, drain and die. The load is the SDK's own client, as the trainer uses it."""
+"""Errors and delays of clients, the SDK's own as the trainer uses it, while replicas come, drain and die."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ChurnSettings:
 
 @dataclass(frozen=True)
 class Step:
-    """One change and what it cost. ``seconds`` are the change's own clock, see :mod:`benchmarks.lb.changes`."""
+    """One change and its cost. ``seconds`` are the change's own clock, see :mod:`benchmarks.lb.changes`."""
 
     change: str
     seconds: list[float]
@@ -54,13 +54,13 @@ class Churn:
     steps: list[Step]
 
     def seconds(self, change: str) -> list[float]:
-        """The clock of all changes whose name begins with ``change``."""
+        """The clock of all changes with a name that begins with ``change``."""
         return [second for step in self.steps if step.change.startswith(change) for second in step.seconds]
 
 
 @dataclass
 class _Load:
-    """What the clients saw: seconds and end of each answered request, and what failed."""
+    """The clients' view: seconds and end of each answered request, and the failures."""
 
     finish: bool = False
     sent: int = 0

@@ -1,4 +1,4 @@
-"""What the balancer says of itself, from its own metrics."""
+"""The balancer's state, from its own metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REDISPATCHES = "haproxy_backend_redispatch_warnings_total"
 
 @dataclass(frozen=True)
 class BackendState:
-    """Replicas that get requests, and what was repeated since the balancer started."""
+    """Replicas that get requests, and the repeats since the balancer started."""
 
     up: int
     retries: int
@@ -26,7 +26,7 @@ class BackendState:
 
 def backend_state(address: str) -> BackendState:
     """The state of the balancer's backend now."""
-    # Only these: all of them are 180 kB of text, which takes time from what is measured.
+    # Only these: all of them are 180 kB of text, and reading them would slow the measured requests.
     text = _metrics(address, f"scope=backend&metrics={_UP},{_RETRIES},{_REDISPATCHES}")
     samples = {
         sample.name: int(sample.value)

@@ -1,4 +1,4 @@
-"""What the balancer adds to a request: the same request to the same replica, through it and past it, by turns."""
+"""Time that the balancer adds to a request: the same request to the same replica, through it and past it, by turns."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _measure_block(direct: Connection, balanced: Connection, request: bytes, pai
     for _ in range(pairs):
         for connection, samples in sides:
             samples.append(_milliseconds(connection, request))
-        # Who comes second may find the replica's caches warm.
+        # The second one may find the replica's caches warm.
         sides.reverse()
     return block
 

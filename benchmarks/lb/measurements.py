@@ -44,12 +44,12 @@ class Scaling:
         return {str(n): through.per_second / (n * self.direct.per_second) for n, through in self.balanced.items()}
 
     def of_capacity(self) -> dict[str, float]:
-        """The share of what N replicas can do at most."""
+        """The share of the greatest throughput of N replicas."""
         return {str(n): through.per_second / (n * FIXED.per_second) for n, through in self.balanced.items()}
 
 
 def measure_overhead(haproxy_cfg: Path, settings: LatencySettings) -> Overhead:
-    """What the balancer adds to requests that the critic answers at once."""
+    """The time that the balancer adds to requests that the critic answers at once."""
     with Stack(IMMEDIATE, 1, haproxy_cfg) as stack:
         replica = stack.critics()[0].address
         body = long_request().model_dump_json().encode()
@@ -63,7 +63,7 @@ def measure_overhead(haproxy_cfg: Path, settings: LatencySettings) -> Overhead:
 
 
 def measure_churn(haproxy_cfg: Path, settings: ChurnSettings) -> Churn:
-    """What clients notice of changes."""
+    """Errors and delays of clients during changes."""
     with Stack(LOADING, 1, haproxy_cfg) as stack:
         return asyncio.run(run_churn(stack, settings))
 

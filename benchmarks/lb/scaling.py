@@ -1,4 +1,4 @@
-"""Whether N replicas behind the balancer do the work of N: closed loops, beside one replica without it."""
+"""The throughput of N replicas behind the balancer in closed loops, beside one replica without it."""
 
 from __future__ import annotations
 

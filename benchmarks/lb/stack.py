@@ -23,14 +23,14 @@ HAPROXY_CFG = ROOT / "services" / "lb" / "haproxy.cfg"
 _COMPOSE_FILE = ROOT / "benchmarks" / "lb-compose.yml"
 _PROJECT = "stepalign-bench"
 _UP_SECONDS = 90.0
-# The balancer takes a replica for up from the moment it has an address, until a check says otherwise: only what lasts
-# for longer than the interval of its checks is true.
+# The balancer takes a replica for up from the moment it has an address, until a check says otherwise: only a state
+# that outlasts the interval of its checks is true.
 _CHECK_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What one replica can do: ``slots`` requests at once, each in ``seconds``."""
+    """The capacity of one replica: ``slots`` requests at once, each in ``seconds``."""
 
     slots: int
     seconds: float
@@ -75,7 +75,7 @@ class Stack:
             "BENCH_LOAD_SECONDS": str(self._capacity.load_seconds),
         }
         try:
-            self._down()  # What a killed run may have left.
+            self._down()  # Remains of a killed run.
             self.scale(self._replicas)
             self.balancer = self._find_balancer().address
             self.wait_until_up(self._replicas)

@@ -1,4 +1,4 @@
-"""What is sent: chains of the lab with attempts that go wrong on the way, as a solver in training writes them."""
+"""The requests: chains of the lab with attempts that go wrong on the way, as a solver in training writes them."""
 
 from __future__ import annotations
 

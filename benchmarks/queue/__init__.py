@@ -1,1 +1,1 @@
-"""The parts of ``benchmarks.bench_queue``: payloads, throughput, codecs, and what a killed consumer costs."""
+"""The parts of ``benchmarks.bench_queue``: payloads, throughput, codecs, and the cost of a killed consumer."""

@@ -1,8 +1,8 @@
-"""What it costs to turn a rollout into bytes and back, by library.
+"""The time to turn a rollout into bytes and back, by library.
 
 ``pydantic`` is the queue's codec: every field is validated on the way in. ``orjson`` writes and reads the JSON, and
-pydantic validates what was read, so it is as strict. ``msgspec`` checks types by a struct of its own, and nothing of
-what the wire type asks beyond them (bounds, lengths that must agree, unknown fields): less than the queue promises.
+pydantic validates the result, so it is as strict. ``msgspec`` checks types by a struct of its own, and no other rule of
+the wire type (bounds, lengths that must agree, unknown fields): less than the queue promises.
 """
 
 from __future__ import annotations

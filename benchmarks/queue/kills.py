@@ -1,14 +1,14 @@
-"""A consumer that is killed in mid-work, twenty times: what is lost, and what counts twice.
+"""A consumer that is killed in mid-work, twenty times: rollouts lost, and rollouts counted twice.
 
 The effect is a vector with a place for each rollout, to which an update adds one where its batch stands: *lost* are
 rollouts whose place is 0 in the end, *duplicated* those above 1. It is replaced whole on disk, as a checkpoint is.
 
 Ours is the trainer's own path: the queue's claims, :class:`Settlement`, and checkpoints of that vector in an adapter's
 place. The peers' pattern is a plain XREAD of pickled rollouts with the last id kept in the process. There are two ways
-to begin again after a kill, at the first entry or at what comes next. A third peer begins at the first and passes over
-what its effect holds: nothing is lost or counted twice then either, but every restart reads the whole stream again, and
-none of it may ever be trimmed. *Reread* are the times that an entry was handed to a consumer beyond its first, and
-*left in stream* is what the server still holds in the end.
+to begin again after a kill, at the first entry or at the next new one. A third peer begins at the first and passes over
+rollouts that its effect holds: nothing is lost or counted twice then either, but every restart reads the whole stream
+again, and none of it may ever be trimmed. *Reread* are the times that an entry was handed to a consumer beyond its
+first, and *left in stream* are the entries that the server still holds in the end.
 
 All take at most as many entries at once, work as long on a batch, and are fed at the same pace over a connection that
 stays open. Kills come at random moments of the feeding, the same for all, but only while the consumer works on a batch:
@@ -70,7 +70,7 @@ _FORK = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a consumer works, and what it tells of itself in memory that outlives it.
+    """The place of a consumer's work, and its notes on itself in memory that outlives it.
 
     Without locks: a consumer that is killed while it holds one would stop all that follow.
     """
@@ -88,13 +88,13 @@ class Place:
         return self.folder / "ready"
 
     def note(self, batch: Sequence[Rollout]) -> None:
-        """Count what was handed out."""
+        """Count another delivery of each rollout."""
         for rollout in batch:
             self.reads[_number(rollout)] += 1
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Around what a consumer does with a batch. The update itself takes as long for all."""
+        """Enclose a consumer's work on a batch. The update itself takes as long for all."""
         self.busy.value = 1
         time.sleep(_WORK_SECONDS)
         yield
@@ -112,7 +112,7 @@ class Contender:
 
 
 class _CountingLearner:
-    """What checkpoints need of a learner: its weights are the effect, and a step of SGD adds to it."""
+    """The learner as checkpoints need it: its weights are the effect, and a step of SGD adds to it."""
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -187,7 +187,7 @@ def _peer(begin_at_next: bool, pass_over_known: bool) -> Callable[[Place], None]
                 len(list(RunFolder(place.folder).checkpoints.glob("step-*"))),
             )
             if begin_at_next and redis.exists(place.stream):
-                # What "$" stands for, before anything more is published.
+                # Resolve "$" before anything more is published.
                 last = cast("Any", redis.xinfo_stream(place.stream))["last-generated-id"]
             place.ready.touch()
             while True:

@@ -1,12 +1,12 @@
 """Entries published and consumed a second, on bytes that are encoded already, beside bare redis-py pipelines.
 
-The same server, the same bytes, the same asyncio client, as many entries in a round trip: a group of the queue is what
-a pipeline of the peer sends at once, and a claim what it reads at once. The peer does nothing else: XADD, XREADGROUP,
-XACK and XDEL. The queue also refuses what does not fit or was there before, looks for entries of silent consumers, and
-counts. All take turns in every round, each with a stream of its own.
+The same server, the same bytes, the same asyncio client, as many entries in a round trip: a pipeline of the peer
+sends as many as a group of the queue holds, and reads as many as a claim. The peer does nothing else: XADD, XREADGROUP,
+XACK and XDEL. The queue also refuses groups that do not fit or were there before, looks for entries of silent
+consumers, and counts. All take turns in every round, each with a stream of its own.
 
 Beside it stand groups of one, where a pipeline saves the peer nothing, and a peer that is free to send more at once
-than a group: what keeping groups whole costs.
+than a group, which shows the cost of keeping groups whole.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Throughput:
 
     @property
     def seconds_per_entry(self) -> float:
-        """What the queue takes to publish and consume one."""
+        """The queue's time to publish and consume one entry."""
         return statistics.median(1 / our.publish + 1 / our.consume for our in self.ours)
 
 
@@ -84,7 +84,7 @@ _Contender = Callable[[str, Sequence[bytes], int, int], Awaitable[Side]]
 
 
 class EncodedQueue(RedisRolloutQueue):
-    """The queue, but for its codec: what it is given is admitted as it is, and nothing is decoded."""
+    """The queue without its codec: bytes are admitted as they are, and nothing is decoded."""
 
     async def _accept(self, entries: Sequence[RawEntry], found: dict[str, Delivery]) -> int:
         found.update({entry.entry_id: entry for entry in entries})  # type: ignore[misc]
@@ -103,7 +103,7 @@ async def measure_throughput(url: str, payloads: Sequence[bytes], settings: Thro
     sides: dict[str, list[Side]] = {name: [] for name in contenders}
     await _ours(url, payloads, settings.group, settings.batch)
     for number in range(settings.rounds):
-        # Whoever comes first in a round comes last in the next.
+        # The first one of a round comes last in the next.
         for name in list(contenders)[:: -1 if number % 2 else 1]:
             contender, group = contenders[name]
             sides[name].append(await contender(url, payloads, group, settings.batch))

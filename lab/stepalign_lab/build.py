@@ -182,10 +182,10 @@ def train_solver(seed: int, log: Log) -> LlamaForCausalLM:
 def train_critic(seed: int, log: Log) -> LlamaForCausalLM:
     """Synthetic attempts with their exact critiques, 32 a step, in phases.
 
-    The first phase learns to write the steps: the first 1,000 steps of a schedule of 2,500. What a mark or a verdict
-    says, that two words far apart are equal, is not learned then; in the phases after it marks and verdicts weigh eight
-    times as much as other words. Weighing them from the start was tried and reached 74.5 % of critiques valid after
-    3,000 steps, against 99 % this way.
+    The first phase learns to write the steps: the first 1,000 steps of a schedule of 2,500. The meaning of a mark or
+    a verdict, that two words far apart are equal, is not learned then; in the phases after it marks and verdicts weigh
+    eight times as much as other words. Weighing them from the start was tried and reached 74.5 % of critiques valid
+    after 3,000 steps, against 99 % this way.
     """
     tokenizer = build_tokenizer(critic=True)
     model = small_llama(tokenizer, seed + 1)

@@ -1,4 +1,4 @@
-"""What a perfect critique of a rollout is, where the solution is known step by step.
+"""The perfect critique of a rollout, where the solution is known step by step.
 
 A step is right when it states the next fact of the solution in one of its wordings. The critique copies right steps
 verbatim, writes the first wrong one correctly and continues to the answer; rewritten and continued steps take the
@@ -23,7 +23,7 @@ class Solution:
     """The true steps of one problem.
 
     ``wordings`` holds the bodies of all steps once per wording, the solver's own first. ``between`` stands between the
-    elements of a critique, ``inside`` between a tag and what it holds.
+    elements of a critique, ``inside`` between a tag and its content.
     """
 
     wordings: Mapping[str, Sequence[str]]
@@ -51,7 +51,7 @@ class Solution:
         return next((name for name in names if _pack(self.wordings[name][position]).startswith(packed)), None)
 
     def marked(self, bodies: list[str], marks: list[str], verdict: str) -> str:
-        """``marks`` may be longer than ``bodies``: what is left over marks steps that there are none of."""
+        """``marks`` may be longer than ``bodies``: the extra ones mark no step and are dropped."""
         pad = self.inside
         pairs = enumerate(zip(bodies, marks, strict=False), start=1)
         steps = [f"<step_{i}>{pad}{body}{pad}</step_{i}>{pad}<{mark}/>" for i, (body, mark) in pairs]
@@ -64,7 +64,7 @@ def _pack(body: str) -> str:
 
 
 def _finished(begun: str, body: str) -> str:
-    """``begun`` as it stands, then what it lacks of ``body``; they are equal but for whitespace as far as it goes."""
+    """``begun`` as it stands, then the rest of ``body``, which begins with ``begun`` but for whitespace."""
     start = begun.strip()
     written = r"\s*".join(map(re.escape, re.sub(r"\s", "", start)))
     match = re.match(rf"\s*{written}", body)

@@ -1,7 +1,7 @@
-"""Whether a run's rollouts add up: published = trained + skipped + stale + dead + pending, rollout by rollout.
+"""The audit of a run's rollouts: published = trained + skipped + stale + dead + pending, rollout by rollout.
 
-Three records are compared, each written by another process: what the solver offered (``published.jsonl``), what the
-trainer did with it (``outcomes.jsonl``), and what the queue's server holds and has counted.
+Three records are compared, each written by another process: the solver's offers (``published.jsonl``), the trainer's
+outcomes (``outcomes.jsonl``), and the entries and counters of the queue's server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Records:
-    """What solver and trainer wrote. ``used`` counts the updates in which a rollout stands."""
+    """The records of solver and trainer. ``used`` counts the updates in which a rollout stands."""
 
     offered: frozenset[str]
     answered: frozenset[str]
@@ -32,7 +32,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Audit:
-    """Numbers of rollouts. ``problems`` says in sentences what does not add up.
+    """Numbers of rollouts. ``problems`` names every disagreement in a sentence.
 
     ``forgotten`` of them have an outcome and are unknown to the queue's server, whose counters lack them: a power cut
     has cost it its last writes. Solver and trainer agree on them, so they are not lost.
@@ -104,7 +104,7 @@ def audit(records: Records, queue: QueueSnapshot) -> Audit:
 
 
 def _disagreements(found: Audit, status: QueueStatus, forgotten: Counter[str]) -> list[str]:
-    """Where the server's counters tell another story than the records, which differ by what it has forgotten."""
+    """Counters of the server that contradict the records, once the rollouts it has forgotten are taken off."""
     skips = sum(count for name, count in forgotten.items() if name.startswith(SKIPPED))
     counted = {
         "published": (found.published - forgotten.total(), status.published),

@@ -43,7 +43,7 @@ class Heartbeat:
                 try:
                     self.beat()
                 except ConfigError as error:
-                    # The work goes on; what looks at the file will see that it grows old.
+                    # The work goes on; readers of the file will see that it grows old.
                     _log.warning("no sign of life", error=str(error))
 
         self.beat()

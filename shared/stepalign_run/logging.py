@@ -16,10 +16,10 @@ import structlog
 
 
 class _Stderr:
-    """Standard error as it is when a line is written: what captures it may have replaced it since.
+    """Standard error, looked up for every line, because a capturing program may have replaced it.
 
-    A line that cannot be written is no reason to fail what it is about. Once nobody reads any more (a closed pipe), the
-    lines go nowhere, as they do where there is no standard error.
+    A line that cannot be written fails nothing. Once nobody reads any more (a closed pipe), the lines go nowhere, as
+    they do where there is no standard error.
     """
 
     def write(self, text: str) -> int:
@@ -36,7 +36,7 @@ class _Stderr:
             if stderr is not None:
                 act(stderr)
         except BrokenPipeError:
-            # Else the end of the process would try once more to write what is buffered.
+            # Else the process would try once more at its end to write the buffered text.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stderr.fileno())
             os.close(nowhere)
@@ -65,7 +65,7 @@ def configure_logging(process: str, level: int = logging.INFO) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    # Not through the standard library, whose records would be made, copied and formatted only to hold a finished line.
+    # Not through the standard library: it would make, copy and format a record only to hold a finished line.
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer()],
         logger_factory=_Logger,

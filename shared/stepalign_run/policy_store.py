@@ -22,7 +22,7 @@ from stepalign_run.redis.connection import RedisConnection, run_key
 
 
 class Canary(Wire):
-    """A fixed sequence and what the policy gives its completion: log-probabilities ``[T]`` at T = 1, in nats."""
+    """A fixed sequence and the policy's log-probabilities ``[T]`` of its completion, at T = 1 and in nats."""
 
     prompt_token_ids: Annotated[list[int], Field(min_length=1)]
     completion_token_ids: Annotated[list[int], Field(min_length=1)]
@@ -44,7 +44,7 @@ class PolicyVersion(Wire):
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     """Of the adapter's weights file, in hexadecimal."""
     canary: Canary | None = None
-    """What a model with this adapter has to give."""
+    """Log-probabilities that a model with this adapter must reproduce."""
 
     @model_validator(mode="after")
     def _only_the_base_has_no_adapter(self) -> PolicyVersion:

@@ -1,6 +1,6 @@
 """``stepalign probe``: the plan that its worker is given, and the report that it writes (``probe.json``).
 
-Shares and rates are between 0 and 1, advantages and gains in nats. What is undefined is None, never 0.
+Shares and rates are between 0 and 1, advantages and gains in nats. An undefined figure is None, never 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class ProbePlan(Wire):
-    """What to probe: arms by name, and how many samples each self-teacher gets for a rollout."""
+    """Names of the arms to probe, and the number of samples that each self-teacher draws for a rollout."""
 
     samples: Annotated[int, Field(ge=1)]
     arms: Annotated[dict[str, ArmSection], Field(min_length=1)]
@@ -47,7 +47,7 @@ class Contrast(Wire):
 
 
 class ContextFigures(Wire):
-    """What one kind of context does to the self-teacher."""
+    """The effect of one kind of context on the self-teacher."""
 
     kind: ContextKind
     rollouts: Count
@@ -68,7 +68,7 @@ class ContextFigures(Wire):
 
 
 class CritiqueFigures(Wire):
-    """What became of the critiques, by verdict and by reason of refusal."""
+    """Numbers of critiques, by verdict and by reason of refusal."""
 
     rollouts: Count
     validated: dict[str, Count]
@@ -127,7 +127,7 @@ class ProbeReport(Wire):
     arms: list[ArmFigures]
     """Best score first, those without one last."""
     terms: dict[str, Any]
-    """What a run must share for its figures to be set against these."""
+    """Settings that a run must share for its figures to be comparable with these."""
     plan: ProbePlan
     config: dict[str, Any]
     versions: dict[str, str]

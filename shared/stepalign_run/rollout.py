@@ -1,4 +1,4 @@
-"""Rollouts: what the solver publishes and the trainer trains on."""
+"""Rollouts: the solver publishes them, the trainer trains on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a critic service answers, for tests that stand in for one."""
+"""Answers of a critic service, for tests that stand in for one."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def critic_process(config: Path, code: str = COMMAND) -> Iterator[tuple[subproce
 
 
 def ended_with_0(process: subprocess.Popen[str], config: Path) -> str:
-    """What the process logged, once it has ended as it should."""
+    """The log of the process, once it has ended as it should."""
     _, log = process.communicate(timeout=10)
     assert process.returncode == 0, log
     assert not address_file(config).exists()

@@ -1,6 +1,6 @@
 """A critic service in a state, as a process of its own: ``python -m support.critic_states STATE``.
 
-Writes one line of JSON, its address and the versions of what it serves with, once it is in that state; it stays there
+Writes one line of JSON, its address and the versions of its libraries, once it is in that state; it stays there
 until its standard input ends.
 """
 
@@ -40,7 +40,7 @@ PATIENCE_SECONDS = 600.0
 
 
 class Ready(ProgramBackend):
-    """Critiques every attempt as one at ``QUESTION``, whatever the question."""
+    """Critiques every attempt as one at ``QUESTION``."""
 
     def __init__(self) -> None:
         super().__init__("any", lambda _, attempt: exact_critique(QUESTION, attempt), "r")

@@ -1,7 +1,7 @@
-"""Runs of a few rollouts through the real commands, and what can be seen of them.
+"""Runs of a few rollouts through the real commands, and their visible effects.
 
 :class:`Bench` runs the solver and the trainer as threads of this process, on a real Redis server and a critic behind
-HTTP; the evaluation; the critic's server; and the queue. What one configuration shows is computed once.
+HTTP; the evaluation; the critic's server; and the queue. The effects of one configuration are computed once.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _entry_points(*, group: str) -> EntryPoints:
 
 @dataclass
 class Trained:
-    """What a run of solver and trainer shows."""
+    """The visible effects of a run of solver and trainer."""
 
     published: list[list[Rollout]] = field(default_factory=list[list[Rollout]])
     """Groups, as they were published."""
@@ -150,7 +150,7 @@ class Trained:
     """Of the last adapter's weights."""
     heartbeat: bool = False
     critic_keys: list[str | None] = field(default_factory=list[str | None])
-    """What each request for a critique was authorised with."""
+    """The ``Authorization`` header of each request for a critique."""
 
     def column(self, name: str) -> list[Any]:
         return [row.get(name) for row in self.rows]
@@ -267,7 +267,7 @@ class Bench:
         return self._evaluated[key]
 
     def train(self, overrides: Sequence[str] = (), critic_holds: float = 0.0) -> Trained:
-        """As the commands ``solver`` and ``trainer`` do, whatever has been seen before."""
+        """Run the commands ``solver`` and ``trainer`` anew."""
         config = self.config(overrides)
         seen = Trained()
         self.recorder.reset(critic_holds)
@@ -338,7 +338,7 @@ class Bench:
         assert not any(thread.is_alive() for thread in threads)
 
     def evaluate(self, overrides: Sequence[str] = ()) -> Evaluated:
-        """Of adapters that an unchanged run has trained, whatever has been seen before."""
+        """Evaluate the adapters of an unchanged run anew."""
         config = self.config(overrides)
         self.trained()
         beat = self.folder / "beat"
@@ -373,7 +373,7 @@ class Bench:
     def served(self, overrides: Sequence[str], act: Callable[[Served], Any]) -> Any:
         """Serve the critic as its command does, in this thread, while ``act`` uses it from another one.
 
-        Returns what ``act`` returns.
+        Returns the value of ``act``.
         """
         section = load_critic_config(self.file, overrides, environ={}).critic
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -408,12 +408,12 @@ class Bench:
             patch.setattr(critic_process, "_Server", Watched)
             seen.watch_models(patch)
             try:
-                with suppress(SystemExit):  # what a handled SIGTERM ends in
+                with suppress(SystemExit):  # the end of a handled SIGTERM
                     critic_process.serve(section)
             finally:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
-        # The server may have ended before what uses it.
+        # The server may have ended before its user.
         for user in users:
             user.join(30)
         if failures:
@@ -423,7 +423,7 @@ class Bench:
 
 @dataclass
 class Served:
-    """A critic that serves, and what its model is asked to do."""
+    """A critic that serves, and the requests to its model."""
 
     server: Any = None
     url: str = ""
@@ -456,7 +456,7 @@ class Served:
 
 
 def _watch(patch: pytest.MonkeyPatch, seen: Trained) -> None:
-    """Note what passes through the processes' own functions, and change nothing."""
+    """Note the calls of the processes' own functions, and change nothing."""
     publish, sample, hidden_states = RedisRolloutQueue.publish, Sampler.sample, Learner.hidden_states
     make_learner = Learner.__init__
 

@@ -1,4 +1,4 @@
-"""What schemathesis does not know of the critic; it loads this file as its hooks."""
+"""Schemathesis' hooks: the rules of the critic that its schema cannot say."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""``stepalign run`` on the lab as a process of its own, and what it leaves.
+"""``stepalign run`` on the lab as a process of its own, and the files it leaves.
 
-A run costs about twenty seconds of CPU, most of it for the imports of three workers. What several tests need of an
-undisturbed one is therefore made once, and shared by the workers of pytest-xdist.
+A run costs about twenty seconds of CPU, most of it for the imports of three workers. An undisturbed one is therefore
+made once for several tests, and shared by the workers of pytest-xdist.
 """
 
 from __future__ import annotations
@@ -156,13 +156,13 @@ class Stack:
         return code
 
     def refusal(self) -> str:
-        """What it says when it is started, which it must refuse."""
+        """Its message when it is started, which it must refuse."""
         done = subprocess.run(self.command, capture_output=True, text=True, timeout=60, cwd=self.dir.parent)
         assert done.returncode == 1, done.stdout + done.stderr
         return done.stderr
 
     def stop(self) -> None:
-        """Whatever its state."""
+        """End it in any state."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait(30)

@@ -1,4 +1,4 @@
-"""What ``stepalign run`` and ``stepalign probe`` share: Redis, critic and workers as processes on this machine."""
+"""The base of ``stepalign run`` and ``stepalign probe``: Redis, critic and workers as processes on this machine."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class LocalProcesses(ABC):
 
     @abstractmethod
     def _start_workers(self, supervisor: Supervisor) -> list[Child]:
-        """Start what does the work. It is done when all that are returned have ended."""
+        """Start the workers. The work is done when all of the returned ones have ended."""
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Check what can be checked before a process starts, and make the run's folder."""
+        """Check the configured files and models before any process starts, and make the run's folder."""
         config = self.config
         for path in (config.data.train, config.data.validation, config.data.test):
             if path is not None:
@@ -109,11 +109,11 @@ class LocalProcesses(ABC):
     def work(self) -> QueueStatus:
         """Work to the end. Returns the queue's last state.
 
-        What crashes is started again, and a warning on stderr says so. Raises KeyboardInterrupt on SIGINT and SIGTERM
+        A crashed process is started again, with a warning on stderr. Raises KeyboardInterrupt on SIGINT and SIGTERM
         alike, and ProcessFailedError; no process is left in any case.
         """
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        # What a command prints on stdout may be read by a program.
+        # A program may read the command's stdout.
         structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
         with Supervisor(self.folder.logs) as supervisor:
             redis = self._start_redis(supervisor)

@@ -1,7 +1,7 @@
 """How the arms of finished runs compare: means over seeds, and paired intervals over problems and seeds.
 
 A difference of two arms uses the seeds that both have and the problems, which are the same for all. The intervals, and
-what they cannot do, are those of :mod:`stepalign_report.intervals`.
+their limits, are those of :mod:`stepalign_report.intervals`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Difference:
 
     @property
     def over(self) -> str | None:
-        """What the interval is over."""
+        """The units that the interval resamples."""
         return None if not self.seeds else "problems" if len(self.seeds) == 1 else "problems and seeds"
 
     def as_json(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of it; what is shown is chosen in ``comparison_tables``."""
+    """All figures; ``comparison_tables`` chooses the ones to show."""
 
     samples: int
     problems: int
@@ -152,7 +152,7 @@ class Comparison:
     """Headlines first, in their order; then every other pair, in the order of arms."""
     against_base: tuple[Pair, ...]
     uneven_bases: tuple[int, ...]
-    """Seeds whose runs do not have the same figures of the base: it was sampled on other machines or threads."""
+    """Seeds with runs that differ in the base's figures: it was sampled on other machines or threads."""
     resamples: int
 
     @property
@@ -161,7 +161,7 @@ class Comparison:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a reader must know before believing the figures; one line each."""
+        """Caveats of the figures, one line each."""
         found: list[str] = []
         lonely = [arm.name for arm in self.arms if len(arm.seeds) == 1]
         if len(self.seeds) == 1:

@@ -10,10 +10,10 @@ problems with replacement, independently, and takes the mean of D over the drawn
 drawn for every seed and for both arms, a drawn seed for both arms. The interval holds the middle 95 % of 10,000 such
 means (percentile interval). The draws depend on S and P only, so an interval does not change when other runs are added.
 
-What it cannot do:
+Limits:
 
 - With 3 to 5 seeds it is too narrow where seeds differ. Resampling S seeds sees (S − 1)/S of the variance between
-  them, and no more than the range of what they gave: with 3 seeds and no other noise the interval goes from the worst
+  them, and no more than the range of their values: with 3 seeds and no other noise the interval goes from the worst
   seed to the best and holds the true difference in 75 % of cases (of a symmetric scatter), not 95 %. No bootstrap
   makes up for missing seeds.
 - Noise of single cells (this problem with this seed) is counted (2 − 1/S)(2 − 1/P) − 1 times, which is 2.3 times for 3

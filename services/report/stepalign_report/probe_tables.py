@@ -1,4 +1,4 @@
-"""A probe as tables for the terminal, and what it recommends."""
+"""A probe as tables for the terminal, and its recommendation."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def critiquesprobe_table(critiques: CritiqueFigures) -> Table:
 
 
 def remarks(report: ProbeReport) -> list[str]:
-    """What the tables mean, one line each: notes on arms, what is unknown, the recommendation and its caveat."""
+    """The tables' meaning, one line each: notes on arms, unknown figures, the recommendation and its caveat."""
     notes = [f"{arm.arm}: {arm.note}" for arm in report.arms if arm.note is not None]
     left_out = [
         f"{context.kind.value}: {context.rollouts} of {report.rollouts} rollouts; left out: "
@@ -121,7 +121,7 @@ def remarks(report: ProbeReport) -> list[str]:
 
 
 def recommendation(arms: list[ArmFigures]) -> str:
-    """The best arm, those that cannot be told from it, and what the probe cannot know."""
+    """The best arm, the arms that cannot be told from it, and the limits of the probe."""
     scored = [(arm.arm, arm.score) for arm in arms if arm.score is not None]
     if not scored or scored[0][1].value <= 0:
         return "no arm can be recommended: none has a score above 0"

@@ -51,7 +51,7 @@ class RunProgress:
         self.live.stop()
 
     def watch(self) -> None:
-        """Read what is new."""
+        """Read the run's rows anew."""
         self.updates = read_rows(self.folder.metrics)
         self.evaluations = read_rows(self.folder.evaluations)
         description = "training" if self.updates else "starting processes"

@@ -1,4 +1,4 @@
-"""Finished runs as ``stepalign compare`` reads them: what their ``report.json`` says, checked.
+"""Finished runs as ``stepalign compare`` reads them: their ``report.json``, checked.
 
 Values of a problem, each a share between 0 and 1, for n graded samples of which c are right (n = k, the number of
 samples, unless the grader failed on some):
@@ -35,7 +35,7 @@ AGREEMENT = 0.01
 """Percentage points by which a figure may be off the mean of its values by problem. Reports round to 0.0001."""
 
 OPTIONAL = ("chance", "terms.critic")
-"""What not every run has: a run without agrees with any."""
+"""Keys that not every run has: a run without one agrees with any."""
 
 SHOWN = 16
 """Most characters of a value in a message; checksums are longer."""
@@ -56,16 +56,16 @@ class _Terms(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """One run: an arm trained with a seed, and what its selected checkpoint and its base do on the test problems."""
+    """One run: an arm trained with a seed, and the test results of its selected checkpoint and of its base."""
 
     folder: Path
     name: str
     arm: str
     seed: int
     condition: dict[str, Any]
-    """What the arm is: objective, context, scope and their settings."""
+    """The arm's objective, context, scope and their settings."""
     terms: dict[str, Any]
-    """What must be equal for two runs to be compared."""
+    """Settings that must be equal for two runs to be compared."""
     samples: int
     """k: samples of each problem."""
     ids: dict[str, tuple[str, ...]]
@@ -78,7 +78,7 @@ class Run:
     base: Values
     """The base model's, sampled with this run's seed."""
     chance: dict[Metric, float] | None
-    """What a guesser gets, percent."""
+    """Figures of a guesser, percent."""
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
@@ -89,7 +89,7 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
 def read_run(folder: Path) -> Run:
     """Read one run's report.
 
-    Raises ConfigError, which names the folder and says what to do, when there is no report, it cannot be read, its run
+    Raises ConfigError, which names the folder and the remedy, when there is no report, it cannot be read, its run
     has not made all its updates or has no evaluation, its parts do not agree with one another, or its checkpoint is
     not the one that validation picks.
     """

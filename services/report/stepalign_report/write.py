@@ -1,4 +1,4 @@
-"""Writing what finished runs leave: the report and its page, the comparison of several and theirs."""
+"""Write the report of a finished run and its page, and the comparison of several runs and its page."""
 
 from __future__ import annotations
 

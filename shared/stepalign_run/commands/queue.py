@@ -35,7 +35,7 @@ queue.add_typer(dlq, name="dlq")
 
 @queue.command(context_settings=_OVERRIDES)
 def status(ctx: typer.Context, config: ConfigPath, as_json: AsJson = False) -> None:
-    """Show how many rollouts are in the queue and what became of the others."""
+    """Show the number of rollouts in the queue, and the outcomes of the others."""
     settings = load_config(config, ctx.args)
     report = _with_queue(settings, lambda opened: opened.status())
     if as_json:

@@ -1,4 +1,4 @@
-"""``report.json``: what a run did. One model for the process that writes it and for all that read it.
+"""``report.json``: the figures of a run. One model for the process that writes it and for all that read it.
 
 Figures are in percent unless their name says otherwise. Except for ``wall_seconds`` the report is the same for the same
 seed, configuration, machine and thread count.
@@ -78,7 +78,7 @@ class ArmReport(_Part):
     first_update: UpdateFigures | None
     last_update: UpdateFigures | None
     validation: dict[int, Figures] | None = None
-    """By step; this and what follows is there once the run is evaluated."""
+    """By step; this and the next fields are set once the run is evaluated."""
     selected_step: int | None = None
     test: Figures | None = None
     """Of the selected checkpoint."""
@@ -198,7 +198,7 @@ def write_report(folder: RunFolder, report: Report) -> None:
 def read_report(folder: RunFolder) -> Report:
     """The report of a finished run.
 
-    Raises ConfigError when there is none, and UnreadableReportError when it cannot be read; both say what to do.
+    Raises ConfigError when there is none, and UnreadableReportError when it cannot be read; both name the remedy.
     """
     path = folder.report
     try:
@@ -218,7 +218,7 @@ def read_report(folder: RunFolder) -> Report:
 
 
 def unreadable(path: Path, error: ValidationError, prefix: str = "") -> UnreadableReportError:
-    """The error of a report that is none; ``prefix`` is the dotted place of what was validated."""
+    """The error for a file that is no report; ``prefix`` is the dotted place of the validated part."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = prefix + ".".join(str(part) for part in first["loc"])
     return UnreadableReportError(

@@ -13,7 +13,7 @@ from stepalign_run.folder.report import Report, UnreadableReportError, read_repo
 def read_record(config: Config) -> dict[str, Any]:
     """``run.json``, which the trainer writes at its first start; empty before that.
 
-    Raises ConfigError when the folder holds a run of another arm or seed, whose figures would go under a wrong name.
+    Raises ConfigError when the folder holds a run of another arm or seed: its figures would go under a wrong name.
     """
     path = config.folder.record
     record = read_object(path)

@@ -1,4 +1,4 @@
-"""The rollout queue: what a producer and a consumer may ask of it, whatever stands behind.
+"""The rollout queue: the calls of producers and consumers, the same for every implementation.
 
 At least once: an entry stays in the queue until it is acknowledged, and is delivered again when its consumer restarts
 or goes silent. The ledger counts every entry exactly once, so that at each moment a reader looks
@@ -22,7 +22,7 @@ _OUTCOME = re.compile(rf"trained|stale|{SKIPPED}[\w.-]+")
 
 
 class Admission(StrEnum):
-    """What became of a published group."""
+    """The queue's answer to a published group."""
 
     ADMITTED = "admitted"
     FULL = "full"
@@ -32,7 +32,7 @@ class Admission(StrEnum):
 
 
 class Replay(StrEnum):
-    """What became of a dead letter that was to be put back into the queue."""
+    """The result of putting a dead letter back into the queue."""
 
     REPLAYED = "replayed"
     FULL = "full"
@@ -52,7 +52,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """An entry given up. ``entry_id`` is the one it had in the queue, ``payload`` what was stored, unchanged."""
+    """An entry given up. ``entry_id`` is the one it had in the queue, ``payload`` its stored bytes, unchanged."""
 
     entry_id: str
     reason: str
@@ -134,8 +134,8 @@ class RolloutQueue(Protocol):
     async def claim(self, count: int, block_seconds: float) -> list[Delivery]:
         """Take up to ``count`` entries; fewer, perhaps none, once ``block_seconds`` have passed.
 
-        First what this consumer had claimed before it restarted, then what silent consumers left, then new entries.
-        What this object has handed out is not handed out again by it. An entry that does not decode, or that has been
+        Entries come in this order: those this consumer had claimed before it restarted, those that silent consumers
+        left, new ones. This object hands out no entry twice. An entry that does not decode, or that has been
         delivered more than ``max_deliveries`` times, goes to the dead letters instead.
         """
         ...

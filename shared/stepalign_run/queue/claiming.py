@@ -1,4 +1,4 @@
-"""The order in which entries are claimed, and what is done with those that cannot be used. Shared by all queues."""
+"""The order in which entries are claimed, and the handling of unusable ones. Shared by all queues."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ClaimingQueue(ABC):
 
     @abstractmethod
     async def _available(self, count: int) -> list[RawEntry]:
-        """Entries whose consumers have been silent for ``claim_idle_seconds``, then those nobody was handed yet."""
+        """Entries of consumers that have been silent for ``claim_idle_seconds``, then new ones."""
 
     @abstractmethod
     async def _wait_for_new(self, count: int, wait_seconds: float) -> list[RawEntry]:
@@ -106,7 +106,7 @@ class ClaimingQueue(ABC):
         return 1
 
     async def _keep(self, found: dict[str, Delivery]) -> None:
-        """Hold on to what was found while waiting for more; forget what another consumer took over."""
+        """Keep hold of entries while waiting for more; forget those that another consumer took over."""
         kept = await self.heartbeat(list(found))
         for entry_id in found.keys() - kept:
             del found[entry_id]

@@ -13,7 +13,7 @@ from stepalign_run.rollout import Rollout
 
 
 def encode(rollout: Rollout) -> bytes:
-    """Raises ValueError for what JSON cannot hold, such as a log-probability that is not finite."""
+    """Raises ValueError for values that JSON cannot hold, such as a log-probability that is not finite."""
     if rollout.behaviour_logprobs is not None and not all(map(math.isfinite, rollout.behaviour_logprobs)):
         raise ValueError(f"rollout {rollout.rollout_id}: behaviour_logprobs must be finite")
     return rollout.model_dump_json().encode()

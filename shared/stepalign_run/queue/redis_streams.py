@@ -29,7 +29,7 @@ class RedisRolloutQueue(ClaimingQueue):
     """The queue of run ``run_id`` for the consumer named ``consumer``.
 
     A consumer keeps its name over restarts, to find its own pending entries again; no two live ones share a name.
-    What a lost reply had claimed comes back once it is idle, to whoever reclaims first.
+    Entries of a lost reply come back once they are idle, to the first consumer that reclaims them.
     """
 
     def __init__(self, url: str, run_id: str, consumer: str, settings: QueueSection) -> None:
@@ -144,7 +144,7 @@ class RedisRolloutQueue(ClaimingQueue):
         ]
 
     async def _create_group(self) -> None:
-        """At entry 0, so that what was published before the first consumer came is not skipped."""
+        """Create it at entry 0, so that entries published before the first consumer came are not skipped."""
         try:
             await self._redis.command("XGROUP", "CREATE", self._stream, GROUP, "0", "MKSTREAM")
         except ServerReplyError as error:
@@ -163,7 +163,7 @@ class RedisRolloutQueue(ClaimingQueue):
 
 
 def _payload(fields: Mapping[bytes, bytes]) -> bytes:
-    """A field that is missing decodes as no JSON; the dead-letter script keeps what stands there instead."""
+    """The rollout; empty, thus no JSON, without such a field. The dead-letter script then keeps the other fields."""
     return fields.get(b"rollout", b"")
 
 

@@ -1,4 +1,4 @@
-"""Everything that a run's keys hold of its rollouts, read in one step: what an audit compares with other records."""
+"""Everything that a run's keys hold of its rollouts, read in one step, for an audit to compare with other records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses of Redis servers whose password stands in a file of its own."""
+"""Addresses of Redis servers, with the password in a file of its own."""
 
 from __future__ import annotations
 

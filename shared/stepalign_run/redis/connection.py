@@ -1,4 +1,4 @@
-"""A connection pool to a Redis server whose failures are ours: the one place that knows redis-py's exceptions."""
+"""A connection pool to a Redis server that raises our own errors: the one place that knows redis-py's exceptions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RedisConnection:
     def __init__(self, url: str, reconnect_seconds: float, timeout_seconds: float = 10.0) -> None:
         backoff = EqualJitterBackoff(_BACKOFF_CAP_SECONDS, _BACKOFF_BASE_SECONDS)
         self._retry = Retry(backoff, _retries(reconnect_seconds))
-        # RESP2, whose replies have one shape in every redis-py from 6.4 on. Retrying is done here, around the pool:
+        # RESP2: its replies have one shape in every redis-py from 6.4 on. Retrying is done here, around the pool:
         # inside, redis-py nests two retry loops, and 6.4 does not retry a refused connection.
         options: dict[str, Any] = {
             "protocol": 2,
@@ -68,15 +68,15 @@ class RedisConnection:
         return await self._persist(lambda: execute(*parts))
 
     async def command_synced(self, *parts: Argument) -> Any:
-        """A command whose effect a power cut spares once it has returned: the server syncs its append-only file.
+        """Send a command and wait until the server has synced it to its append-only file, safe from a power cut.
 
-        One that cannot, without such a file or older than Redis 7.2, or that takes too long, is warned about: then as
-        much is safe as its settings say.
+        Logs a warning when the server has no such file, is older than Redis 7.2 or takes too long: then its own
+        settings decide how much is safe.
         """
 
         async def both() -> Any:
             pipeline: Any = self._redis.pipeline(transaction=False)
-            # In one pipeline: the server waits for what this connection has written.
+            # In one pipeline: the server waits for the writes of this connection.
             pipeline.execute_command(*parts)
             pipeline.execute_command("WAITAOF", 1, 0, _SYNC_MILLISECONDS)
             result, synced = await pipeline.execute(raise_on_error=False)

@@ -32,7 +32,7 @@ class _Claim:
 class MemoryBroker:
     """The stream, its consumer group, the ledger. Every method is one step: none of them awaits.
 
-    ``inject``, ``delete`` and ``destroy_group`` do what only a stranger with access to the server would do.
+    ``inject``, ``delete`` and ``destroy_group`` play a stranger with access to the server.
     """
 
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ class MemoryBroker:
 
 
 class MemoryRolloutQueue(ClaimingQueue):
-    """One consumer of a broker. ``clock`` gives seconds and decides what is idle; waiting is done in real time."""
+    """One consumer of a broker. ``clock`` gives the seconds by which entries are idle; waiting takes real time."""
 
     def __init__(
         self, broker: MemoryBroker, consumer: str, settings: QueueSection, clock: Clock = time.monotonic

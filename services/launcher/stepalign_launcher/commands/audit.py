@@ -27,8 +27,8 @@ from stepalign_run.queue import resolve_url
 from stepalign_run.queue.snapshot import read_snapshot
 
 _RECONNECT_SECONDS = 3.0
-# Of a run in progress the records and the queue are not read at one moment: what is between them is no problem, and
-# gone when it is looked at again.
+# The records and the queue of a run in progress are read at two moments. Rollouts that move in between look like a
+# problem once, and no longer at the next look.
 _LOOKS = 4
 _BETWEEN_LOOKS_SECONDS = 0.5
 _ADDRESS_SECONDS = 30.0
@@ -43,8 +43,8 @@ def audit(
 ) -> None:
     """Check that published = trained + skipped + stale + dead + pending; exit with 1 when it is not so.
 
-    What the solver and the trainer wrote is compared with what the queue holds and has counted. A run of the local
-    stack needs no address: its own server is asked, and started for it when the run has ended.
+    The records of solver and trainer are compared with the queue's entries and counters. A run of the local stack
+    needs no address: its own server is asked, and started for it when the run has ended.
     """
     found = examine(run, config)
     if as_json:

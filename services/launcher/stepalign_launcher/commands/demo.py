@@ -38,8 +38,8 @@ def demo(
     """Train the lab's solver in four ways on equal terms, and compare them.
 
     GRPO, distillation from the reference, and step-aligned distillation on all tokens and up to the first error, one
-    after the other: some minutes on a CPU. Files go to runs/demo. With --resume what is there is continued, or gets
-    other seeds and arms beside it. The lab's configuration can be overridden, as in --trainer.steps 200.
+    after the other: some minutes on a CPU. Files go to runs/demo. With --resume the runs there are continued, or get
+    other seeds and arms beside them. The lab's configuration can be overridden, as in --trainer.steps 200.
     """
     if resume and overwrite:
         raise ConfigError("--resume continues an earlier demo and --overwrite replaces it; give one of them")

@@ -56,7 +56,7 @@ def carry_out(console: Console, local: LocalRun, *, resume: bool, overwrite: boo
         f"files in {config.run_dir}",
         highlight=False,
     )
-    # The report's process writes to the same output, and what stands here comes first.
+    # The report's process writes to the same output, and must come after this line.
     sys.stdout.flush()
     try:
         local.run()

@@ -1,4 +1,4 @@
-"""``stepalign probe-report``: prints what a probe has found. ``stepalign probe`` starts it at its end."""
+"""``stepalign probe-report``: prints the findings of a probe. ``stepalign probe`` starts it at its end."""
 
 from __future__ import annotations
 

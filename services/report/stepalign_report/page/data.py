@@ -251,7 +251,7 @@ def _differences(comparison: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any, digits: int) -> Any:
-    """The same with rounded numbers; what is not finite becomes None, which JSON has a word for."""
+    """The same with rounded numbers; one that is not finite becomes None, since JSON has no word for it."""
     if isinstance(value, float):
         return round(value, digits) if math.isfinite(value) else None
     if isinstance(value, dict):

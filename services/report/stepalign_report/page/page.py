@@ -1,8 +1,8 @@
 """``report.html``: one or several finished runs as a page that is one file and needs no network.
 
-The page holds its data as JSON and draws it with its own script; styles and script stand in ``assets``. Texts of
-rollouts are whatever a model wrote, so none of them is ever markup: in the file ``<`` is escaped inside the JSON, the
-script makes text nodes of it, and a content security policy admits no script but the page's own.
+The page holds its data as JSON and draws it with its own script; styles and script stand in ``assets``. A model wrote
+the texts of rollouts, so none of them is ever markup: in the file ``<`` is escaped inside the JSON, the script makes
+text nodes of it, and a content security policy admits no script but the page's own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stepalign_run.folder.files import replace_text
 
 TEMPLATE = "report.html"
 STYLES = ("base.css", "figures.css", "controls.css", "tokens.css", "media.css")
-# One module in the page, in this order: each part uses what stands before it.
+# One module in the page, in this order: each part uses the parts before it.
 SCRIPTS = ("dom.js", "charts.js", "figures.js", "curves.js", "counts.js", "token_spans.js", "tokens.js", "report.js")
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
@@ -30,7 +30,7 @@ _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 def build_page(runs: Sequence[Path], comparison: dict[str, Any] | None = None) -> str:
     """The page of finished run folders; with several of them every arm and seed stands in its curves and tables.
 
-    ``comparison`` is what ``stepalign compare --json`` prints. Raises ConfigError when a folder holds no report, or
+    ``comparison`` is the output of ``stepalign compare --json``. Raises ConfigError when a folder holds no report, or
     when the runs cannot stand on one page.
     """
     data = page_data(runs, comparison)

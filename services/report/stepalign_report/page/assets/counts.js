@@ -1,4 +1,4 @@
-// What became of the critiques and of the rollouts: a bar for each run.
+// Outcomes of the critiques and of the rollouts: a bar for each run.
 
 const VERDICTS = ["correct", "unjustified", "incomplete", "incorrect"];
 

@@ -1,4 +1,4 @@
-// The learning curve, and small charts of what training itself recorded.
+// The learning curve, and small charts of training's own records.
 
 const TRAINING = [
   ["loss", "Loss", "nats a token"],

@@ -54,7 +54,7 @@ function table(caption, headings, rows, attributes = {}) {
   const body = el("tbody", {}, ...rows);
   const content = el("table", attributes, el("caption", {}, caption), el("thead", {}, el("tr", {}, ...head)), body);
   const place = el("div", { class: "scroll", role: "region", "aria-label": caption }, content);
-  // Only what scrolls needs to be reached by the keyboard.
+  // Only scrolling boxes need to be reached by the keyboard.
   new ResizeObserver(() => {
     if (place.scrollWidth > place.clientWidth) place.setAttribute("tabindex", "0");
     else place.removeAttribute("tabindex");

@@ -1,4 +1,4 @@
-// The token view: what a context does to each token of a rollout.
+// The token view: the effect of a context on each token of a rollout.
 //
 // A_t = log p(token | question, context) − log p(token | question), in nats: below zero the context says "change it".
 
@@ -78,7 +78,7 @@ function chooseRun(state, parts, data, runs, run) {
   chooseStep(state, parts, steps[0]);
 }
 
-/** Show a snapshot's rollouts, and of them the one whose first error is nearest to its middle. */
+/** Show a snapshot's rollouts, and of them the one with its first error nearest to its middle. */
 function chooseStep(state, parts, step) {
   const rows = state.run.tokens.filter((row) => row.step === step);
   const offMiddle = (row) =>
@@ -211,4 +211,4 @@ function advantageSpec(state, kind) {
   };
 }
 
-/** Indices of the tokens by line: an opening tag begins one, in whatever tokens it is written. */
+/** Indices of the tokens by line: an opening tag begins one, however it is tokenized. */
