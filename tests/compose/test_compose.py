@@ -29,7 +29,7 @@ from stepalign_lab.domain import FACTS, apply, reference_solution, sample_chain,
 from stepalign_run.config import load_config
 
 ROOT = Path(__file__).parents[2]
-PROCESSES = ("critic", "solver", "trainer", "report")
+PROCESSES = ("critic", "solver", "trainer")
 UPDATE_SECONDS = 120
 REQUESTS, CONCURRENCY = 1500, 16
 # Loose, for machines with other work: how long it takes is for make bench-lb to say.
@@ -118,10 +118,7 @@ def test_an_image_is_labelled_and_holds_no_build_tools(stack: Stack, process: st
     assert labels["org.opencontainers.image.version"] == stack.version
     assert labels["org.opencontainers.image.title"] == f"stepalign {process}"
     assert found["Config"]["User"] == "stepalign"
-    if process == "report":
-        assert "Healthcheck" not in found["Config"]
-    else:
-        assert found["Config"]["Healthcheck"]["Test"][:2] == ["CMD", "python"]
+    assert found["Config"]["Healthcheck"]["Test"][:2] == ["CMD", "python"]
     inside = (
         "import importlib.util, os, shutil, sys\n"
         "print(os.getuid(), [t for t in ('gcc', 'cc', 'make', 'git', 'curl', 'g++') if shutil.which(t)],"

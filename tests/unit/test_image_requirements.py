@@ -22,7 +22,7 @@ SCRIPT = REPO / "deploy" / "requirements.py"
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
 SERVICES: dict[str, Any] = yaml.safe_load((REPO / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
 BUILDS = {name: service["build"] for name, service in SERVICES.items() if "build" in service}
-TARGETS = ("critic", "solver", "trainer", "report")
+TARGETS = ("critic", "solver", "trainer")
 
 each_target = pytest.mark.parametrize("target", TARGETS)
 
@@ -102,12 +102,6 @@ def test_a_list_is_the_requirements_of_its_extras(name: str, extras: list[str]) 
     assert "pydantic" in names and not {"pytest", "gguf"} & set(names)
 
 
-def test_the_report_has_no_model_library() -> None:
-    names = {Requirement(line).name for line in printed(*lists()["report.txt"]).stdout.splitlines()}
-    assert "redis" in names and not {"torch", "transformers", "peft", "vllm"} & names
-    assert "models.txt" not in " ".join(image("report"))
-
-
 NESTED = """
 [project]
 name = "own"
@@ -161,7 +155,7 @@ def test_an_image_runs_a_command_of_ours_as_a_user_without_rights(target: str) -
     assert (REPO / config).exists()
 
 
-@pytest.mark.parametrize("target", ["critic", "solver", "trainer"])
+@each_target
 def test_an_image_checks_its_health_where_its_process_shows_it(target: str) -> None:
     lines = image(target)
     health = last(lines, "HEALTHCHECK")
@@ -204,8 +198,7 @@ def test_versions_are_those_of_the_package_and_of_make_setup() -> None:
 @each_target
 def test_the_environment_of_an_image_is_of_known_variables(target: str) -> None:
     named = re.findall(r"\b(STEPALIGN_\w+)=", "\n".join(image(target)))
-    assert set(named) <= known_variables()
-    assert bool(named) == (target != "report")
+    assert named and set(named) <= known_variables()
 
 
 @pytest.mark.parametrize("service", BUILDS)
