@@ -274,7 +274,7 @@ def test_an_unknown_checker_is_refused_and_the_installed_ones_named() -> None:
         create_backend(CriticServerSection(backend="program", checker="nobody"))
 
 
-def test_a_checker_logs_with_its_requests_id_and_refuses_once_it_has_stopped() -> None:
+def test_a_checker_logs_with_its_requests_id_and_refuses_once_stopped() -> None:
     seen: list[dict[str, Any]] = []
 
     def checker(question: str, attempt: str) -> str:
@@ -388,7 +388,7 @@ def test_a_generation_over_its_budget_ends_by_length(language_model: Kind) -> No
     assert cut.text.split() == whole.text.split()[:budget]
 
 
-def test_every_configured_eos_ends_an_answer_and_no_other_setting_of_the_model_counts(
+def test_every_eos_ends_an_answer_and_no_other_setting_of_the_model_counts(
     language_model: Kind, model_folder: Path, tmp_path: Path
 ) -> None:
     from transformers import GenerationConfig

@@ -404,7 +404,7 @@ def test_a_destroyed_group_is_made_again_and_held_entries_are_not_repeated(world
     run(scenario, world.open("holder"), world.open("other"))
 
 
-def test_entries_deleted_by_strangers_are_passed_over_and_show_in_the_balance(world: World, group) -> None:
+def test_entries_deleted_by_strangers_are_passed_over_and_in_the_balance(world: World, group) -> None:
     async def before(queue: RolloutQueue) -> None:
         await queue.publish(group("a", 3))
         world.delete((await queue.claim(3, 0))[0].entry_id)
@@ -562,7 +562,7 @@ def test_a_dead_letter_stays_while_the_queue_is_full(world: World, group) -> Non
     run(scenario, world.open("c"))
 
 
-def test_what_is_in_the_queue_can_be_listed_and_acknowledged_whoever_has_claimed_it(world: World, group) -> None:
+def test_queued_work_is_listed_and_acknowledged_whoever_has_claimed_it(world: World, group) -> None:
     async def scenario(queue: RolloutQueue) -> None:
         await queue.publish(group("a", 3))
         (first, *_) = await queue.claim(2, 0)

@@ -168,7 +168,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent(url: str) -> None:
         assert b" 413 " in answer.splitlines()[0]
 
 
-def test_a_client_that_reads_after_it_has_written_its_whole_body_still_sees_the_refusal(url: str) -> None:
+def test_a_client_that_reads_only_after_its_whole_body_sees_the_refusal(url: str) -> None:
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         connection.sendall(b"POST /v1/critiques HTTP/1.1\r\nHost: x\r\nContent-Length: 3145728\r\n\r\n")
@@ -229,7 +229,7 @@ def test_requests_tokens_and_times_are_counted(gated: tuple[str, GatedBackend, C
     assert metric(url, "stepalign_critic_in_flight") == 0
 
 
-def test_every_answer_of_the_model_is_counted_even_when_its_request_gets_none() -> None:
+def test_every_answer_of_the_model_counts_even_if_its_request_gets_none() -> None:
     """The first one is refused; the second one never comes, and the client is told to try again."""
 
     class Broken(ProgramBackend):
@@ -551,7 +551,7 @@ def test_an_address_file_that_cannot_be_written_is_refused(tmp_path: Path) -> No
     assert "set critic.address_file to a file in a folder that can be written" in done.stderr
 
 
-def test_a_critic_whose_log_nobody_reads_any_more_goes_on_serving_and_ends_with_0(tmp_path: Path) -> None:
+def test_a_critic_with_an_unread_log_goes_on_serving_and_ends_with_0(tmp_path: Path) -> None:
     """As with ``2>&1 | head -1``."""
     config = write_config(tmp_path)
     with critic_process(config) as (process, url):
@@ -564,9 +564,7 @@ def test_a_critic_whose_log_nobody_reads_any_more_goes_on_serving_and_ends_with_
         assert process.wait(10) == 0
 
 
-def test_an_openai_server_without_models_is_named_at_once_and_what_may_be_wrong_with_its_address(
-    tmp_path: Path, url: str
-) -> None:
+def test_an_openai_server_without_models_is_named_at_once_with_a_hint(tmp_path: Path, url: str) -> None:
     """The critic itself stands in for a server whose models are elsewhere."""
     config = write_config(tmp_path, backend="openai")
     lines = config.read_text().replace('checker = "lab"\n', "")

@@ -152,7 +152,7 @@ def test_a_bug_costs_its_item_alone(gated: tuple[str, GatedBackend, CriticServic
     assert "a bug" not in answer.text
 
 
-def test_an_item_that_finds_the_queue_full_is_saturated_and_the_others_are_answered(
+def test_an_item_at_a_full_queue_is_saturated_and_the_others_are_answered(
     gated: tuple[str, GatedBackend, CriticService],
 ) -> None:
     url, backend, _ = gated
@@ -344,7 +344,7 @@ def test_a_synchronous_client_works_in_a_thread_that_runs_an_event_loop(held: tu
     assert isinstance(second, CriticRequestError) and second.code == "body_too_large"
 
 
-def test_a_synchronous_client_that_was_closed_refuses_calls_and_may_be_closed_again(
+def test_a_closed_synchronous_client_refuses_calls_and_may_be_closed_again(
     held: tuple[str, HeldBackend],
 ) -> None:
     url, _ = held

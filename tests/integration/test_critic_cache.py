@@ -150,7 +150,7 @@ def test_callers_with_other_keys_share_no_answers(limited: str) -> None:
     assert [source(ask(limited, key)) for key in (*KEYS, KEYS[0])] == ["miss", "miss", "hit"]
 
 
-def test_a_key_that_asks_for_too_much_is_told_when_to_come_back_and_no_other_suffers(limited: str) -> None:
+def test_a_key_over_its_rate_is_told_when_to_return_and_no_other_suffers(limited: str) -> None:
     statuses = [ask(limited, KEYS[0]).status_code for _ in range(3)]
     assert statuses == [200, 200, 429]
     refused = ask(limited, KEYS[0])

@@ -64,7 +64,7 @@ def test_the_command_announces_its_address_serves_and_ends_with_0(tmp_path: Path
     assert line["request_id"].startswith("req_")
 
 
-def test_a_request_that_is_being_answered_when_the_signal_comes_is_finished(tmp_path: Path) -> None:
+def test_a_request_that_is_in_work_when_the_signal_comes_is_finished(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     with critic_process(config, SLOW_COMMAND) as (process, url):
         wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
@@ -76,7 +76,7 @@ def test_a_request_that_is_being_answered_when_the_signal_comes_is_finished(tmp_
         ended_with_0(process, config)
 
 
-def test_the_command_serves_a_public_host_with_keys_and_drains_before_it_ends(tmp_path: Path) -> None:
+def test_the_command_serves_a_public_host_with_keys_and_drains_at_its_end(tmp_path: Path) -> None:
     """From SIGTERM on: not ready, serving for the grace, then gone, with exit code 0."""
     keys = tmp_path / "keys"
     keys.write_text("# team a\nsk-a\n\nsk-b\n")
@@ -113,7 +113,7 @@ def test_a_critic_that_is_still_loading_ends_at_once(tmp_path: Path) -> None:
         ended_with_0(process, config)
 
 
-def test_a_critic_whose_backend_has_died_ends_as_one_that_may_be_started_again(tmp_path: Path) -> None:
+def test_a_critic_with_a_dead_backend_ends_as_one_to_be_started_again(tmp_path: Path) -> None:
     dead = tmp_path / "dead"
     dying = f"""
 import sys
@@ -146,7 +146,7 @@ def test_a_second_signal_ends_the_drain(tmp_path: Path) -> None:
         ended_with_0(process, config)
 
 
-def test_past_its_grace_a_critic_refuses_what_is_new_until_what_it_has_is_answered(tmp_path: Path) -> None:
+def test_past_its_grace_a_critic_refuses_new_requests_and_answers_its_own(tmp_path: Path) -> None:
     config = write_config(tmp_path, drain_grace_seconds=0.2)
     with critic_process(config, HELD_COMMAND) as (process, url), ThreadPoolExecutor() as threads:
         wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)

@@ -141,7 +141,7 @@ def test_an_answer_that_ran_out_of_tokens_says_so(server: Any) -> None:
     assert made == Generation("<step_1>", FinishReason.LENGTH, 3, 2)
 
 
-def test_more_requests_than_may_wait_are_refused_and_a_dropped_one_hangs_up(server: Any) -> None:
+def test_requests_over_the_limit_are_refused_and_a_dropped_one_hangs_up(server: Any) -> None:
     backend = create_backend(openai(server.url, max_batch=1, max_queue=1))
     server.asked.clear()
     server.gone = 0
@@ -168,7 +168,7 @@ def test_more_requests_than_may_wait_are_refused_and_a_dropped_one_hangs_up(serv
         server.hold.set()
 
 
-def test_a_server_that_stops_answering_makes_the_backend_unhealthy_until_it_answers_again(
+def test_a_silent_server_makes_the_backend_unhealthy_until_it_answers(
     server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stepalign_critic.backends.openai._PROBE_SECONDS", 0.02)

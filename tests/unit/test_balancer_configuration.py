@@ -28,7 +28,7 @@ def seconds(directive: str) -> float:
     return int(amount) * SECONDS[unit]
 
 
-def test_a_request_with_the_largest_body_fits_the_buffer_that_it_is_repeated_from() -> None:
+def test_a_request_with_the_largest_body_fits_the_buffer_for_repeats() -> None:
     limits = {load_critic_config(path, [], {}).critic.max_body_bytes for path in (ROOT / "configs").glob("*.toml")}
     assert number("tune.bufsize") >= max(limits) + HEADERS_BYTES
     assert re.search(r"^ +option http-buffer-request$", HAPROXY, re.MULTILINE)
@@ -44,7 +44,7 @@ def test_the_balancer_waits_longer_than_any_shipped_configuration() -> None:
     assert seconds("timeout server") > longest
 
 
-def test_the_balancer_looks_away_within_the_drain_and_stops_within_its_grace() -> None:
+def test_the_balancer_looks_away_within_the_drain_and_stops_in_its_grace() -> None:
     (drain,) = re.findall(r"\$\{DRAIN_GRACE_SECONDS:-(\d+)\}", COMPOSE)
     (interval, fast), *_ = re.findall(r" inter (\d+)s fastinter (\d+)ms .*fall 2\b", HAPROXY)
     slowest = int(interval) + int(fast) / 1000 + 2 * seconds("timeout check")

@@ -79,7 +79,7 @@ def test_a_page_without_the_markers_is_left_alone(tmp_path: Path, comparison: Co
     assert page.read_text() == "# Results\n"
 
 
-def test_a_bound_is_kept_only_by_a_difference_that_is_large_enough_and_apart_from_0(comparison: Comparison) -> None:
+def test_a_bound_is_kept_only_by_a_large_enough_difference_apart_from_0(comparison: Comparison) -> None:
     bounds = {bound["what"]: bound for bound in check_bounds(comparison, BOUNDS)}
     assert set(bounds) == {"stepalign_scoped − grpo, Avg@12", "stepalign_scoped − refsol, Avg@12"}
     assert all(bound["kept"] for bound in bounds.values())

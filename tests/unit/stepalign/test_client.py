@@ -197,7 +197,7 @@ def test_a_refusal_in_foreign_words_is_quoted() -> None:
         httpx.Response(302, headers={"location": "/elsewhere"}),
     ],
 )
-def test_an_answer_that_is_no_critique_response_is_an_error_and_not_retried(reply: httpx.Response) -> None:
+def test_an_answer_that_is_no_critique_is_an_error_and_not_retried(reply: httpx.Response) -> None:
     world = World(reply)
     with pytest.raises(CriticError) as error:
         world.critique()

@@ -116,7 +116,7 @@ def test_a_control_token_that_is_a_word_of_the_vocabulary_is_parted_too() -> Non
     assert content_token_ids(tokenizer, "3 <eos> 4 <think> 3") == [1, 0, 0, 0, 1]
 
 
-def test_a_piece_of_a_unigram_vocabulary_that_is_a_control_token_is_parted_too() -> None:
+def test_a_unigram_piece_that_is_a_control_token_is_parted_too() -> None:
     """SentencePiece's unigram models hold their control tokens as pieces, with the best score of all."""
     letters = [(letter, -5.0) for letter in "</s>ab"]
     backend = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *letters], unk_id=0))

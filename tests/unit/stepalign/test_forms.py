@@ -71,7 +71,7 @@ def test_omission_keeps_what_is_not_copied_and_no_more(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_full_repetition_quotes_what_is_called_wrong_before_what_stands_in_its_place(case: str) -> None:
+def test_full_repetition_quotes_the_refused_part_before_its_correction(case: str) -> None:
     attempt, _, copied, rest = CASES[case]
     critique, text = critique_of(*attempt)
     quoted = [QUOTED[case]] if case in QUOTED else []

@@ -110,7 +110,7 @@ def test_what_a_grader_raises_is_one_error_that_names_the_answer() -> None:
         is_right(parse_trace("<answer>7</answer>"), FinishReason.STOP, FOUR, broken_on_seven)
 
 
-def test_without_eos_an_answer_is_right_only_where_the_end_is_not_asked_for() -> None:
+def test_without_eos_an_answer_is_right_only_where_no_end_is_asked_for() -> None:
     trace = parse_trace("<answer>4</answer>")
     assert is_right(trace, FinishReason.STOP, FOUR)
     assert not is_right(trace, FinishReason.LENGTH, FOUR)
@@ -123,7 +123,7 @@ def test_a_sample_that_the_grader_failed_on_is_neither_right_nor_wrong() -> None
     assert graded("4").correct is True and graded("5").correct is False
 
 
-def test_a_grader_is_not_asked_about_a_solution_without_an_answer_or_an_end() -> None:
+def test_a_grader_is_not_asked_about_a_solution_without_answer_or_end() -> None:
     text = "<step_1>a</step_1><answer>7</answer>"
     assert grade(text, 9, FinishReason.LENGTH, FOUR, broken_on_seven).correct is False
     assert grade("<step_1>a</step_1>", 9, FinishReason.STOP, FOUR, broken_on_seven).correct is False
@@ -233,7 +233,7 @@ def test_without_a_checker_there_are_no_figures_of_traces() -> None:
     assert "trace_at_1" not in result.as_report()
 
 
-def test_a_guesser_among_ten_answers_gets_ten_percent_and_72_of_twelve_tries() -> None:
+def test_a_guesser_among_ten_answers_gets_10_percent_and_72_of_12_tries() -> None:
     assert {key: round(value, 2) for key, value in chance(10, 12).items()} == {
         "avg_at_12": 10.0,
         "maj_at_12": 10.0,

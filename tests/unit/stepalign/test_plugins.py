@@ -38,7 +38,7 @@ def test_a_revision_names_the_distribution_and_its_version() -> None:
         (CHECKERS, "critic.checker", None, ["lab", "sums"]),
     ],
 )
-def test_a_name_that_is_not_there_is_refused_with_its_key_and_those_that_are(
+def test_an_unknown_name_is_refused_with_its_key_and_the_known_names(
     group: str, key: str, name: str | None, installed: list[str]
 ) -> None:
     message = f"{key} is {name!r}; it must name one entry point in the group {group}; installed are {installed}"

@@ -140,7 +140,7 @@ class Store:
         self.texts[key] = text
 
 
-def test_replicas_share_a_store_and_do_without_it_when_it_is_down_or_holds_rubbish() -> None:
+def test_replicas_share_a_store_and_do_without_one_that_is_down_or_broken() -> None:
     async def work() -> None:
         store: Any = Store()
         make = Maker()

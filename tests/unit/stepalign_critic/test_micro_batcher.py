@@ -53,7 +53,7 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_requests_within_the_window_are_computed_together_and_answered_in_order() -> None:
+def test_requests_within_the_window_are_batched_and_answered_in_order() -> None:
     compute = Doubler()
     results = run_with(compute, lambda batcher: asyncio.gather(*(batcher.submit(i) for i in range(3))))
     assert results == [0, 2, 4]
@@ -150,7 +150,7 @@ def test_a_wrong_number_of_results_is_an_engine_error() -> None:
     run_with(lambda items, _: items[:1], test)
 
 
-def test_a_cancelled_request_is_dropped_before_its_batch_starts_and_frees_its_place() -> None:
+def test_a_cancelled_request_leaves_before_its_batch_and_frees_its_place() -> None:
     compute = Doubler(gated=True)
 
     async def test(batcher: MicroBatcher[int, int]) -> None:

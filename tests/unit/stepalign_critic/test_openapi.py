@@ -129,7 +129,7 @@ class Quoting(ProgramBackend):
         return Generation(text, FinishReason.STOP, **api_docs.RESPONSE_EXAMPLE["usage"])
 
 
-def test_the_example_of_a_critique_is_the_answer_to_the_example_of_a_request() -> None:
+def test_the_example_critique_is_the_answer_to_the_example_request() -> None:
     async def main() -> CritiqueResponse:
         service = CriticService(Quoting("critic-4b", lambda question, attempt: "", "5c2f0e8a91d3b764"), "chat-v1")
         service.lifecycle.begin()

@@ -14,7 +14,7 @@ class Clock:
         return self.now
 
 
-def test_a_caller_gets_its_share_back_as_time_passes_and_never_more_than_a_minutes() -> None:
+def test_a_caller_gets_its_share_back_with_time_and_never_over_a_minutes() -> None:
     clock = Clock()
     limiter = RateLimiter(6, clock)
     for _ in range(6):

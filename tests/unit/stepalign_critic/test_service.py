@@ -207,7 +207,7 @@ def test_a_prompt_with_a_field_that_no_request_has_is_refused(monkeypatch: pytes
         CriticService(FakeBackend(lambda _: COPY), "test-v1")
 
 
-def test_a_checkers_value_error_is_an_unsupported_request_and_any_other_an_engine_error() -> None:
+def test_a_checkers_value_error_is_unsupported_and_others_engine_errors() -> None:
     def broken(question: str, attempt: str) -> str:
         raise KeyError(question)
 
@@ -231,7 +231,7 @@ def test_a_critic_that_loads_or_stops_takes_no_request() -> None:
     assert asyncio.run(main()) == ["loading", "stopping"]
 
 
-def test_a_backend_that_does_not_start_is_reported_once_and_names_the_reason() -> None:
+def test_a_backend_that_does_not_start_is_reported_once_with_its_reason() -> None:
     class Broken(FakeBackend):
         async def start(self) -> None:
             raise ConfigError("no weights")

@@ -57,7 +57,7 @@ def test_tagged_text() -> None:
     assert tagged(["a"], None) == "<step_1> a </step_1>"
 
 
-def test_a_fifth_of_the_facts_is_learned_wrongly_and_none_of_those_is_right() -> None:
+def test_a_fifth_of_the_facts_is_learned_wrongly_and_none_of_it_is_right() -> None:
     wrong = wrong_facts(0)
     assert len(FACTS) == len(set(FACTS)) == 300 and len(wrong) == 60 and wrong.keys() <= set(FACTS)
     assert all(result != apply(*fact) and 0 <= result <= 9 for fact, result in wrong.items())

@@ -118,7 +118,7 @@ def test_two_runs_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         campaign(tmp_path / "runs", ["null"], (1, 1))
 
 
-def test_a_report_that_cannot_be_read_is_written_anew_by_going_on_with_its_run(tmp_path: Path) -> None:
+def test_an_unreadable_report_is_written_anew_by_going_on_with_its_run(tmp_path: Path) -> None:
     made = campaign(tmp_path)
     path = finish(made, 0) / "report.json"
     report = json.loads(path.read_text())

@@ -24,7 +24,7 @@ def local(tmp_path: Path) -> Callable[..., LocalProbe]:
     return make
 
 
-def test_a_probe_has_a_run_folder_of_its_own_and_one_rollout_of_each_problem(
+def test_a_probe_has_its_own_run_folder_and_one_rollout_of_each_problem(
     local: Callable[..., LocalProbe], tmp_path: Path
 ) -> None:
     probe = local("--run.name", "mine", "--trainer.steps", "70", rollouts=400)
@@ -71,7 +71,7 @@ def test_a_run_with_the_probes_name_is_not_replaced(local: Callable[..., LocalPr
     assert (probe.config.run_dir / "run.json").exists()
 
 
-def test_an_earlier_probe_is_found_only_for_the_same_plan_settings_and_weights(
+def test_an_earlier_probe_is_found_only_for_its_plan_settings_and_weights(
     local: Callable[..., LocalProbe],
 ) -> None:
     arms = tuple(shipped_arms())

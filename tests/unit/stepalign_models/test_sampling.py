@@ -78,7 +78,7 @@ def test_a_completion_depends_on_its_seed_and_prompt_not_on_its_batch(sampler: S
     assert by_seed(mixed[1::2], list(reversed(seeds))) == alone
 
 
-def test_a_beginning_that_all_prompts_share_is_computed_once_and_changes_nothing(sampler: Sampler, model: Any) -> None:
+def test_a_shared_beginning_is_computed_once_and_changes_nothing(sampler: Sampler, model: Any) -> None:
     beginning = (LONG * 4)[:MIN_SHARED_TOKENS]
     prompts = [beginning + SHORT, beginning + LONG, beginning + LONG[:1], beginning + SHORT]
     alone = [sampler.sample([prompt], [parameters(seed)])[0] for seed, prompt in enumerate(prompts)]
@@ -94,7 +94,7 @@ def test_a_beginning_that_all_prompts_share_is_computed_once_and_changes_nothing
         assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
-def test_equal_prompts_and_one_that_begins_another_share_what_leaves_each_a_token(sampler: Sampler) -> None:
+def test_equal_and_nested_prompts_share_all_that_leaves_each_a_token(sampler: Sampler) -> None:
     beginning = (LONG * 4)[:MIN_SHARED_TOKENS]
     prompts = [[*beginning, 5], [*beginning, 5], [*beginning, 5, 12]]
     alone = [sampler.sample([prompt], [parameters(seed)])[0].token_ids for seed, prompt in enumerate(prompts)]
@@ -185,7 +185,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(sampler: Sampler, model: An
     assert chi_square(found, expected) < 2.5 * len(kept) + 15
 
 
-def test_eos_is_the_last_token_of_what_stopped_and_absent_from_what_was_cut(sampler: Sampler, tokenizer: Any) -> None:
+def test_eos_ends_a_stopped_sample_and_is_absent_from_a_cut_one(sampler: Sampler, tokenizer: Any) -> None:
     eos = tokenizer.eos_token_id
     completions = sampler.sample([SHORT] * 40, [parameters(seed) for seed in range(40)])
     stopped = [c for c in completions if c.finish_reason is FinishReason.STOP]

@@ -259,7 +259,7 @@ def test_intervals_cover_where_problems_differ() -> None:
     assert 0.91 <= covered <= 0.99
 
 
-def test_intervals_of_three_seeds_are_too_narrow_where_seeds_differ_as_the_docstring_says() -> None:
+def test_intervals_of_three_differing_seeds_are_too_narrow_as_documented() -> None:
     assert 0.67 <= coverage(3, lambda g: g.normal(0, 0.3, (3, 1)) + np.zeros((3, 60))) <= 0.83
 
 
@@ -437,7 +437,7 @@ def test_headlines_come_first_and_no_pair_is_missing_or_twice(runs: Runs) -> Non
     assert [(pair.a, pair.b) for pair in comparison.against_base] == [(arm.name, "base") for arm in comparison.arms]
 
 
-def test_only_the_headline_pairs_that_exist_are_shown_unless_all_are_asked_for(runs: Runs) -> None:
+def test_only_existing_headline_pairs_are_shown_unless_all_are_asked_for(runs: Runs) -> None:
     comparison = compare(read_runs([runs.add(arm, 0, [1, 2]) for arm in ("stepalign", "refsol", "shuffled")]))
     some, everything = text_of(comparison_tables(comparison)), text_of(comparison_tables(comparison, everything=True))
     for pair in ("stepalign − refsol", "stepalign − shuffled"):

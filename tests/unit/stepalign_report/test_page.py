@@ -104,7 +104,7 @@ def test_a_page_is_a_function_of_its_runs(tmp_path: Path) -> None:
     assert build_page([folder]) == build_page([folder])
 
 
-def test_an_interval_of_one_value_is_that_value_and_missing_values_leave_the_mean() -> None:
+def test_the_interval_of_one_value_is_that_value_and_gaps_leave_the_mean() -> None:
     assert estimate([[0.5, 0.5, None]]) == {"value": 50.0, "low": 50.0, "high": 50.0}
     assert estimate([[None, None]]) is None
 
@@ -166,7 +166,7 @@ def test_a_curve_has_the_steps_that_every_seed_was_scored_at(tmp_path: Path) -> 
     assert curve["steps"] == [0, 10, 30] and len(curve["avg"]) == 3
 
 
-def test_runs_with_other_numbers_of_updates_are_other_rows_and_said_to_differ(tmp_path: Path) -> None:
+def test_runs_with_unequal_updates_are_other_rows_and_said_to_differ(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / str(steps), "grpo", steps=steps) for steps in (20, 40)]
     data = page_data(folders)
     assert data["arms"] == ["grpo, 20 updates", "grpo, 40 updates"]

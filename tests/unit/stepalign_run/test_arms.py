@@ -87,7 +87,7 @@ def test_the_path_of_an_arm_in_a_file_is_relative_to_that_files_folder(toml: Pat
     assert (config.arm.context, config.arm.group_size, config.arm_name) == ("reference", 4, "mine")
 
 
-def test_the_path_of_an_arm_on_the_command_line_is_relative_to_the_working_directory(
+def test_an_arms_path_on_the_command_line_starts_at_the_working_directory(
     toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path / "elsewhere"

@@ -63,7 +63,7 @@ def test_a_run_that_adds_up(tmp_path: Path) -> None:
     assert report.accounted == report.published
 
 
-def test_what_was_trained_and_forgotten_by_the_server_in_a_power_cut_is_told_and_not_lost(tmp_path: Path) -> None:
+def test_work_trained_and_forgotten_in_a_power_cut_is_told_and_not_lost(tmp_path: Path) -> None:
     """The server is as it was when b, c and d had not been published yet."""
     admitted = frozenset(OFFERED) - set("bcd")
     ledger = {"published": 4, "trained": 1, "dead": 1}

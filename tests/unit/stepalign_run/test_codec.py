@@ -46,6 +46,6 @@ def test_json_that_is_no_object_is_corrupt() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_a_log_probability_that_json_cannot_hold_is_refused_before_it_is_sent(make_rollout, value: float) -> None:
+def test_a_log_probability_that_json_cannot_hold_is_refused_before_sending(make_rollout, value: float) -> None:
     with pytest.raises(ValueError, match="finite"):
         encode(make_rollout(behaviour_logprobs=[-0.5, value, -0.5]))

@@ -323,7 +323,7 @@ def test_a_password_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         redis_url(settings, {})
 
 
-def test_an_address_that_is_none_is_a_configuration_error_with_a_password_file_too(password_file: Path) -> None:
+def test_a_bad_address_is_a_configuration_error_with_a_password_file_too(password_file: Path) -> None:
     settings = QueueSection(redis_url="redis://[::1", redis_password_file=password_file)
     with pytest.raises(ConfigError, match=r"queue\.redis_url") as caught:
         open_queue(settings, "run", "c")
@@ -384,7 +384,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.redis
-def test_the_status_command_finds_the_embedded_server_and_prints_the_counts(
+def test_the_status_command_finds_the_embedded_server_and_prints_counts(
     redis_server: str, config: Path, tmp_path: Path, make_rollout
 ) -> None:
     (tmp_path / "seen" / "redis").mkdir(parents=True)

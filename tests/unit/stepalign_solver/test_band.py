@@ -81,7 +81,7 @@ def test_a_band_without_a_problem_writes_no_file_and_says_what_was_solved(tmp_pa
     assert not target.exists()
 
 
-def test_the_band_keeps_the_candidates_order_and_says_how_often_each_was_solved(
+def test_the_band_keeps_the_candidates_order_and_each_ones_solved_count(
     make_config: Callable[..., Config],
 ) -> None:
     problems = load_problems(make_config().data.train)

@@ -130,7 +130,7 @@ def test_a_rollout_holds_what_was_sampled_token_by_token(
         assert rollout.behaviour_logprobs == pytest.approx(again.logprobs, abs=1e-4)
 
 
-def test_the_worker_waits_at_a_full_queue_and_goes_on_after_acknowledgements(
+def test_the_worker_waits_at_a_full_queue_and_goes_on_once_acknowledged(
     make_bench: MakeBench, make_rollout: Callable[..., Rollout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "FULL_WAIT_SECONDS", 0.01)
@@ -208,7 +208,7 @@ def test_a_prompt_over_the_budget_is_refused_before_anything_is_sampled(make_ben
     assert "'t3' has 14 tokens, over its budget of 13" in refused.value.rows[0][1]
 
 
-def test_a_worker_that_starts_before_the_trainer_of_a_prolonged_run_waits_for_it(
+def test_a_worker_that_starts_before_a_prolonged_runs_trainer_waits_for_it(
     make_bench: MakeBench, policy_version: Callable[[int], PolicyVersion]
 ) -> None:
     """The store still says "finished" from the shorter run; version 1 of 2 is not the end of this one."""
@@ -307,7 +307,7 @@ def test_a_problem_that_comes_twice_gives_two_groups(make_bench: MakeBench) -> N
     assert len({r.rollout_id for r in rollouts}) == 20
 
 
-def test_a_restarted_worker_offers_the_same_groups_and_they_are_refused_whole(make_bench: MakeBench) -> None:
+def test_a_restarted_worker_offers_the_same_groups_which_are_refused_whole(make_bench: MakeBench) -> None:
     admitted = served(make_bench(*GROUPS))
     again = served(make_bench(*GROUPS, "--solver.batch", "8"))
     assert again == [(group, Admission.DUPLICATE) for group, _ in admitted]
@@ -334,7 +334,7 @@ def test_a_group_that_does_not_fit_is_not_split(
 
 
 @pytest.mark.parametrize("loaded", ["another", "none"])
-def test_a_model_that_holds_another_adapter_than_the_published_samples_nothing(
+def test_a_model_with_another_adapter_than_the_published_samples_nothing(
     make_bench: MakeBench, policy_version: Callable[[int], PolicyVersion], tokenizer: Any, loaded: str
 ) -> None:
     """The file is the right one; what the engine serves is not, as with a reused adapter name."""

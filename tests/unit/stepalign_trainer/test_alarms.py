@@ -58,7 +58,7 @@ def test_what_stays_below_a_floor_is_not_compared() -> None:
     assert alarms_of([{"entropy": 0.4}, {"entropy": 0.4}, {"entropy": 1e-4}, {"entropy": 1e-4}])[-1] == []
 
 
-def test_means_of_the_window_are_watched_and_compared_with_the_first_window() -> None:
+def test_means_of_the_window_are_watched_and_compared_with_the_first() -> None:
     # First window: (20 + 40) / 2 = 30. Then (40 + 70) / 2 = 55, (70 + 51) / 2 = 60.5, (51 + 30) / 2.
     lengths = [20.0, 40.0, 70.0, 51.0, 30.0]
     assert alarms_of([{"mean_tokens": n} for n in lengths]) == [[], [], [], ["length"], []]

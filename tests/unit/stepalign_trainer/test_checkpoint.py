@@ -183,7 +183,7 @@ def test_no_checkpoint_yet(tmp_path: Path, make_learner: MakeLearner) -> None:
     assert checkpoints(tmp_path) == [] and load_newest(make_learner(), tmp_path, "f") is None
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_takes_no_room(
+def test_an_unwritable_checkpoint_leaves_the_one_before_and_takes_no_room(
     saved: tuple[Learner, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``/dev/full`` stands for a disk without room; a run on a small one is in tests/integration/test_faults.py."""
@@ -227,7 +227,7 @@ def test_a_published_adapter_is_never_written_again(
     assert (other / "adapter_model.safetensors").read_bytes() != content
 
 
-def test_a_run_notes_what_it_is_and_when_and_with_how_many_threads_it_began(tmp_path: Path) -> None:
+def test_a_run_notes_its_identity_its_start_and_its_number_of_threads(tmp_path: Path) -> None:
     before = time.time()
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)

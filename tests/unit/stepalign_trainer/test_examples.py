@@ -84,7 +84,7 @@ def test_a_rollout_that_ran_out_of_tokens_is_marked(
     assert build_example(make_config(), tokenizer, rollout_of("unfinished", "length"), context, None).truncated
 
 
-def test_the_control_without_a_context_has_the_template_of_the_other_teachers(
+def test_the_control_without_a_context_has_the_other_teachers_template(
     make_config: MakeConfig, tokenizer: Any, rollout_of: MakeRollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with a teacher that thinks and a student that does not."""

@@ -92,7 +92,7 @@ def test_the_reference_arm_trains_without_a_critic_on_all_tokens(run: Run) -> No
     assert row["advantage_at_error"] is None
 
 
-def test_rollouts_are_acknowledged_once_two_checkpoints_hold_them_or_the_runs_last(run: Run) -> None:
+def test_rollouts_are_acknowledged_once_in_two_checkpoints_or_the_last(run: Run) -> None:
     for version in range(3):
         run.publish(version)
     seen: list[tuple[int, list[int]]] = []
@@ -105,7 +105,7 @@ def test_rollouts_are_acknowledged_once_two_checkpoints_hold_them_or_the_runs_la
     assert run.status.trained == 12 and run.status.balanced
 
 
-def test_a_checkpoint_that_cannot_be_written_acknowledges_and_publishes_nothing(run: Run) -> None:
+def test_an_unwritable_checkpoint_acknowledges_and_publishes_nothing(run: Run) -> None:
     run.publish(0)
     run.folder.mkdir(parents=True)
     (run.folder / "checkpoints").write_text("in the way")
@@ -133,9 +133,7 @@ def test_redelivered_rollouts_keep_their_outcome_and_are_not_trained_again(run: 
 
 
 @pytest.mark.numeric
-def test_a_broken_checkpoint_costs_an_update_that_is_made_again_bit_for_bit(
-    run: Run, make_run: Callable[..., Run]
-) -> None:
+def test_a_broken_checkpoint_costs_an_update_that_is_redone_bit_for_bit(run: Run, make_run: Callable[..., Run]) -> None:
     """The one before it has no rollout to itself that the queue has forgotten."""
     whole = make_run("--run.name", "whole")
     for version in range(3):
@@ -152,9 +150,7 @@ def test_a_broken_checkpoint_costs_an_update_that_is_made_again_bit_for_bit(
 
 
 @pytest.mark.numeric
-def test_between_sparse_checkpoints_published_updates_are_made_again_bit_for_bit(
-    run: Run, make_run: Callable[..., Run]
-) -> None:
+def test_between_sparse_checkpoints_updates_are_redone_bit_for_bit(run: Run, make_run: Callable[..., Run]) -> None:
     sparse = ("--trainer.steps", "4", "--trainer.checkpoint_every", "2")
     whole = make_run("--run.name", "whole")
     for version in range(4):

@@ -102,7 +102,7 @@ def distance(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> fl
 
 @pytest.mark.parametrize("micro_batch", ["2", "8"])
 @pytest.mark.parametrize(("normalisation", "beta"), [("token", "0.05"), ("sequence", "0.7"), ("token", "0.0")])
-def test_grpo_is_the_full_computation_in_float64_however_the_batch_is_split(
+def test_grpo_is_the_full_float64_computation_however_the_batch_is_split(
     make_learner: MakeLearner, rewarded: list[Example], normalisation: str, beta: str, micro_batch: str
 ) -> None:
     options = ("--arm.grpo.normalisation", normalisation, "--arm.grpo.beta", beta, "--trainer.logit_chunk", "7")
@@ -235,7 +235,7 @@ def test_a_fixed_negative_advantage_pushes_unlikely_tokens_alone() -> None:
     assert gradient[1:].count_nonzero() == 0
 
 
-def test_the_fixed_negative_update_is_the_full_computation_and_lowers_unlikely_tokens(
+def test_fixed_negative_is_the_full_computation_and_lowers_unlikely_tokens(
     make_learner: MakeLearner, rewarded: list[Example]
 ) -> None:
     learner = make_learner(

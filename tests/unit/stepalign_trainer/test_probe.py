@@ -187,7 +187,7 @@ def test_samples_are_the_bases_and_leave_the_model_as_it_was(
     assert len(texts[0]) == 20 and len(set(texts[0])) > 5
 
 
-def test_every_context_is_measured_on_the_same_rollouts_with_one_critique_of_each_form(measure: Measure) -> None:
+def test_all_contexts_share_their_rollouts_and_one_critique_of_each_form(measure: Measure) -> None:
     critic = Critic()
     report = measure("stepalign_scoped", "stepalign", "full_repetition", "omission", "refsol", "null", critic=critic)
     # As it is meant, with the wrong step quoted, and without the copied steps.
@@ -245,7 +245,7 @@ def test_the_report_is_the_same_twice(measure: Measure) -> None:
     assert ProbeReport.model_validate_json(first).model_dump_json() == first
 
 
-def test_a_refused_critique_leaves_its_contexts_and_the_checker_says_where_the_error_is(measure: Measure) -> None:
+def test_a_refused_critique_leaves_its_contexts_and_the_error_is_located(measure: Measure) -> None:
     report = measure("stepalign", "refsol", critic=Critic(refuse="7 * 7 = 8"))
     assert report.critiques is not None and report.critiques.refused == {"unparseable": 1}
     assert report.critiques.share == 0.8

@@ -40,7 +40,7 @@ def failing_on_five(answer: str, known_answer: str) -> bool:
         ("<step_1> 3 + 4 = 7 </step_1> <answer> </answer>", "stop", 0.0, 0.0),
     ],
 )
-def test_a_right_answer_is_rewarded_where_the_leash_asks_for_it_only_with_eos(
+def test_a_right_answer_is_rewarded_only_with_eos_where_the_leash_asks(
     rollout_of: MakeRollout, attempt: str, finish: str, leashed: float, unleashed: float
 ) -> None:
     rollout = rollout_of(attempt, finish)

@@ -194,7 +194,7 @@ IDS = [f"v000000/p{i}/0" for i in range(40)]
         ("missing_step", {7, 14, 21, 24}),
     ],
 )
-def test_a_random_scope_ends_after_any_segment_and_depends_on_the_rollouts_id_alone(
+def test_a_random_scope_ends_after_any_segment_by_the_rollouts_id_alone(
     tokenizer: Any, rollout_of: MakeRollout, critique_of: MakeCritique, attempt: str, ends: set[int]
 ) -> None:
     rollout = rollout_of(attempt)
