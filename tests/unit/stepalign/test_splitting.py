@@ -52,6 +52,13 @@ CASES: dict[str, tuple[str, SplitRule, list[str], str | None, AnswerRule | None]
     ),
     "one number is no list": ("1. only this\nand that", SplitRule.LINES, ["1. only this", "and that"], None, None),
     "a gap in the numbers is no list": ("1. a\n3. b", SplitRule.LINES, ["1. a", "3. b"], None, None),
+    "a gap after two good numbers is no list": (
+        "1. a\n2. b\n4. c",
+        SplitRule.LINES,
+        ["1. a", "2. b", "4. c"],
+        None,
+        None,
+    ),
     "paragraphs": (
         "First we add.\nIt is 7.\n\n \nThen 14.",
         SplitRule.PARAGRAPHS,
