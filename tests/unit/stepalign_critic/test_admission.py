@@ -85,18 +85,20 @@ def test_what_fails_or_is_given_up_is_not_measured() -> None:
 
 def test_one_more_than_may_wait_is_refused_and_one_that_leaves_makes_room() -> None:
     async def main() -> None:
-        story = Story()
-        await story.come(5)
-        with pytest.raises(SaturatedError, match="3 requests wait already, the limit is 3"):
-            async with story.admission.place():
-                pass
-        story.tasks[4].cancel()
-        await story.settle()
-        await story.come()
-        for end in story.ends:
-            end.set()
-        results = await asyncio.gather(*story.tasks, return_exceptions=True)
-        assert [type(result) for result in results].count(asyncio.CancelledError) == 1
-        assert results.count(None) == 5
+        # A request that is let in to wait would wait for ever.
+        async with asyncio.timeout(10):
+            story = Story()
+            await story.come(5)
+            with pytest.raises(SaturatedError, match="3 requests wait already, the limit is 3"):
+                async with story.admission.place():
+                    pass
+            story.tasks[4].cancel()
+            await story.settle()
+            await story.come()
+            for end in story.ends:
+                end.set()
+            results = await asyncio.gather(*story.tasks, return_exceptions=True)
+            assert [type(result) for result in results].count(asyncio.CancelledError) == 1
+            assert results.count(None) == 5
 
     asyncio.run(main())
