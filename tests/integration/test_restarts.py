@@ -126,7 +126,8 @@ def test_a_server_that_does_not_get_its_port_back_ends_the_run(stack: MakeStack,
     os.kill(run.processes()["server"], signal.SIGKILL)
     with socket.socket() as thief:
         thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        wait_for(lambda: taken(thief, port), "the port")
+        # Before the server is started again, which is after half a second.
+        wait_for(lambda: taken(thief, port), "the port", every=0.01)
         thief.listen()
         assert run.ended() == 1
     assert "the redis process was started again and serves at another address" in run.said
