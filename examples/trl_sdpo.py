@@ -32,13 +32,18 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
-from stepalign.client import SyncCriticClient
-from stepalign.errors import CriticError
-from stepalign.problems import load_problems
-from stepalign.prompts import load_prompt
-from stepalign.scoring import grade
+from stepalign import (
+    CriticError,
+    CritiqueRequest,
+    CritiqueResponse,
+    FinishReason,
+    Problem,
+    SyncCriticClient,
+    grade,
+    load_problems,
+    load_prompt,
+)
 from stepalign.secret_files import read_secret
-from stepalign.types import CritiqueRequest, CritiqueResponse, FinishReason, Problem
 
 log = logging.getLogger(__name__)
 
