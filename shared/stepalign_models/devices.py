@@ -1,4 +1,4 @@
-"""The rule for ``device``, in one place for every process. No torch here: the caller says what it sees."""
+"""The rule for ``device``, in one place for every process. No torch here: the caller names the devices."""
 
 from __future__ import annotations
 

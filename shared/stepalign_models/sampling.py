@@ -51,7 +51,7 @@ class Completion:
 
 def _shared_length(prompts: Sequence[list[int]]) -> int:
     """Length of the beginning that all prompts share, each keeping a token of its own; 0 where it is not worth it."""
-    # Of sorted lists the first and the last share what all share.
+    # Of sorted lists the first and the last share the prefix of all.
     first, last = min(prompts), max(prompts)
     differ = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     shared = min(next(differ, len(last)), min(map(len, prompts)) - 1)
@@ -112,7 +112,7 @@ class SeededSampling(LogitsProcessor):
 
 
 class Sampler:
-    """Samples completions of prompts from one model as it stands: whoever calls switches adapters on or off."""
+    """Samples completions of prompts from one model as it stands: the caller switches adapters on or off."""
 
     def __init__(self, model: torch.nn.Module, tokenizer: Any) -> None:
         """Raises ConfigError for a model without an end of sequence."""
@@ -163,7 +163,7 @@ class Sampler:
     @contextmanager
     def _nothing_but_our_choice(self) -> Iterator[None]:
         """The model's own configuration may hold penalties and filters that the loss knows nothing of, and generate()
-        fills what a call leaves unset from it. The model has it back afterwards."""
+        fills arguments that a call leaves unset from it. The model has it back afterwards."""
         of_the_model = self.model.generation_config
         self.model.generation_config = self._generation
         try:

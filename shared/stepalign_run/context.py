@@ -1,4 +1,4 @@
-"""Contexts: what the self-teacher sees besides the question."""
+"""Contexts: the texts that the self-teacher sees besides the question."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stepalign.types import Wire
 
 
 class ContextKind(StrEnum):
-    """What the self-teacher sees besides the question. The trainer has one class for each, under the same name."""
+    """Texts that the self-teacher sees besides the question. The trainer has a class for each, under the same name."""
 
     CRITIQUE = "critique"
     """The critique of this rollout."""

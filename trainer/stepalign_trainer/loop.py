@@ -88,7 +88,7 @@ class Trainer:
         log.info("training has finished", step=self.step)
 
     async def _settle_the_rest(self) -> None:
-        """Acknowledge what no checkpoint will follow, and what a kill left behind."""
+        """Acknowledge the rollouts that no checkpoint will follow, and those that a kill left behind."""
         newest = checkpoints(self.config.run_dir)
         if self.settlement.held:
             check_checkpoint(newest[-1])
@@ -109,7 +109,7 @@ class Trainer:
         self.journal.resume_at(self.step)
         for row in self.journal.rows():
             self.alarms.check(row)
-        # Only now: a run that cannot go on keeps the report of what stopped it.
+        # Only now: a run that cannot go on keeps the report of its failure.
         (self.config.folder.failure).unlink(missing_ok=True)
 
     async def _claim_batch(self) -> list[Delivery]:
@@ -130,7 +130,7 @@ class Trainer:
         return sorted(batch, key=lambda delivery: delivery.rollout.rollout_id)
 
     async def _no_more_will_come(self, held: int) -> bool:
-        # Asked in this order: what is published between the two questions must be seen in the queue.
+        # Asked in this order: a rollout that is published between the two questions must be seen in the queue.
         whole_batch_published = await self.policies.last_sampled() >= self.step
         return whole_batch_published and (await self.queue.status()).length == held
 
@@ -142,7 +142,7 @@ class Trainer:
             await self._publish()
 
     async def _sort_in(self, deliveries: Sequence[Delivery], batch: list[Delivery]) -> None:
-        """Add what this step trains on to ``batch``, keep what is early, settle the rest."""
+        """Add this step's rollouts to ``batch``, keep the early ones, settle the rest."""
         stale: list[Delivery] = []
         self.early = []
         for delivery in await self.settlement.without_known(deliveries):
@@ -176,7 +176,7 @@ class Trainer:
         await self._publish()
 
     async def _update(self, items: Sequence[Item]) -> UpdateMetrics:
-        """The update, and before it what is looked at once. All of it raises NonFiniteError."""
+        """The update, and before it the looks that are taken once. All of it raises NonFiniteError."""
         if self.step == 0 and items:
             first = items[0].rollout
             self.learner.check_teacher_is_student(first.prompt_token_ids, first.completion_token_ids)

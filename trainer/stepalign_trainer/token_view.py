@@ -1,4 +1,4 @@
-"""Token by token: what each context would teach, for the report. One JSON object per rollout in ``tokens.jsonl``."""
+"""The teaching of each context, token by token, for the report. One JSON object per rollout in ``tokens.jsonl``."""
 
 from __future__ import annotations
 

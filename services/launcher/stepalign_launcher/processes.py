@@ -1,4 +1,4 @@
-"""What the standard library does not tell or ask of other processes."""
+"""Facts about other processes, and a request to one's own, that the standard library has no call for."""
 
 from __future__ import annotations
 

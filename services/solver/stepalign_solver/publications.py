@@ -1,4 +1,4 @@
-"""What the solver offered to the queue and what became of it: ``published.jsonl`` in the run's folder.
+"""The solver's offers to the queue and the queue's answers: ``published.jsonl`` in the run's folder.
 
 Two rows a group. The first is written before the queue is asked, so that a kill between admission and the second one
 hides nothing: an audit asks the queue whether such a group was admitted.
@@ -38,7 +38,7 @@ class PublicationJournal:
         self._append(json.dumps({admission.value: [rollout.rollout_id for rollout in group]}))
 
     def sync(self) -> None:
-        """See that a power cut spares what was written."""
+        """Sync the rows to the disk, so that a power cut spares them."""
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
 

@@ -79,7 +79,7 @@ class RolloutWorker:
         log.info("training has finished", served_version=served)
 
     async def _still_knows(self, served: int) -> bool:
-        """Whether the server has what was announced. One that was killed may have lost its last seconds."""
+        """Whether the server has the announced rollouts. One that was killed may have lost its last seconds."""
         known = await self.policies.last_sampled() >= served
         if not known:
             log.warning("Redis has lost what was published last; publishing it again", policy_version=served)
@@ -102,7 +102,7 @@ class RolloutWorker:
         log.info("published", policy_version=policy.version, rollouts=len(draws))
 
     def _load(self, policy: PolicyVersion) -> CompletionSampler:
-        """The sampler of a policy. Raises PolicyError when it does not hold what was published."""
+        """The sampler of a policy. Raises PolicyError when it does not hold the published adapter."""
         verify_adapter(policy)
         sampler = self.load_sampler(Path(policy.path) if policy.path else None)
         if policy.canary is not None:

@@ -1,4 +1,4 @@
-"""An arm: what makes an experimental condition."""
+"""An arm: an experimental condition."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Scope = Literal["full", "through_first_error", "random_step"]
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective reads besides the rollouts; nothing else is provided."""
+    """The inputs of an objective besides the rollouts; nothing else is provided."""
 
     teacher: bool = False
     """The self-teacher's prediction under the arm's context."""
@@ -85,7 +85,7 @@ class TableSection(Section):
 
 
 class ArmSection(Section):
-    """What makes an experimental condition.
+    """An experimental condition.
 
     The file that ``run.arm`` names holds these keys at its top level, and those of ``TableSection`` in ``[table]``.
     """
@@ -93,7 +93,7 @@ class ArmSection(Section):
     objective: ObjectiveName = "forward_kl"
     """``forward_kl``: self-distillation. ``grpo``: reward on the final answer. ``fixed_negative``: no teacher."""
     context: ContextKind = ContextKind.NULL
-    """What the self-teacher sees besides the question."""
+    """The self-teacher sees it besides the question."""
     scope: Scope = "full"
     """The tokens that carry the loss."""
     group_size: Annotated[int, Field(ge=1)] = 1

@@ -44,7 +44,7 @@ class ModelSection(Section):
     chat_template_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the chat template for the student, such as ``enable_thinking = false``."""
     teacher_chat_template_options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the chat template for the teacher, whatever it sees; empty, they are the student's."""
+    """Options of the chat template for the teacher, with any context; empty, they are the student's."""
 
 
 class DataSection(Section):
@@ -62,7 +62,7 @@ class DataSection(Section):
     """An exact checker of these problems, a name in the group ``stepalign.checkers``. It serves figures only: the share
     of traces in which every step is right, and where the first error is in arms without a critic."""
     answer_choices: Annotated[int, Field(ge=2)] | None = None
-    """How many answers a guesser chooses from; the report then shows what chance gives."""
+    """How many answers a guesser chooses from; the report then shows the figures of chance."""
 
 
 class QueueSection(Section):

@@ -1,4 +1,4 @@
-"""The context of each rollout: what its self-teacher will see. A kind of context is one class and one prompt file."""
+"""The context of each rollout, for its self-teacher. A kind of context is one class and one prompt file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stepalign_trainer.batch.critiques import Critiqued, Critiques, CritiqueSour
 
 @dataclass(frozen=True)
 class Source:
-    """A rollout and what a context can be made of besides its problem."""
+    """A rollout and its critique, the material of contexts besides the problem."""
 
     rollout: Rollout
     own: Critiqued

@@ -21,7 +21,7 @@ log = get_logger(__name__)
 
 RETRY_SECONDS = 2.0
 READY_SECONDS = 10.0
-# No key, no such path, no such method: what answers is not a critic that takes our requests at all.
+# No key, no such path, no such method: no critic that takes our requests answers there.
 NO_CRITIC = frozenset({401, 403, 404, 405})
 
 
@@ -65,7 +65,7 @@ class Critiques:
         self._slots = asyncio.Semaphore(concurrency)
 
     async def ask(self, rollout: Rollout, mode: CritiqueMode) -> Critiqued:
-        """Raises CriticRequestError when what answers is no critic."""
+        """Raises CriticRequestError when no critic answers there."""
         async with self._slots:
             with structlog.contextvars.bound_contextvars(rollout_id=rollout.rollout_id):
                 return await self._ask(rollout, mode)

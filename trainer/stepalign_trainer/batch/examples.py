@@ -61,7 +61,7 @@ def build_example(
     critique: Critique | None,
     advantage: float | None = None,
 ) -> Example:
-    """``critique`` is that of this very rollout, whatever the teacher sees: it tells where the first error is.
+    """``critique`` is that of this very rollout, in every arm: it tells where the first error is.
 
     Raises PromptTooLongError, and ValueError when the rollout's text is not the decoding of its ids."""
     return Example(

@@ -76,7 +76,7 @@ def _sync(path: Path) -> None:
 
 
 def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write a directory, then sync it and rename it to ``target``, replacing what is there."""
+    """Let ``fill`` write a directory, then sync it and rename it to ``target``, replacing an earlier one."""
     scratch = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -95,7 +95,7 @@ def write_directory(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def check_run(run_dir: Path, fingerprint: str, seed: int, arm: str) -> None:
-    """Note what the run is, and when and how it begins. Raises CheckpointError when the folder holds another one."""
+    """Note the run's identity, its start and its threads. Raises CheckpointError when the folder holds another one."""
     path = RunFolder(run_dir).record
     if path.exists():
         if json.loads(path.read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
@@ -161,7 +161,7 @@ def save_checkpoint(learner: Learner, run_dir: Path, state: TrainerState) -> Pat
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of what ``state.json`` says, its own checksum left out."""
+    """SHA-256 of the contents of ``state.json``, its own checksum left out."""
     said = {name: value for name, value in content.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

@@ -24,7 +24,7 @@ def prune(config: Config) -> None:
     kept = set(sorted(found)[-config.trainer.keep_checkpoints :])
     if config.data.validation is not None:
         key = f"avg_at_{config.evaluation.samples}"
-        # A resumed run may ask for another number of samples than what has been scored so far.
+        # A resumed run may ask for another number of samples than were scored so far.
         scores = {step: row for step, row in _validation(config.folder.evaluations).items() if key in row}
         kept |= set(evaluated_steps(config)) - scores.keys()
         if scores:

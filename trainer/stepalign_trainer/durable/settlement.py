@@ -20,7 +20,7 @@ STALE = "stale"
 
 
 class Settled(NamedTuple):
-    """The queue entry that a rollout was, and what became of it."""
+    """A rollout's entry in the queue, and its outcome."""
 
     entry_id: str
     outcome: str
@@ -41,7 +41,7 @@ class Settlement:
         self._in_newest: dict[str, str] = {}
 
     async def resume(self, step: int, settled: Mapping[str, Settled], total: int) -> None:
-        """Take over what the checkpoint of ``step`` holds, 0 for none.
+        """Take over the contents of the checkpoint of ``step``, 0 for none.
 
         Raises CheckpointError when the queue has let go of more: those rollouts would never come again.
         """
@@ -73,7 +73,7 @@ class Settlement:
             await self._acknowledge({delivery.entry_id: STALE for delivery in deliveries})
 
     def settle(self, step: int, pairs: Sequence[tuple[Delivery, str]]) -> None:
-        """Note what update ``step`` did with its batch: rollouts and outcomes. The next checkpoint has to hold it."""
+        """Note the rollouts of update ``step`` and their outcomes. The next checkpoint has to hold it."""
         self._journal.append({"step": step, "outcomes": {each.rollout.rollout_id: outcome for each, outcome in pairs}})
         self.settled |= {each.rollout.rollout_id: Settled(each.entry_id, outcome) for each, outcome in pairs}
         self.settled = dict(islice(self.settled.items(), max(0, len(self.settled) - self._window), None))
@@ -81,7 +81,7 @@ class Settlement:
         self._since_checkpoint |= {each.entry_id: outcome for each, outcome in pairs}
 
     async def checkpointed(self) -> None:
-        """A checkpoint is durable: acknowledge what the one before it held already."""
+        """A checkpoint is durable: acknowledge the contents of the one before it."""
         await self._acknowledge(self._in_newest)
         self._in_newest, self._since_checkpoint = self._since_checkpoint, {}
 

@@ -1,4 +1,4 @@
-"""Objectives: what is minimised, one module each, under the names of ``arm.objective``."""
+"""Objectives, that is, losses and their weights: one module each, under the names of ``arm.objective``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How promising an arm looks, by what its objective needs: a teacher, or else rewards."""
+"""The score of an arm, by the need of its objective: a teacher, or else rewards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stepalign_trainer.probe.figures import ScoredRollout, differing, estimate, 
 
 @dataclass(frozen=True)
 class Subject:
-    """A rollout and what is known of its errors, whatever the teacher sees."""
+    """A rollout and its known errors, under any teacher."""
 
     rollout: Rollout
     critique: Critique | None
@@ -31,7 +31,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Measured:
-    """A context's figures, and per rollout what arms are scored from."""
+    """A context's figures, and for each rollout the values that arms are scored from."""
 
     figures: ContextFigures
     subjects: list[Subject]

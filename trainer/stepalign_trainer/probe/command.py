@@ -60,7 +60,7 @@ def probe_worker(ctx: typer.Context, config: ConfigPath) -> None:
             batch = await claim_batch(queue, policies, settings.trainer.batch)
             report = await probe.measure([delivery.rollout for delivery in batch])
             replace_text(settings.folder.probe, report.model_dump_json(indent=1) + "\n")
-            # Only now: what the rollouts were sampled for is on disk.
+            # Only now: the report that the rollouts were sampled for is on disk.
             await queue.acknowledge({delivery.entry_id: OUTCOME for delivery in batch})
         finally:
             if critic is not None:

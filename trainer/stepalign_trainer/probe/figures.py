@@ -34,7 +34,7 @@ NO_KL = 1e-6
 
 @dataclass(frozen=True)
 class ScoredRollout:
-    """What a context says of a rollout's tokens. ``advantage`` and ``kl`` are ``[T]`` in nats.
+    """A context's word on each of a rollout's tokens. ``advantage`` and ``kl`` are ``[T]`` in nats.
 
     ``groups`` are those of the scope ``through_first_error``: ``groups.in_scope`` is the end of the error segment.
     """
@@ -113,7 +113,7 @@ def differing(right: int, samples: int, group: int) -> float:
 
 
 def solve_rate(graded: Sequence[Sequence[GradedSample]]) -> Estimate | None:
-    """The mean share of right samples, over what was sampled for: rollouts, or problems. Grader errors are left out."""
+    """Mean share of right samples over rollouts or problems, as they were sampled. Grader errors are left out."""
     shares: list[float] = []
     for samples in graded:
         known = [float(sample.correct) for sample in samples if sample.correct is not None]

@@ -1,4 +1,4 @@
-"""What each arm would teach, measured on one batch before anything is trained: the worker of ``stepalign probe``.
+"""The teaching of each arm, measured on one batch before anything is trained: the worker of ``stepalign probe``.
 
 The base model is student and self-teacher alike, so nothing here depends on an update. Every context is measured on the
 same rollouts, and its samples use the same random numbers as those of the other contexts. Definitions and reasoning:
@@ -54,7 +54,7 @@ OUTCOME = "skipped:probe"
 
 
 class RememberedCritiques:
-    """A critic that is asked once for each rollout and form of its critique, whatever number of contexts need it."""
+    """A critic that is asked once for each rollout and form of its critique, by any number of contexts."""
 
     def __init__(self, critic: CritiqueSource) -> None:
         self._critic = critic
@@ -110,7 +110,7 @@ class Probe:
 
     @cached_property
     def kinds(self) -> list[ContextKind]:
-        """What the self-teachers of the plan's arms see, in the order of the contexts."""
+        """The kinds of context of the plan's arms, in the order of the enumeration."""
         wanted = {arm.context for arm in self.plan.arms.values() if arm.needs.teacher}
         return [kind for kind in ContextKind if kind in wanted]
 

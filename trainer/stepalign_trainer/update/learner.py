@@ -81,7 +81,7 @@ class Learner:
 
     @contextmanager
     def teacher(self) -> Iterator[None]:
-        """The initial policy: adapter off, no gradients. The adapter is on again afterwards, whatever happens."""
+        """The initial policy: adapter off, no gradients. The adapter is on again afterwards, also after an error."""
         with torch.no_grad(), self.model.disable_adapter():
             yield
 
@@ -107,7 +107,7 @@ class Learner:
 
     @torch.no_grad()
     def check_teacher_is_student(self, prompt: list[int], completion: list[int]) -> None:
-        """Assert, before the first update, what the method rests on. Raises ConfigError when it does not hold, and
+        """Assert the method's premise before the first update. Raises ConfigError when it does not hold, and
         NonFiniteError on logits that are not finite.
 
         Without a context the teacher equals the student bit for bit, and the output head on hidden states gives the
@@ -237,7 +237,7 @@ class Learner:
 
     @torch.no_grad()
     def token_values(self, student_prompt: list[int], teacher_prompt: list[int], completion: list[int]) -> TokenTerms:
-        """Divergences and advantages of a teacher prompt on a completion, whatever the arm minimises: ``loss`` and
+        """Divergences and advantages of a teacher prompt on a completion, for every arm: ``loss`` and
         ``signal`` are 0, and nothing is trained."""
         with self.teacher():
             teacher = self.hidden_states([teacher_prompt], [completion])

@@ -60,7 +60,7 @@ class BatchTerms:
 
 @dataclass(frozen=True)
 class Step:
-    """What an optimizer step did. ``grad_norm`` is that before clipping."""
+    """The figures of an optimizer step. ``grad_norm`` is that before clipping."""
 
     tokens_in_scope: int
     grad_norm: float

@@ -41,7 +41,7 @@ class Measured(Protocol):
 
 
 class Backend(Protocol):
-    """A frozen critic. The same prompt gets the same answer, whatever else is generated with it.
+    """A frozen critic. The same prompt gets the same answer, in any batch.
 
     ``render``, ``generate`` and ``identity`` are for started backends; before that they raise NotReadyError.
     """
