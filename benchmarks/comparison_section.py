@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from stepalign_report.measures import HEADING
 from stepalign_run.folder.files import replace_text
-
-METRICS = (("avg", "Avg"), ("maj", "Maj"), ("pass", "Pass"), ("trace", "Trace"))
 
 
 def write_section(page: Path, name: str, results: dict[str, Any]) -> None:
@@ -35,9 +34,9 @@ def _budget(steps: int, budget: dict[str, Any]) -> str:
         f"### {steps} updates: {budget['rollouts_per_run']} rollouts per run, seeds {named}",
         f"`{budget['command']}`. {comparison['problems']} test problems, {k} samples each; percent, mean over seeds, "
         "in brackets the seeds one by one.",
-        markdown_table(["arm", *(f"{name}@{k}" for _, name in METRICS), "picked steps"], _arm_rows(comparison)),
+        markdown_table(["arm", *(f"{name}@{k}" for name in HEADING.values()), "picked steps"], _arm_rows(comparison)),
         "Differences in points, with paired 95 % intervals over problems and seeds; **bold**: apart from 0.",
-        markdown_table(["difference", *(f"{name}@{k}" for _, name in METRICS)], _pair_rows(comparison)),
+        markdown_table(["difference", *(f"{name}@{k}" for name in HEADING.values())], _pair_rows(comparison)),
         "Advantage at the first update, when the student is still the base:",
         markdown_table(
             ["arm", "on correct tokens", "share of them below −0.1", "at the first error", "after it"], _first(budget)
@@ -61,10 +60,10 @@ def markdown_table(heads: list[str], rows: Iterable[list[str]]) -> str:
 def _arm_rows(comparison: dict[str, Any]) -> Iterable[list[str]]:
     chance = comparison["chance"]
     if chance is not None:
-        yield ["chance", *(f"{chance[m]:.1f}" if m in chance else "–" for m, _ in METRICS), ""]
+        yield ["chance", *(f"{chance[m]:.1f}" if m in chance else "–" for m in HEADING), ""]
     for arm in [comparison["base"], *comparison["arms"]]:
         steps = ", ".join(map(str, arm["selected_steps"].values()))
-        yield [f"`{arm['arm']}`", *(_figure(arm["figures"].get(metric)) for metric, _ in METRICS), steps]
+        yield [f"`{arm['arm']}`", *(_figure(arm["figures"].get(metric)) for metric in HEADING), steps]
 
 
 def _figure(figure: dict[str, Any] | None) -> str:
@@ -76,7 +75,7 @@ def _figure(figure: dict[str, Any] | None) -> str:
 def _pair_rows(comparison: dict[str, Any]) -> Iterable[list[str]]:
     headlines = [pair for pair in comparison["pairs"] if pair["headline"]]
     for pair in [*headlines, *comparison["against_base"]]:
-        yield [f"{pair['a']} − {pair['b']}", *(_interval(pair["metrics"].get(metric)) for metric, _ in METRICS)]
+        yield [f"{pair['a']} − {pair['b']}", *(_interval(pair["metrics"].get(metric)) for metric in HEADING)]
 
 
 def _interval(found: dict[str, Any] | None) -> str:

@@ -62,7 +62,7 @@ class CritiqueTeacher:
         self._critic = critic
         self.outcomes = Counter[str]()
         self.last_metrics: dict[str, float] = {}
-        """What SDPO logs after each batch: its own figures, and the share of completions by outcome."""
+        """The log of SDPO after each batch: its own figures, and the share of completions by outcome."""
 
     def build(
         self, output: dict[str, Any], prompts: list[Any], rewards: torch.Tensor, feedbacks: Sequence[str] | None = None
@@ -131,7 +131,7 @@ def dataset_of(problems: list[Problem], prompts: str) -> Dataset:
 
 
 def feedback_template(prompts: str) -> str:
-    """What the teacher of a prompt set reads after the student's prompt, with SDPO's ``{feedback_raw}`` in it.
+    """The part of a teacher's prompt after the student's prompt, with SDPO's ``{feedback_raw}`` in it.
 
     SDPO adds to the last message only: examples before it, where a set has them, stay the student's. Of the set
     ``chat-v1``: "Below is a checked version of a solution. It is right from the first step to the answer. …"

@@ -184,7 +184,7 @@ def _peer(begin_at_next: bool, pass_over_known: bool) -> Callable[[Place], None]
             counts, last, step = (
                 _effect(place.folder),
                 "0",
-                len(list(RunFolder(place.folder).checkpoints.glob("step-*"))),
+                len(RunFolder(place.folder).checkpoints_by_step()),
             )
             if begin_at_next and redis.exists(place.stream):
                 # Resolve "$" before anything more is published.

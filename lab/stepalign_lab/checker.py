@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stepalign_lab.domain import Wording, parse_question, step_bodies
-from stepalign_lab.exact_critique import Solution, critique_of
+from stepalign_lab.solution_critique import Solution, critique_of
 
 WORDINGS: tuple[Wording, ...] = ("own", "reference")
 

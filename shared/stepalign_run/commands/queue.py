@@ -14,7 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from stepalign.commands.application import OVERRIDES
 from stepalign.errors import CorruptEntryError
+from stepalign_run.commands.arguments import ConfigPath
 from stepalign_run.config import Config, QueueSection, load_config
 from stepalign_run.folder.files import lock_file
 from stepalign_run.folder.jsonl import end_at_a_whole_row
@@ -24,16 +26,14 @@ from stepalign_run.queue.base import DRAINED, QueueStatus
 from stepalign_run.queue.codec import decode
 
 T = TypeVar("T")
-ConfigPath = Annotated[Path, typer.Argument(help="The run's TOML file; options such as --run.name NAME override it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 queue = typer.Typer(no_args_is_help=True, help="The rollout queue of a run: its state, its dead letters, emptying it.")
 dlq = typer.Typer(no_args_is_help=True, help="Rollouts that were given up: undecodable, or delivered too often.")
 queue.add_typer(dlq, name="dlq")
 
 
-@queue.command(context_settings=_OVERRIDES)
+@queue.command(context_settings=OVERRIDES)
 def status(ctx: typer.Context, config: ConfigPath, as_json: AsJson = False) -> None:
     """Show the number of rollouts in the queue, and the outcomes of the others."""
     settings = load_config(config, ctx.args)
@@ -44,7 +44,7 @@ def status(ctx: typer.Context, config: ConfigPath, as_json: AsJson = False) -> N
         Console().print(_table(settings.run.name, report))
 
 
-@queue.command(context_settings=_OVERRIDES)
+@queue.command(context_settings=OVERRIDES)
 def drain(
     ctx: typer.Context,
     config: ConfigPath,
@@ -61,7 +61,7 @@ def drain(
     print(f"{drained} rollouts skipped as drained" + (f"; buried, as they do not decode: {buried}" if buried else ""))
 
 
-@dlq.command("list", context_settings=_OVERRIDES)
+@dlq.command("list", context_settings=OVERRIDES)
 def list_letters(
     ctx: typer.Context,
     config: ConfigPath,
@@ -89,7 +89,7 @@ def list_letters(
     Console().print(table)
 
 
-@dlq.command("replay", context_settings=_OVERRIDES)
+@dlq.command("replay", context_settings=OVERRIDES)
 def replay(
     ctx: typer.Context,
     config: ConfigPath,

@@ -8,8 +8,10 @@ from pathlib import Path
 ADAPTER_FILE = "adapter_model.safetensors"
 """In the folder of an adapter: its weights, by PEFT's name."""
 
-REDIS_URL = "redis.url"
+REDIS_URL_FILE = "redis.url"
 """In the folder of an embedded Redis server: its address, which holds the password, while it runs."""
+
+_CHECKPOINT = "step-"
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,13 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step-{step:06d}"
+        return self.checkpoints / f"{_CHECKPOINT}{step:06d}"
+
+    def checkpoints_by_step(self) -> dict[int, Path]:
+        """All checkpoints, whole or not, the oldest first."""
+        return {
+            int(path.name.removeprefix(_CHECKPOINT)): path for path in sorted(self.checkpoints.glob(f"{_CHECKPOINT}*"))
+        }
 
     @property
     def logs(self) -> Path:
@@ -118,7 +126,7 @@ class RunFolder:
     @property
     def redis_url(self) -> Path:
         """The address of the embedded Redis server, while it runs."""
-        return self.redis / REDIS_URL
+        return self.redis / REDIS_URL_FILE
 
     @property
     def critic_url(self) -> Path:

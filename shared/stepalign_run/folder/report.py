@@ -142,6 +142,7 @@ class Report(_Part):
     config: dict[str, Any]
     threads: int
     wall_seconds: float
+    """From the run's first start to its last figure; the pause before a ``--resume`` counts too."""
     versions: dict[str, str]
     base: BaseReport | None = None
     evaluation: EvaluationSettings | None = None

@@ -23,6 +23,20 @@ def test_a_row_that_is_half_written_is_left_for_later(tmp_path: Path) -> None:
     assert read_rows(rows) == []
 
 
+def test_a_line_separator_inside_a_row_ends_no_row(tmp_path: Path) -> None:
+    rows = tmp_path / "tokens.jsonl"
+    rows.write_text('{"token": "a\u2028b"}\n{"token": "\x85"}\n', encoding="utf-8")
+    assert read_rows(rows) == [{"token": "a\u2028b"}, {"token": "\x85"}]
+
+
+def test_checkpoints_are_found_by_step(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.checkpoints_by_step() == {}
+    for step in (10, 9, 100):
+        folder.checkpoint(step).mkdir(parents=True)
+    assert list(folder.checkpoints_by_step()) == [9, 10, 100]
+
+
 def test_a_row_that_a_kill_cut_short_is_removed_and_no_other(tmp_path: Path) -> None:
     rows = tmp_path / "published.jsonl"
     end_at_a_whole_row(rows)

@@ -17,7 +17,7 @@ from stepalign_trainer.batch.scope import TokenGroups, token_groups, token_spans
 
 @dataclass(frozen=True)
 class Example:
-    """What one rollout contributes to an update."""
+    """One rollout's share of an update."""
 
     rollout_id: str
     student_prompt: list[int]

@@ -117,7 +117,7 @@ def first_error_token(critique: Critique, rollout: Rollout, spans: Sequence[Span
 
 
 def _counterpart(critique: Critique) -> str:
-    """What the critique writes where the attempt's first uncopied segment stands."""
+    """The critique's text where the attempt's first uncopied segment stands."""
     place = first_uncopied(critique)
     trace = parse_trace(critique.text)
     segments = [step.span for step in trace.steps] + ([trace.answer.span] if trace.answer is not None else [])

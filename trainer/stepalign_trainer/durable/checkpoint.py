@@ -56,7 +56,7 @@ class BrokenCheckpointError(CheckpointError):
 
 @dataclass(frozen=True)
 class TrainerState:
-    """What a checkpoint knows besides weights, optimizer and random states.
+    """The contents of a checkpoint besides weights, optimizer and random states.
 
     ``step`` is the policy version too. ``settled`` holds the newest of the ``settled_total`` rollouts.
     """
@@ -168,7 +168,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """All of a run, the oldest first, whole or not."""
-    return sorted(RunFolder(run_dir).checkpoints.glob("step-*"))
+    return list(RunFolder(run_dir).checkpoints_by_step().values())
 
 
 def load_newest(learner: Learner, run_dir: Path, fingerprint: str) -> TrainerState | None:
@@ -215,7 +215,7 @@ def check_checkpoint(directory: Path) -> TrainerState:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BrokenCheckpointError(f"{directory}: torn or unreadable ({error})") from None
     broken = [name for name, digest in content["files"].items() if checksums[name] != digest]
-    if own != _digest(content) or directory.name != f"step-{state.step:06d}":
+    if own != _digest(content) or directory.name != RunFolder(directory.parent.parent).checkpoint(state.step).name:
         broken.append(STATE)
     if broken:
         raise BrokenCheckpointError(f"{directory}: {', '.join(broken)} does not match its checksum")

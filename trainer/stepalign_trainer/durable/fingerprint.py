@@ -1,4 +1,4 @@
-"""What must be the same for a run to be continued: all that shapes its weights, but its length and its hardware."""
+"""The identity of a run that is continued: all that shapes its weights, but its length and its hardware."""
 
 from __future__ import annotations
 

@@ -13,14 +13,11 @@ from typing import Any
 from stepalign_run.config import Config
 from stepalign_run.folder.jsonl import read_rows
 from stepalign_run.selection import evaluated_steps, select_step
-from stepalign_trainer.durable.checkpoint import checkpoints
-
-_PREFIX = "step-"
 
 
 def prune(config: Config) -> None:
     """Remove the checkpoints that the rule does not keep."""
-    found = {int(path.name.removeprefix(_PREFIX)): path for path in checkpoints(config.run_dir)}
+    found = config.folder.checkpoints_by_step()
     kept = set(sorted(found)[-config.trainer.keep_checkpoints :])
     if config.data.validation is not None:
         key = f"avg_at_{config.evaluation.samples}"

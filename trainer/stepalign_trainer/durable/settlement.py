@@ -1,4 +1,4 @@
-"""What became of rollouts, and when the queue may forget them.
+"""The outcomes of rollouts, and the moment when the queue may forget them.
 
 An entry is acknowledged once two checkpoints hold it, so that the older one can take over from a newer one that a power
 cut or a bad disk has spoilt: the rollouts of the updates between them are still in the queue then, and the same updates

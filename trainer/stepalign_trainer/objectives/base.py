@@ -1,4 +1,4 @@
-"""What is minimised: per-token losses, and the weight of each token in the batch.
+"""Objectives: per-token losses, and the weight of each token in the batch.
 
 The loss of a batch is ``Σ_t w_t · ℓ_t``. Weights are known before the first micro-batch, so the loss does not depend on
 how the batch is split. No logits are divided by the sampling temperature. Every objective is one module of this folder.
@@ -27,7 +27,7 @@ class Objective(ABC):
     iterations: int = 1
     """Optimizer steps on one batch."""
     floor: ClassVar[float | None] = None
-    """What no batch's loss falls below, None where there is no such value. At it there is nothing to learn."""
+    """The lower bound of every batch's loss, None where there is none. At it there is nothing to learn."""
 
     def reward(self, rollout: Rollout, grader: Grader) -> float | None:
         """The reward of one rollout, for an objective that needs rewards; None where the grader fails."""

@@ -28,7 +28,7 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What student and teacher say of a chunk of tokens; all but ``teacher`` carry gradients to the student."""
+    """Predictions of student and teacher for a chunk of tokens; all but ``teacher`` carry gradients to the student."""
 
     student: torch.Tensor
     """Log-probabilities ``[T, V]`` in float32."""

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
 
 import structlog
 import typer
 from pydantic import ValidationError
 
 from stepalign.errors import ConfigError
+from stepalign_run.commands.arguments import ConfigPath
 from stepalign_run.config import load_config
 from stepalign_run.folder.files import replace_text
 from stepalign_run.logging import configure_logging
 from stepalign_run.probing import ProbePlan
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; override with --section.key value.")]
 
 
 def read_plan(path: Path) -> ProbePlan:

@@ -23,11 +23,10 @@ import torch
 from stepalign.scoring import GradedSample
 from stepalign_run.probing import Contrast, Estimate
 from stepalign_trainer.batch.scope import TokenGroups
+from stepalign_trainer.update.metrics import BELOW
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-BELOW = -0.1
-"""A correct token whose advantage is below this is being changed."""
 NO_KL = 1e-6
 """Nats per token under which a loss is rounding."""
 

@@ -1,4 +1,4 @@
-"""What the solver has to find when it has loaded an adapter: the log-probabilities of one fixed sequence.
+"""The check of a loaded adapter: the log-probabilities of one fixed sequence.
 
 A checksum proves that the file arrived, this that the model which samples holds it.
 """

@@ -16,7 +16,7 @@ from stepalign.errors import ConfigError
 from stepalign_launcher.campaign import Campaign, started
 from stepalign_launcher.commands.run import Resume, carry_out
 from stepalign_launcher.runner import LocalRun, lock_folder
-from stepalign_launcher.stepalign_command import stepalign
+from stepalign_launcher.subprocesses import stepalign
 from stepalign_run.config import load_config
 
 LAB = "stepalign_lab"

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from stepalign_launcher.probe import LocalProbe
-from stepalign_launcher.stepalign_command import stepalign
+from stepalign_launcher.subprocesses import stepalign
 from stepalign_run.commands.arguments import ConfigPath
 from stepalign_run.config import shipped_arms
 
