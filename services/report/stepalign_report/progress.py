@@ -53,7 +53,9 @@ class RunProgress:
     def watch(self) -> None:
         """Read the run's rows anew."""
         self.updates = read_rows(self.folder.metrics)
-        self.evaluations = read_rows(self.folder.evaluations)
+        # A resumed run may ask for another number of samples than an earlier session, whose rows are scored anew.
+        scored = f"avg_at_{self.config.evaluation.samples}"
+        self.evaluations = [row for row in read_rows(self.folder.evaluations) if scored in row["figures"]]
         description = "training" if self.updates else "starting processes"
         if len(self.updates) == self.config.trainer.steps:
             description = "evaluating" if self.config.data.test is not None else "finishing"
