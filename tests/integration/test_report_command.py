@@ -213,6 +213,13 @@ def test_without_its_last_evaluation_a_run_has_not_ended(evaluated: Run, steps: 
     assert not evaluated.report.exists()
 
 
+def test_an_evaluation_with_another_number_of_samples_is_no_end(evaluated: Run) -> None:
+    evaluated.evaluate(1, 2)
+    with pytest.raises(ConfigError, match="its evaluation is not complete"):
+        report(evaluated, "--evaluation.samples", "5")
+    assert report(evaluated).exit_code == 0
+
+
 def test_a_run_without_evaluation_is_not_said_to_wait_for_it(run: Run) -> None:
     with pytest.raises(ConfigError) as caught:
         report(run)

@@ -90,6 +90,8 @@ class LocalProcesses(ABC):
         config.run_dir.mkdir(parents=True, exist_ok=True)
         for address in (self.folder.critic_url, self.folder.redis_url):
             address.unlink(missing_ok=True)
+        # The evaluation makes it anew from its rows; with an earlier session's the report would not wait for that.
+        self.folder.evaluation.unlink(missing_ok=True)
 
     @staticmethod
     def _require_model(key: str, path: Path) -> None:

@@ -51,4 +51,6 @@ def _is_evaluated(config: Config) -> bool:
     if config.data.validation is None or config.data.test is None:
         return True
     evaluation = read_object(config.folder.evaluation)
-    return str(config.trainer.steps) in evaluation.get("validation", {})
+    # A resumed run may ask for another number of samples than an earlier session scored.
+    last = evaluation.get("validation", {}).get(str(config.trainer.steps), {})
+    return f"avg_at_{config.evaluation.samples}" in last
