@@ -123,12 +123,15 @@ def test_a_server_that_does_not_get_its_port_back_ends_the_run(stack: MakeStack,
     run = stack("homeless", *EXACT_CRITIC, config=without_evaluation(tmp_path)).start()
     run.wait(lambda: "trainer" in run.processes(), "the trainer")
     port = server_port(run)
+    wrapper = run.processes()["redis"]
+    # Held up, it does not start the server again before somebody else has taken its port.
+    os.kill(wrapper, signal.SIGSTOP)
     os.kill(run.processes()["server"], signal.SIGKILL)
     with socket.socket() as thief:
         thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Before the server is started again, which is after half a second.
-        wait_for(lambda: taken(thief, port), "the port", every=0.01)
+        wait_for(lambda: taken(thief, port), "the port")
         thief.listen()
+        os.kill(wrapper, signal.SIGCONT)
         assert run.ended() == 1
     assert "the redis process was started again and serves at another address" in run.said
     assert "Traceback" not in run.said

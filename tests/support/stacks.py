@@ -53,11 +53,11 @@ def ignored_sigint() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120, every: float = 0.05) -> None:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
-        time.sleep(every)
+        time.sleep(0.05)
 
 
 def report_of(run_dir: Path) -> dict[str, Any]:
