@@ -36,7 +36,9 @@ def test_a_request_with_the_largest_body_fits_the_buffer_for_repeats() -> None:
 
 def test_the_buffers_of_all_connections_fit_the_memory() -> None:
     (gibibytes,) = re.findall(r"\$\{LB_MEMORY:-(\d+)G\}", COMPOSE)
-    assert number("maxconn") * number("tune.bufsize") <= 0.75 * int(gibibytes) * 2**30
+    whole, frontend = (int(found) for found in re.findall(r"^ +maxconn (\d+)$", HAPROXY, re.MULTILINE))
+    assert whole * number("tune.bufsize") <= 0.75 * int(gibibytes) * 2**30
+    assert frontend < whole
 
 
 def test_the_balancer_waits_longer_than_any_shipped_configuration() -> None:
