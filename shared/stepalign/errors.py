@@ -4,13 +4,14 @@
 
     StepalignError
     ├── ConfigError            a configuration that cannot be run
-    ├── ProblemFileError       rows of a problem file that are refused, by line
+    ├── ProblemFileError       rows of problem files that are refused, by file and line
     ├── PromptError            a prompt template or a prompt over its token budget
     │   └── PromptTooLongError
     ├── QueueError
     │   ├── QueueUnavailableError   the Redis server cannot be reached
     │   ├── UnsupportedServerError  the Redis server is older than 7.0 or is misconfigured for work
-    │   └── CorruptEntryError       an entry that is no rollout of this schema version
+    │   ├── CorruptEntryError       an entry that is no rollout of this schema version
+    │   └── EntryTooLargeError      a rollout over the size of an entry
     ├── CriticError            a call of the critic that gave no critique at all
     │   ├── CriticUnavailableError  not reachable, loading, draining or saturated: try again
     │   └── CriticRequestError      the service refused the request: do not try again
@@ -25,7 +26,8 @@
 from __future__ import annotations
 
 import os
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 
 class StepalignError(Exception):
@@ -39,15 +41,47 @@ class ConfigError(StepalignError):
     """A configuration that cannot be run."""
 
 
-class ProblemFileError(StepalignError):
-    """A problem file with rows that are refused. ``rows`` holds ``(line, reason)``, 0 for the whole file."""
+class RefusedRow(NamedTuple):
+    """A refused row of a problem file, or the whole file with ``number`` 0."""
 
-    def __init__(self, path: str, rows: list[tuple[int, str]]) -> None:
+    number: int
+    """Counted from 1."""
+    reason: str
+    unit: str = "line"
+    """What is counted: lines, or the rows of a file that has no lines."""
+    file: str = ""
+    """The file in the folder that was read; empty where a file was."""
+
+
+class ProblemFileError(StepalignError):
+    """Problem files with rows that are refused. ``stopped``: there may be more of them, which were not read."""
+
+    def __init__(self, path: str, rows: Sequence[RefusedRow], *, stopped: bool = False) -> None:
         self.path = path
-        self.rows = rows
-        shown = "\n".join(f"  line {line}: {reason}" if line else f"  {reason}" for line, reason in rows[:20])
-        more = f"\n  … and {len(rows) - 20} more" if len(rows) > 20 else ""
-        super().__init__(f"{path} was refused and nothing was run:\n{shown}{more}")
+        self.rows = list(rows)
+        self.stopped = stopped
+        places: dict[tuple[str, str, str], list[int]] = {}
+        for row in rows:
+            places.setdefault((row.file, row.unit, row.reason), []).append(row.number)
+        shown = [_told(*key, numbers) for key, numbers in list(places.items())[:_SHOWN_REASONS]]
+        if len(places) > _SHOWN_REASONS:
+            shown.append(f"… and {len(places) - _SHOWN_REASONS} other reasons")
+        if stopped:
+            shown.append(f"the rest was not read after {len(rows)} refused rows")
+        super().__init__("\n  ".join([f"{path} was refused and nothing was run:", *shown]))
+
+
+_SHOWN_REASONS, _SHOWN_ROWS = 20, 5
+
+
+def _told(file: str, unit: str, reason: str, numbers: list[int]) -> str:
+    """One reason with the rows that it holds for."""
+    if not any(numbers):
+        return f"{file}: {reason}" if file else reason
+    listed = ", ".join(map(str, numbers[:_SHOWN_ROWS]))
+    more = f" and {len(numbers) - _SHOWN_ROWS} more" if len(numbers) > _SHOWN_ROWS else ""
+    place = f"{unit}{'s' if len(numbers) > 1 else ''} {listed}{more}"
+    return f"{file}, {place}: {reason}" if file else f"{place}: {reason}"
 
 
 class PromptError(StepalignError):
@@ -79,6 +113,10 @@ class UnsupportedServerError(QueueError):
 
 class CorruptEntryError(QueueError):
     """A queue entry that is no rollout of this schema version."""
+
+
+class EntryTooLargeError(QueueError, ValueError):
+    """A rollout that takes more bytes than an entry of the queue may."""
 
 
 class CriticError(StepalignError):

@@ -5,21 +5,17 @@ Validated at the boundary, trusted inside. Unknown fields are refused.
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from stepalign.critique.splitting import AnswerRule, SplitAttempt, SplitRule, join_steps, split_attempt
 from stepalign.critique.trace import Span
+from stepalign.fields import JsonObject, ProblemId, Text, WellFormed
 
 SCHEMA_VERSION = 1
-
-
-# ASCII, since ids travel in HTTP headers.
-Identifier = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:/@+-]+$")]
 
 
 class Wire(BaseModel):
@@ -31,12 +27,12 @@ class Wire(BaseModel):
 class Problem(Wire):
     """A question with a checkable answer. ``reference_solution`` is a worked solution in anybody's words."""
 
-    id: Annotated[Identifier, Field(max_length=150)]
-    question: Annotated[str, Field(min_length=1)]
-    answer: Annotated[str, Field(min_length=1)]
-    reference_solution: str | None = None
-    source: str | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    id: ProblemId
+    question: Text
+    answer: Text
+    reference_solution: WellFormed | None = None
+    source: WellFormed | None = None
+    metadata: JsonObject = Field(default_factory=dict)
 
 
 class FinishReason(StrEnum):
@@ -151,20 +147,6 @@ class CritiqueMode(StrEnum):
     """The wrong step quoted before its correction."""
     OMISSION = "omission"
     """Without the steps that are copied before the first change."""
-
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def _well_formed(text: str) -> str:
-    """Raises ValueError for half of a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
-    lone = _SURROGATE.search(text)
-    if lone is not None:
-        raise ValueError(f"there is half of a surrogate pair at code point {lone.start()}; send whole characters")
-    return text
-
-
-WellFormed = Annotated[str, AfterValidator(_well_formed)]
 
 
 # join_steps refuses a blank step, in better words than a pattern of pydantic's would.

@@ -6,17 +6,28 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stepalign.types import SCHEMA_VERSION, FinishReason, Identifier, Problem, Wire
+from stepalign.fields import Identifier, TokenId, WellFormed
+from stepalign.types import SCHEMA_VERSION, FinishReason, Problem, Wire
+from stepalign_run.fields import (
+    CompletionTokens,
+    LogProbability,
+    RunName,
+    SampleSeed,
+    Temperature,
+    TopK,
+    TopP,
+    Version,
+)
 
 
 class SamplingParameters(Wire):
     """How completions are sampled. ``top_p = 1`` and ``top_k = 0`` switch the filters off."""
 
-    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    max_new_tokens: Annotated[int, Field(ge=1)]
-    seed: int
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    top_k: TopK = 0
+    max_new_tokens: CompletionTokens
+    seed: SampleSeed
 
 
 class Rollout(Wire):
@@ -27,17 +38,17 @@ class Rollout(Wire):
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    run_id: Identifier
+    run_id: RunName
     rollout_id: Identifier
     group_id: Identifier
     problem: Problem
-    policy_version: Annotated[int, Field(ge=0)]
-    prompt_token_ids: Annotated[list[int], Field(min_length=1)]
-    completion_token_ids: Annotated[list[int], Field(min_length=1)]
-    text: str
+    policy_version: Version
+    prompt_token_ids: Annotated[list[TokenId], Field(min_length=1)]
+    completion_token_ids: Annotated[list[TokenId], Field(min_length=1)]
+    text: WellFormed
     finish_reason: FinishReason
     sampling: SamplingParameters
-    behaviour_logprobs: list[float] | None = None
+    behaviour_logprobs: list[LogProbability] | None = None
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Rollout:

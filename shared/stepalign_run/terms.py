@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from stepalign.problems import problems_sha256
 from stepalign_run.config import Config
-from stepalign_run.policy_store import file_sha256, weights_sha256
+from stepalign_run.policy_store import weights_sha256
 
 NO_HYPERPARAMETERS = {
     *("steps", "batch", "micro_batch", "logit_chunk", "token_view"),
@@ -20,7 +21,7 @@ def run_terms(config: Config) -> dict[str, Any]:
         "base": weights_sha256(config.model.path),
         "model": config.model.model_dump(mode="json", exclude={"path", "device"}),
         "hyperparameters": config.trainer.model_dump(mode="json", exclude=NO_HYPERPARAMETERS),
-        "train": file_sha256(config.data.train),
+        "train": problems_sha256(config.data.train),
         "grader": config.data.grader,
         "evaluation": config.evaluation.model_dump(mode="json", exclude={"batch"}),
         "sampling": config.solver.parameters(seed=0).model_dump(mode="json", exclude={"seed"}),

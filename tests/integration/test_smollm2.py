@@ -102,5 +102,5 @@ def test_a_bad_problem_file_stops_the_run_before_it_starts(model: Path, tmp_path
         cwd=tmp_path,
     )
     assert done.returncode == 1
-    assert "line 2: answer: Field required" in done.stderr
+    assert "line 2: answer: missing; columns found: 'question'" in done.stderr
     assert not (tmp_path / "smollm2").exists()

@@ -14,8 +14,10 @@ REPO = Path(__file__).parents[2]
 RUN = ["shared/stepalign", "shared/stepalign_run"]
 CRITIC = "services/critic/stepalign_critic"
 LATE = [f"{CRITIC}/backends/{name}.py" for name in ("openai", "transformers", "vllm", "weights")]
-# A critic's backend is imported once it is chosen, and has an extra of its own.
+# A critic's backend is imported once it is chosen, and has an extra of its own. So has what reads Parquet.
+PARQUET = "shared/stepalign/problems/parquet.py"
 ROOMS = {
+    "data": [PARQUET],
     "queue": RUN,
     "critic": [*RUN, CRITIC],
     "critic-openai": [f"{CRITIC}/backends/openai.py"],
@@ -25,7 +27,7 @@ ROOMS = {
     "lab": [*RUN, "shared/stepalign_models", "services", "trainer", "lab"],
 }
 # In `lab` are all backends but vLLM's, which brings a torch of its own.
-LEFT_OUT = {"critic": LATE, "lab": [f"{CRITIC}/backends/vllm.py"]}
+LEFT_OUT = {"critic": [*LATE, PARQUET], "data": [], "lab": [f"{CRITIC}/backends/vllm.py", PARQUET]}
 
 
 def brought_by(extra: str) -> set[str]:
@@ -70,7 +72,7 @@ def imported_by(places: list[str], left_out: list[str]) -> set[str]:
 @pytest.mark.parametrize("extra", ROOMS)
 def test_an_extra_brings_the_imports_of_its_rooms(extra: str) -> None:
     owners = packages_distributions()
-    imported = imported_by(ROOMS[extra], LEFT_OUT.get(extra, []))
+    imported = imported_by(ROOMS[extra], LEFT_OUT.get(extra, [PARQUET]))
     assert imported, "the rooms of the extra import nothing"
     brought = brought_by(extra)
     missing = {

@@ -15,7 +15,7 @@ from typing import Any
 
 from stepalign.errors import ConfigError
 from stepalign.plugins import load_checker, load_grader
-from stepalign.problems import load_problems
+from stepalign.problems import load_problems, problems_sha256
 from stepalign.scoring import GradedSample, Score, grade, score
 from stepalign.types import FinishReason, Problem
 from stepalign_models.loading import load_policy, load_tokenizer
@@ -127,7 +127,7 @@ class Evaluator:
         problems = {"validation": self.config.data.validation, "test": self.config.data.test}[split]
         made_with = {
             "adapter_sha256": revision,
-            "problems_sha256": file_sha256(problems) if problems is not None else "",
+            "problems_sha256": problems_sha256(problems) if problems is not None else "",
             "seed": self.config.run.seed,
             "settings": settings,
             "grader": self.config.data.grader,

@@ -7,17 +7,17 @@ from fractions import Fraction
 from functools import lru_cache
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:/[1-9]\d*)?")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
-_MAX_DIGITS = 400
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
+MAX_DIGITS = 400
 
 
 # A known answer is compared with the attempt's and with the critique's, and with those of many other attempts.
 @lru_cache(maxsize=1024)
 def _number(text: str) -> Fraction | None:
     plain = text.strip("$ ").removesuffix(".").strip()
-    if _THOUSANDS.fullmatch(plain):
+    if THOUSANDS.fullmatch(plain):
         plain = plain.replace(",", "")
-    if len(plain) > _MAX_DIGITS or not _NUMBER.fullmatch(plain):
+    if len(plain) > MAX_DIGITS or not _NUMBER.fullmatch(plain):
         return None
     numerator, _, denominator = plain.partition("/")
     return Fraction(numerator) / Fraction(denominator or 1)

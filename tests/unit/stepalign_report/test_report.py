@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from stepalign.problems import problems_sha256
 from stepalign_report.build import build_report
 from stepalign_run.config import load_config
 from stepalign_run.folder.report import read_report, write_report
@@ -55,3 +56,12 @@ def test_counts_are_summed_over_updates_and_the_ledger_is_reported(tmp_path: Pat
     written = json.loads(folder.report.read_text())
     assert {"base", "evaluation", "chance", "by_problem"}.isdisjoint(written)
     assert "selected_step" not in written["arms"]["stepalign_scoped"]
+
+
+def test_a_report_of_a_run_on_a_folder_names_its_digest(tmp_path: Path) -> None:
+    toml = tmp_path / "run.toml"
+    (tmp_path / "problems").mkdir()
+    (tmp_path / "problems" / "t.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    toml.write_text('model.path = "m"\ndata.train = "problems"\ncritic.backend = "program"\ncritic.checker = "lab"\n')
+    config = load_config(toml, ["--run.dir", str(tmp_path), "--run.name", "r"], {})
+    assert build_report(config, STATUS, 1.0, 1).terms["train"] == problems_sha256(tmp_path / "problems")

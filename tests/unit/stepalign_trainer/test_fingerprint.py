@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -101,3 +102,17 @@ def test_other_weights_or_problems_are_another_run(
         "problems": lambda: ("--data.train", str(problems)),
     }[changed]()
     assert fingerprint(make_config(*other)) != fingerprint(make_config())
+
+
+def test_problems_are_known_by_their_content(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    """Packed they are the same; a folder of them is another list, which changes with each of its files."""
+    folder, packed = tmp_path / "problems", tmp_path / "train.jsonl.gz"
+    content = (tmp_path / "train.jsonl").read_bytes()
+    packed.write_bytes(gzip.compress(content))
+    assert fingerprint(make_config("--data.train", str(packed))) == fingerprint(make_config())
+    folder.mkdir()
+    found: set[str] = set()
+    for name in ("a.jsonl", "b.jsonl.gz"):
+        (folder / name).write_bytes(content)
+        found.add(fingerprint(make_config("--data.train", str(folder))))
+    assert len(found) == 2

@@ -6,8 +6,9 @@ import hashlib
 import json
 from typing import Any
 
+from stepalign.problems import problems_sha256
 from stepalign_run.config import Config
-from stepalign_run.policy_store import file_sha256, weights_sha256
+from stepalign_run.policy_store import weights_sha256
 
 
 def fingerprint(config: Config) -> str:
@@ -15,7 +16,7 @@ def fingerprint(config: Config) -> str:
     content = {
         **shaping_settings(config),
         "base": weights_sha256(config.model.path),
-        "problems": file_sha256(config.data.train),
+        "problems": problems_sha256(config.data.train),
         "critic_weights": weights_sha256(critic.path) if critic is not None and critic.path is not None else None,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

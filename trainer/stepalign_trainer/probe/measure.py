@@ -21,13 +21,14 @@ from transformers import AutoConfig
 
 from stepalign.errors import ConfigError, PromptTooLongError
 from stepalign.plugins import Checker, Grader
+from stepalign.problems import problems_sha256
 from stepalign.prompts.content_tokens import content_token_ids
 from stepalign.scoring import grade, trace_critique
 from stepalign.types import Critique, CritiqueRequest, CritiqueResponse, FinishReason, Verdict
 from stepalign_run.config import Config
 from stepalign_run.context import ContextKind
 from stepalign_run.logging import get_logger
-from stepalign_run.policy_store import PolicyStore, file_sha256, weights_sha256
+from stepalign_run.policy_store import PolicyStore, weights_sha256
 from stepalign_run.probing import (
     ContextFigures,
     CritiqueFigures,
@@ -140,7 +141,7 @@ class Probe:
             arms=sorted(arms, key=lambda arm: (arm.score is None, -arm.score.value if arm.score else 0.0, arm.arm)),
             terms={
                 "base": weights_sha256(config.model.path),
-                "train": file_sha256(config.data.train),
+                "train": problems_sha256(config.data.train),
                 "grader": config.data.grader,
                 "sampling": config.solver.parameters(seed=0).model_dump(mode="json", exclude={"seed"}),
             },
