@@ -14,8 +14,10 @@ from typing import Annotated, Protocol
 from pydantic import Field, model_validator
 
 from stepalign.errors import PolicyError
+from stepalign.fields import TokenId, WellFormed
 from stepalign.types import Wire
 from stepalign_run.config import QueueSection
+from stepalign_run.fields import Version
 from stepalign_run.folder.layout import ADAPTER_FILE
 from stepalign_run.queue import require_redis_url
 from stepalign_run.redis.connection import RedisConnection, run_key
@@ -24,8 +26,8 @@ from stepalign_run.redis.connection import RedisConnection, run_key
 class Canary(Wire):
     """A fixed sequence and the policy's log-probabilities ``[T]`` of its completion, at T = 1 and in nats."""
 
-    prompt_token_ids: Annotated[list[int], Field(min_length=1)]
-    completion_token_ids: Annotated[list[int], Field(min_length=1)]
+    prompt_token_ids: Annotated[list[TokenId], Field(min_length=1)]
+    completion_token_ids: Annotated[list[TokenId], Field(min_length=1)]
     logprobs: list[float]
 
     @model_validator(mode="after")
@@ -38,8 +40,8 @@ class Canary(Wire):
 class PolicyVersion(Wire):
     """A published adapter. Version 0 is the base model: no adapter, empty ``path`` and ``sha256``, no canary."""
 
-    version: Annotated[int, Field(ge=0)]
-    path: str
+    version: Version
+    path: WellFormed
     """Folder of the adapter."""
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     """Of the adapter's weights file, in hexadecimal."""

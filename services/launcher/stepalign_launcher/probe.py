@@ -8,13 +8,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from stepalign.errors import ConfigError, ProcessFailedError
-from stepalign.problems import load_problems
 from stepalign_launcher.runner import LocalProcesses
 from stepalign_launcher.supervisor import Child, Supervisor
 from stepalign_run.config import ArmSection, load_config
 from stepalign_run.folder.files import replace_text
 from stepalign_run.probing import ProbePlan, ProbeReport
 from stepalign_run.terms import run_terms
+from stepalign_run.training_problems import load_training_problems
 
 SUFFIX = "-probe"
 
@@ -47,7 +47,7 @@ class LocalProbe(LocalProcesses):
             raise ConfigError("--run.arm: a probe looks at several arms; choose them with --arm, which may be repeated")
         config = load_config(config_path, overrides)
         self.plan = ProbePlan(samples=samples, arms=load_arms(config_path, overrides, arms))
-        batch = min(rollouts, len(load_problems(config.data.train)))
+        batch = min(rollouts, len(load_training_problems(config)))
         own = {
             "run.name": config.run.name + SUFFIX,
             "run.arm": "null",

@@ -25,6 +25,7 @@ from stepalign_run.config import load_config
 from stepalign_run.folder.files import lock_file
 from stepalign_run.folder.layout import RunFolder
 from stepalign_run.queue import QueueStatus, forget_run, open_queue, redis_url
+from stepalign_run.training_problems import load_training_problems
 
 START_TIMEOUT_SECONDS = 180.0
 
@@ -60,7 +61,8 @@ class LocalProcesses(ABC):
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
         """Check the configured files and models before any process starts, and make the run's folder."""
         config = self.config
-        for path in (config.data.train, config.data.validation, config.data.test):
+        load_training_problems(config)
+        for path in (config.data.validation, config.data.test):
             if path is not None:
                 load_problems(path)
         for prompts, name in ((config.model.prompts, "student"), (config.critic.prompts, "critique")):

@@ -26,10 +26,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from stepalign.errors import ConfigError
 from stepalign_report.measures import METRICS, Metric, problem_values
+from stepalign_run.fields import BASE, CHANCE
 from stepalign_run.folder.layout import RunFolder
 from stepalign_run.folder.report import Figures, Marks, read_report, unreadable
-
-BASE, CHANCE = "base", "chance"
 
 AGREEMENT = 0.01
 """Percentage points by which a figure may be off the mean of its values by problem. Reports round to 0.0001."""

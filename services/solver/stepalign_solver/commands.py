@@ -22,6 +22,7 @@ from stepalign_run.config import Config, load_config
 from stepalign_run.folder.files import replace_text
 from stepalign_run.heartbeat import Heartbeat
 from stepalign_run.logging import configure_logging
+from stepalign_run.training_problems import load_training_problems
 
 POLL_SECONDS = 0.2
 
@@ -31,7 +32,7 @@ def solver(ctx: typer.Context, config: ConfigPath) -> None:
     settings = load_config(config, ctx.args)
     configure_logging("solver")
     structlog.contextvars.bind_contextvars(run_id=settings.run.name)
-    problems = load_problems(settings.data.train)
+    problems = load_training_problems(settings)
 
     from stepalign_models.loading import load_policy, load_tokenizer
     from stepalign_models.sampling import Sampler
@@ -81,7 +82,9 @@ def _print_summary(settings: Config, summary: dict[str, object]) -> None:
 def band(
     ctx: typer.Context,
     config: ConfigPath,
-    candidates: Annotated[Path, typer.Argument(metavar="CANDIDATES", help="Problems to choose from (JSONL).")],
+    candidates: Annotated[
+        Path, typer.Argument(metavar="CANDIDATES", help="Problems to choose from: a file or a folder.")
+    ],
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where the chosen problems go (JSONL).")],
     samples: Annotated[int, typer.Option(min=1, help="Completions of the base model per problem.")] = 16,
     at_least: Annotated[int, typer.Option(help="Fewest solved samples of a chosen problem.")] = 0,
@@ -90,11 +93,11 @@ def band(
     """Choose problems by how often the base model solves them; without options the paper's hard band, below 5 of 16."""
     settings = load_config(config, ctx.args)
     configure_logging("band")
+    problems = load_problems(candidates)
 
     from stepalign_solver.band import Band, chosen_rows, solved_counts
 
     chosen_band = Band(samples, at_least, at_most)
-    problems = load_problems(candidates)
     counts = solved_counts(
         settings, candidates, samples, lambda done, of: typer.echo(f"{done} of {of} samples", err=True)
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, field_validator
 
+from stepalign_run.fields import CompletionTokens, Temperature, TopK, TopP, check_travels
 from stepalign_run.rollout import SamplingParameters
 
 ENV_PREFIX = "STEPALIGN_"
@@ -17,7 +18,14 @@ DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?)$"
 class Section(BaseModel):
     """A table of the configuration: its keys are fixed, and it does not change once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _travels(cls, value: Any) -> Any:
+        """Every value goes into reports and fingerprints; some go to other processes."""
+        check_travels(value)
+        return value
 
 
 class Dtype(StrEnum):
@@ -31,13 +39,13 @@ class Dtype(StrEnum):
 class SamplingSection(Section):
     """Sampling of completions."""
 
-    temperature: Annotated[float, Field(gt=0, le=10)] = 1.1
+    temperature: Temperature = 1.1
     """Sampling temperature. The loss does not divide logits by it."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: TopP = 1.0
     """Nucleus; 1 is off."""
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: TopK = 0
     """Most likely tokens kept; 0 is off."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 2048
+    max_new_tokens: CompletionTokens = 2048
     """Budget of a completion, EOS included."""
 
     def parameters(self, seed: int) -> SamplingParameters:

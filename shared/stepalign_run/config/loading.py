@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from stepalign.errors import ConfigError
@@ -45,7 +46,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), environ: Mapping[str,
     """
     given = _read_sources(path, overrides, environ)
     arm = next((arm for values in given if (arm := _arm_named_by(values)) is not None), None)
-    of_arm, _ = _read_arm(RunSection().arm if arm is None else arm)
+    of_arm, _ = _read_arm(RunSection().arm if arm is None else _checked_arm(arm))
     try:
         return Config.model_validate(_merge([*given, {"arm": of_arm}]))
     except ValidationError as error:
@@ -145,14 +146,30 @@ def _read_toml(path: Path) -> Values:
         if isinstance(table, dict):
             entries = cast(Values, table)
             if isinstance(entries.get(key), str) and (key != "arm" or entries[key].endswith(".toml")):
-                entries[key] = str((folder / entries[key]).resolve())
+                entries[key] = _resolved(folder / entries[key])
     return values
+
+
+def _resolved(path: Path) -> str:
+    """The path with its links followed, or as it is where that cannot be done: the file will not open either."""
+    try:
+        return str(path.resolve())
+    except (OSError, RuntimeError, ValueError):
+        return str(path)
 
 
 def _arm_named_by(source: Values) -> str | None:
     run = source.get("run")
     arm = cast(Values, run).get("arm") if isinstance(run, dict) else None
     return None if arm is None else str(arm)
+
+
+def _checked_arm(arm: str) -> str:
+    """Raises ConfigError for a name or a path that is none."""
+    try:
+        return RunSection(arm=arm).arm
+    except ValidationError as error:
+        raise ConfigError(f"run.arm: {_message(error.errors()[0])}") from None
 
 
 def shipped_arms() -> list[str]:
@@ -222,6 +239,9 @@ def _refusal(error: ValidationError, file: str, overrides: Sequence[str]) -> Con
     keys = {f"--{'.'.join(map(str, item['loc']))}" for item in error.errors()}
     problems: list[str] = []
     for item in error.errors():
-        message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
-        problems.append(f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {message}")
+        problems.append(f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {_message(item)}")
     return ConfigError(f"{'command line' if keys <= options else file}: {'; '.join(problems)}")
+
+
+def _message(item: ErrorDetails) -> str:
+    return "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")

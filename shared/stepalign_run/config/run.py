@@ -12,19 +12,20 @@ from stepalign_run.config.base import DEVICE, Dtype, Section
 from stepalign_run.config.critic import RunCriticSection
 from stepalign_run.config.solver import EvaluationSection, SolverSection
 from stepalign_run.config.trainer import AlarmsSection, TrainerSection
+from stepalign_run.fields import ArmName, RunName, RunSeed
 from stepalign_run.folder.layout import RunFolder
 
 
 class RunSection(Section):
     """The identity of a run, and its place."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)] = "run"
+    name: RunName = "run"
     """Name of the run; its files go to ``dir/name`` and its Redis keys under its name."""
     dir: Path = Path("runs")
     """Folder of all runs."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: RunSeed = 0
     """Seed of problem order, sampling and adapter initialisation."""
-    arm: Annotated[str, Field(pattern=r"^([a-z0-9_]+|.+\.toml)$")] = "stepalign_scoped"
+    arm: ArmName = "stepalign_scoped"
     """The experimental condition: one of the arms that are shipped (configs/arms), or the path of an arm's file."""
     heartbeat_file: Path | None = None
     """A file that solver, trainer and evaluation touch while they work, for a health check in a container."""
@@ -51,11 +52,11 @@ class DataSection(Section):
     """The problems, and how their answers are judged."""
 
     train: Path
-    """Problems to train on (JSONL)."""
+    """Problems to train on: JSON Lines, a JSON array, Parquet, or a folder of such files."""
     validation: Path | None = None
-    """Problems that pick the checkpoint (JSONL)."""
+    """Problems that pick the checkpoint."""
     test: Path | None = None
-    """Problems of the reported figures (JSONL)."""
+    """Problems of the reported figures."""
     grader: str = "exact"
     """How answers are compared: a name in the group ``stepalign.graders``. ``exact``: as numbers, else as text."""
     checker: str | None = None
@@ -80,8 +81,8 @@ class QueueSection(Section):
     """A claimed rollout whose consumer gave no sign of life for so long goes to another consumer."""
     max_deliveries: Annotated[int, Field(ge=1)] = 5
     """Deliveries after which a rollout goes to the dead letters."""
-    max_entry_bytes: Annotated[int, Field(ge=1024)] = 4 * 2**20
-    """Largest encoded rollout."""
+    max_entry_bytes: Annotated[int, Field(ge=1024, le=512 * 2**20)] = 4 * 2**20
+    """Largest encoded rollout; Redis takes no value over 512 MiB."""
 
 
 class Config(Section):

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from stepalign_run.config.base import SamplingSection
+from stepalign_run.fields import Temperature
 
 
 class SolverSection(SamplingSection):
@@ -19,7 +20,7 @@ class SolverSection(SamplingSection):
 
 
 class EvaluationSection(SamplingSection):
-    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature of evaluations, reported with the figures."""
     samples: Annotated[int, Field(ge=1)] = 12
     """Completions per problem: n of Avg@k, Maj@k and Pass@k, with k = n."""

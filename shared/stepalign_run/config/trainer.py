@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from stepalign_run.config.base import Section
+from stepalign_run.fields import Steps
 
 
 class LoraSection(Section):
@@ -27,7 +28,7 @@ class LoraSection(Section):
 
 
 class TrainerSection(Section):
-    steps: Annotated[int, Field(ge=1)] = 70
+    steps: Steps = 70
     """Updates, each on one batch of rollouts."""
     batch: Annotated[int, Field(ge=1)] = 32
     """Rollouts of an update."""

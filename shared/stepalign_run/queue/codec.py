@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from stepalign.errors import CorruptEntryError
+from stepalign.errors import CorruptEntryError, EntryTooLargeError
 from stepalign.types import SCHEMA_VERSION
 from stepalign_run.rollout import Rollout
 
 
 def encode(rollout: Rollout) -> bytes:
-    """Raises ValueError for values that JSON cannot hold, such as a log-probability that is not finite."""
-    if rollout.behaviour_logprobs is not None and not all(map(math.isfinite, rollout.behaviour_logprobs)):
-        raise ValueError(f"rollout {rollout.rollout_id}: behaviour_logprobs must be finite")
+    """The fields of a rollout hold nothing that JSON cannot."""
     return rollout.model_dump_json().encode()
 
 
@@ -40,7 +37,10 @@ def _explain(error: ValidationError) -> str:
 
 
 def encode_group(group: Sequence[Rollout], capacity: int, max_entry_bytes: int) -> dict[str, bytes]:
-    """Encode a group, by rollout id. Raises ValueError for a group that a queue could never admit."""
+    """Encode a group, by rollout id.
+
+    Raises ValueError for a group that a queue could never admit, and EntryTooLargeError, which is one too.
+    """
     if not group:
         raise ValueError("a group holds at least one rollout")
     if len({rollout.group_id for rollout in group}) > 1:
@@ -52,7 +52,8 @@ def encode_group(group: Sequence[Rollout], capacity: int, max_entry_bytes: int) 
         raise ValueError(f"group {group[0].group_id} holds a rollout_id twice")
     for rollout_id, payload in payloads.items():
         if len(payload) > max_entry_bytes:
-            raise ValueError(
-                f"rollout {rollout_id} takes {len(payload)} bytes; raise queue.max_entry_bytes, {max_entry_bytes}"
+            raise EntryTooLargeError(
+                f"rollout {rollout_id} takes {len(payload)} bytes; raise queue.max_entry_bytes, which is "
+                f"{max_entry_bytes}, or lower solver.max_new_tokens"
             )
     return payloads

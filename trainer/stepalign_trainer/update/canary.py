@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from stepalign.problems import load_problems
 from stepalign.prompts import load_prompt, render_token_ids
 from stepalign.prompts.content_tokens import content_token_ids
 from stepalign_run.config import Config
 from stepalign_run.policy_store import Canary
+from stepalign_run.training_problems import load_training_problems
 from stepalign_trainer.update.learner import Learner
 
 _MOST_TOKENS = 32
@@ -21,7 +21,7 @@ _MOST_TOKENS = 32
 
 def canary_sequence(config: Config, tokenizer: Any) -> tuple[list[int], list[int]]:
     """Token ids of the first problem's prompt, and of the beginning of its solution or of its answer."""
-    problem = min(load_problems(config.data.train), key=lambda each: each.id)
+    problem = min(load_training_problems(config), key=lambda each: each.id)
     messages = load_prompt(config.model.prompts, "student").fill(question=problem.question)
     prompt = render_token_ids(tokenizer, messages, **config.model.chat_template_options)
     solution = problem.reference_solution or problem.answer

@@ -57,6 +57,8 @@ def audit(
 
 def examine(run: Path, config: Path | None = None) -> Audit:
     """The audit of a run's folder. Raises ConfigError when it is none or when there is no server to ask."""
+    # The folder's name is the run's, and `.` has none.
+    run = Path(os.path.abspath(run))
     record = RunFolder(run).record
     if not record.is_file():
         raise ConfigError(f"{run} is no run's folder: there is no {record.name}")

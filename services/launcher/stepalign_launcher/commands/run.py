@@ -36,13 +36,14 @@ def start(
     ctx: typer.Context,
     config: ConfigPath,
     problems: Annotated[
-        Path | None, typer.Option("--problems", metavar="FILE", help="Problems to train on: JSONL (data.train).")
+        Path | None,
+        typer.Option("--problems", metavar="PATH", help="Problems to train on (data.train): a file or a folder."),
     ] = None,
     resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")] = False,
 ) -> None:
     """Run the whole loop on this machine, as processes. `stepalign run audit RUN` checks that no rollout was lost."""
-    overrides = [*ctx.args, *(["--data.train", str(problems.resolve())] if problems is not None else [])]
+    overrides = [*ctx.args, *(["--data.train", str(problems.absolute())] if problems is not None else [])]
     carry_out(Console(), LocalRun(config, overrides), resume=resume, overwrite=overwrite)
 
 
