@@ -27,6 +27,9 @@ _SLOT_PATTERN = re.compile("\ue000([0-9]+)\ue001")
 
 Message = dict[str, str]
 
+OWN_OPTIONS = frozenset({"tokenizer", "messages", "conversation", "tokenize", "add_generation_prompt"})
+"""Arguments of :func:`render_token_ids` and of the tokenizer that are no options of a chat template."""
+
 
 class ChatTokenizer(ContentTokenizer, Protocol):
     """The part of a transformers tokenizer that rendering uses."""

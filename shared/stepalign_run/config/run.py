@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from stepalign.prompts import OWN_OPTIONS
 from stepalign_run.config.arm import ArmSection
 from stepalign_run.config.base import DEVICE, Dtype, Section
 from stepalign_run.config.critic import RunCriticSection
@@ -46,6 +47,14 @@ class ModelSection(Section):
     """Options of the chat template for the student, such as ``enable_thinking = false``."""
     teacher_chat_template_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the chat template for the teacher, with any context; empty, they are the student's."""
+
+    @field_validator("chat_template_options", "teacher_chat_template_options")
+    @classmethod
+    def _leaves_the_rest(cls, options: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(OWN_OPTIONS & options.keys())
+        if taken:
+            raise ValueError(f"{', '.join(taken)}: the prompts' rendering sets it; remove it")
+        return options
 
 
 class DataSection(Section):

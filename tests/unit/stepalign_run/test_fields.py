@@ -63,6 +63,8 @@ def toml(tmp_path: Path) -> Path:
         (["--trainer.lora.target_modules", "\udcff"], "trainer.lora.target_modules"),
         (["--model.chat_template_options", '{"a": NaN}'], "model.chat_template_options: a: no finite number (nan)"),
         (["--model.chat_template_options", '{"a": "\\ud800"}'], "model.chat_template_options: a: there is half of a"),
+        (["--model.chat_template_options", "tokenize=true"], "tokenize: the prompts' rendering sets it; remove it"),
+        (["--model.teacher_chat_template_options", "messages=1"], "messages: the prompts' rendering sets it"),
         (["--trainer.steps", "2147483648"], "trainer.steps"),
         (["--trainer.max_grad_norm", "inf"], "trainer.max_grad_norm: Input should be a finite number"),
         (["--trainer.lora.alpha", "inf"], "trainer.lora.alpha: Input should be a finite number"),
