@@ -204,8 +204,8 @@ def test_a_prompt_over_the_budget_is_refused_before_anything_is_sampled(make_ben
     make_bench("--solver.max_prompt_tokens", "14")
     with pytest.raises(ProblemFileError, match=r"train\.jsonl was refused") as refused:
         make_bench("--solver.max_prompt_tokens", "13")
-    assert [line for line, _ in refused.value.rows] == [4]
-    assert "'t3' has 14 tokens, over its budget of 13" in refused.value.rows[0][1]
+    assert [(row.unit, row.number) for row in refused.value.rows] == [("problem", 4)]
+    assert "'t3' has 14 tokens, over its budget of 13" in refused.value.rows[0].reason
 
 
 def test_a_worker_that_starts_before_a_prolonged_runs_trainer_waits_for_it(
