@@ -6,15 +6,12 @@ import asyncio
 import os
 import shutil
 import signal
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
-
-import structlog
 
 from stepalign.errors import ConfigError
 from stepalign.plugins import load_checker, load_grader
@@ -24,6 +21,7 @@ from stepalign_launcher.supervisor import POLL_SECONDS, Child, Supervisor
 from stepalign_run.config import load_config
 from stepalign_run.folder.files import lock_file
 from stepalign_run.folder.layout import RunFolder
+from stepalign_run.logging import configure_console_logging
 from stepalign_run.queue import QueueStatus, forget_run, open_queue, redis_url
 
 START_TIMEOUT_SECONDS = 180.0
@@ -115,8 +113,7 @@ class LocalProcesses(ABC):
         alike, and ProcessFailedError; no process is left in any case.
         """
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        # A program may read the command's stdout.
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+        configure_console_logging()
         with Supervisor(self.folder.logs) as supervisor:
             redis = self._start_redis(supervisor)
             self._start_critic(supervisor)

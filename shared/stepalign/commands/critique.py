@@ -11,15 +11,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
-from unicodedata import bidirectional, category
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
 from stepalign.client import SyncCriticClient
+from stepalign.commands.printable import printable, printable_json
+from stepalign.commands.terminal import Terminal
 from stepalign.critique.trace import Span
 from stepalign.errors import ConfigError, CriticError
 from stepalign.secret_files import read_secret
@@ -32,7 +32,6 @@ _STYLES = {
     StepStatus.CONTINUED: "blue",
 }
 _UNALIGNED = 2
-_REORDERING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
 
 def critique(
@@ -52,10 +51,10 @@ def critique(
     key = read_secret("--api-key-file", api_key_file) if api_key_file is not None else None
     with SyncCriticClient(url, api_key=key, timeout=timeout) as client:
         answers = client.critique_many(requests, concurrency=concurrency)
-    console = Console(highlight=False)
+    console = Terminal()
     for request, answer in zip(requests, answers, strict=True):
         if as_json:
-            typer.echo(_as_json(answer))
+            typer.echo(printable_json(_as_json(answer)))
         else:
             _show(console, request, answer)
     if any(isinstance(answer, CriticError) for answer in answers):
@@ -105,20 +104,20 @@ def _as_json(answer: CritiqueResponse | CriticError) -> str:
     return json.dumps({"error": {"type": type(answer).__name__, "message": str(answer)}}, ensure_ascii=False)
 
 
-def _show(console: Console, request: CritiqueRequest, answer: CritiqueResponse | CriticError) -> None:
-    console.print(Text(_printable(request.question), style="bold"))
+def _show(console: Terminal, request: CritiqueRequest, answer: CritiqueResponse | CriticError) -> None:
+    console.print(Text(printable(request.question), style="bold"))
     if isinstance(answer, CriticError):
-        console.print(Text(_printable(f"no answer: {answer}"), style="red"))
+        console.print(Text(printable(f"no answer: {answer}"), style="red"))
     elif answer.critique is not None:
         _show_critique(console, request, answer.critique)
     elif answer.failure is not None:
-        said = _printable(f"refused as {answer.failure.reason}: {answer.failure.detail}")
+        said = printable(f"refused as {answer.failure.reason}: {answer.failure.detail}")
         console.print(Text(said, style="red"))
-        console.print(Padding(Text(_printable(answer.failure.text), style="dim"), (0, 0, 0, 2)))
+        console.print(Padding(Text(printable(answer.failure.text), style="dim"), (0, 0, 0, 2)))
     console.print()
 
 
-def _show_critique(console: Console, request: CritiqueRequest, critique: Critique) -> None:
+def _show_critique(console: Terminal, request: CritiqueRequest, critique: Critique) -> None:
     difference = critique.alignment.first_difference
     for step in critique.steps:
         if difference is not None and step.status is StepStatus.CORRECTED:
@@ -136,14 +135,5 @@ def _sent(request: CritiqueRequest, span: Span) -> str:
 def _line(number: int | None, label: str, body: str, style: str) -> Text:
     head = "" if number is None else str(number)
     line = Text(f"{head:>3} {label:<10} ", style="dim")
-    line.append(_printable(" ".join(body.split())), style=style)
+    line.append(printable(" ".join(body.split())), style=style)
     return line
-
-
-def _printable(text: str) -> str:
-    """``text`` without the characters by which a model's words could steer the terminal, or show in another order."""
-    return "".join("\ufffd" if c not in "\n\t" and _steers(c) else c for c in text)
-
-
-def _steers(character: str) -> bool:
-    return category(character) in ("Cc", "Zl", "Zp") or bidirectional(character) in _REORDERING

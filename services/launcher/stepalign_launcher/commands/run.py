@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.text import Text
 from typer.core import TyperGroup
 
 from stepalign.commands.application import OVERRIDES
+from stepalign.commands.terminal import Terminal
 from stepalign_launcher.commands.audit import audit
 from stepalign_launcher.runner import LocalRun
 from stepalign_run.commands.arguments import ConfigPath
@@ -43,23 +44,22 @@ def start(
 ) -> None:
     """Run the whole loop on this machine, as processes. `stepalign run audit RUN` checks that no rollout was lost."""
     overrides = [*ctx.args, *(["--data.train", str(problems.resolve())] if problems is not None else [])]
-    carry_out(Console(), LocalRun(config, overrides), resume=resume, overwrite=overwrite)
+    carry_out(Terminal(), LocalRun(config, overrides), resume=resume, overwrite=overwrite)
 
 
-def carry_out(console: Console, local: LocalRun, *, resume: bool, overwrite: bool) -> None:
+def carry_out(console: Terminal, local: LocalRun, *, resume: bool, overwrite: bool) -> None:
     """Run to the end and show how it goes. Raises typer.Exit when it is stopped."""
     config = local.config
     local.prepare(resume=resume, overwrite=overwrite)
-    console.print(
-        f"run [bold]{config.run.name}[/]: arm {config.arm_name}, {config.trainer.steps} updates of "
-        f"{config.trainer.batch} rollouts, seed {config.run.seed}, {local.threads} thread(s) per process; "
-        f"files in {config.run_dir}",
-        highlight=False,
+    settings = (
+        f": arm {config.arm_name}, {config.trainer.steps} updates of {config.trainer.batch} rollouts, seed "
+        f"{config.run.seed}, {local.threads} thread(s) per process; files in {config.run_dir}"
     )
+    console.print(Text.assemble("run ", (config.run.name, "bold"), settings), soft_wrap=True)
     # The report's process writes to the same output, and must come after this line.
     sys.stdout.flush()
     try:
         local.run()
     except KeyboardInterrupt:
-        console.print("stopped, no process is left; continue with --resume", highlight=False)
+        console.print("stopped, no process is left; continue with --resume")
         raise typer.Exit(130) from None
