@@ -32,7 +32,7 @@ REASONS = [f"critique_{reason}" for reason in FailureReason]
 LONGEST_ARM = max(shipped_arms(), key=len)
 ALARMS = {"advantage_correct_below": {"first_step": 7, "updates": 4}, "first_token_kl": {"first_step": 1, "updates": 1}}
 # Sentences about a table are not part of it: the terminal wraps them.
-SENTENCES = ("one seed", "report: ", "worth running first: ")
+SENTENCES = ("seed 0 only", "report: ", "worth running first: ")
 
 # Colour by ESC and by the one-character CSI, the reading order, and what rich would take for its markup.
 HOSTILE = "a\x1b[31mb\u202ec\x9b1md\u200fe\u2066f[/bold]g[red]h"
