@@ -142,7 +142,9 @@ def run_all(campaign: Campaign, jobs: int) -> list[str]:
 
 def start(campaign: Campaign, member: Member) -> subprocess.Popen[bytes]:
     how = "--resume" if campaign.begun(member) else "--overwrite"
-    command = [sys.executable, "-m", "stepalign.cli", "run", str(campaign.config_path), how, *member.overrides]
+    # An arm that trains nothing is a result, too.
+    options = [how, "--allow-untrained", *member.overrides]
+    command = [sys.executable, "-m", "stepalign.cli", "run", str(campaign.config_path), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (campaign.directory / f"{member.name}.log").open("ab") as output:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)

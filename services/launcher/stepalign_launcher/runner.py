@@ -180,9 +180,9 @@ class LocalRun(LocalProcesses):
         super().__init__(config_path, overrides)
         self.brief = brief
 
-    def run(self) -> None:
-        """Run to the end, and leave the report. Raises as :meth:`work`."""
-        self.work()
+    def run(self) -> QueueStatus:
+        """Run to the end, and leave the report. Returns and raises as :meth:`work`."""
+        return self.work()
 
     def _start_workers(self, supervisor: Supervisor) -> list[Child]:
         workers = [self._command(supervisor, "trainer"), self._command(supervisor, "solver")]
