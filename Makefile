@@ -60,7 +60,7 @@ smollm2: $(READY)
 	$(BIN)/stepalign lab smollm2 .cache/smollm2
 
 demo-smollm2: smollm2
-	$(BIN)/stepalign run configs/smollm2.toml --problems examples/word_problems.jsonl --overwrite $(ARGS)
+	$(BIN)/stepalign run configs/smollm2.toml --problems examples/word_problems.jsonl --overwrite --allow-untrained $(ARGS)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)

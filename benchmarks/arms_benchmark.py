@@ -25,6 +25,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.comparison_section import write_section
+from stepalign.commands.terminal import Terminal
 from stepalign.errors import StepalignError
 from stepalign_launcher.campaign import Campaign, Member
 from stepalign_report.commands.compare import show_comparison
@@ -69,7 +70,7 @@ class ArmsBenchmark:
         bounds = check_bounds(comparison, self.bounds)
         self.write_results(steps, comparison, campaign, bounds)
         write_section(DOCS, self.name, json.loads(self.results.read_text(encoding="utf-8")))
-        show_comparison(_console, comparison)
+        show_comparison(Terminal(), comparison)
         for bound in bounds:
             verdict = "kept" if bound["kept"] else "missed"
             _console.print(f"{bound['what']}: {bound['value']}, at least {bound['at_least']}: {verdict}")
@@ -141,7 +142,9 @@ def run_all(campaign: Campaign, jobs: int) -> list[str]:
 
 def start(campaign: Campaign, member: Member) -> subprocess.Popen[bytes]:
     how = "--resume" if campaign.begun(member) else "--overwrite"
-    command = [sys.executable, "-m", "stepalign.cli", "run", str(campaign.config_path), how, *member.overrides]
+    # An arm that trains nothing is a result, too.
+    options = [how, "--allow-untrained", *member.overrides]
+    command = [sys.executable, "-m", "stepalign.cli", "run", str(campaign.config_path), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (campaign.directory / f"{member.name}.log").open("ab") as output:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)

@@ -29,9 +29,9 @@ def replace_section(page: Path, name: str, body: str) -> None:
 def _budget(steps: int, budget: dict[str, Any]) -> str:
     comparison = budget["comparison"]
     k, seeds = comparison["samples"], comparison["seeds"]
-    named = ", ".join(map(str, seeds))
+    named = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     parts = [
-        f"### {steps} updates: {budget['rollouts_per_run']} rollouts per run, seeds {named}",
+        f"### {steps} updates: {budget['rollouts_per_run']} rollouts per run, {named}",
         f"`{budget['command']}`. {comparison['problems']} test problems, {k} samples each; percent, mean over seeds, "
         "in brackets the seeds one by one.",
         markdown_table(["arm", *(f"{name}@{k}" for name in HEADING.values()), "picked steps"], _arm_rows(comparison)),

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.arms_benchmark import run_as_program
+from stepalign.commands.terminal import Table, Terminal
 from stepalign.errors import ConfigError
 from stepalign_report.commands.probe import read_probe
 from stepalign_report.measures import HEADING, METRICS, Metric
 from stepalign_report.probe_tables import probe_table
 from stepalign_report.runs import Run, check_comparable, read_runs
+from stepalign_report.tables import NUMBER_OF_SEEDS
 from stepalign_run.folder.layout import RunFolder
 from stepalign_run.probing import ProbeReport
 
@@ -158,7 +158,11 @@ def agreement_table(agreement: Agreement) -> Table:
     k = agreement.samples
     metrics = list(agreement.correlations)
     table = probe_table(
-        "scores against finished runs", "arm", "score", "seeds", *(f"{HEADING[m]}@{k}" for m in METRICS if m in metrics)
+        "scores against finished runs",
+        "arm",
+        "score",
+        NUMBER_OF_SEEDS,
+        *(f"{HEADING[m]}@{k}" for m in METRICS if m in metrics),
     )
     for arm in agreement.arms:
         figures = (f"{arm.figures[metric]:.1f}" for metric in METRICS if metric in metrics)
@@ -179,10 +183,10 @@ def main(
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=1))
         return
-    console = Console()
+    console = Terminal()
     console.print(agreement_table(found))
     if found.left_out:
-        console.print(f"without a score or a finished run: {', '.join(found.left_out)}", highlight=False)
+        console.print(f"without a score or a finished run: {', '.join(found.left_out)}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import traceback
 from types import FrameType
 
 from stepalign.commands.extras import extra_for, how_to_install
+from stepalign.commands.printable import printable
 from stepalign.errors import StepalignError
 
 
@@ -51,9 +52,9 @@ def main() -> None:
     except Exception as error:
         refusal = _refusal(error, command)
         if refusal is None:
-            traceback.print_exc()
+            print(printable(traceback.format_exc()), end="", file=sys.stderr)
             sys.exit(os.EX_SOFTWARE)
-        print(f"stepalign: {refusal}", file=sys.stderr)
+        print(f"stepalign: {printable(refusal)}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, StepalignError) else 1)
 
 

@@ -20,13 +20,14 @@
     ├── PolicyError            an adapter that is missing or has a wrong checksum
     ├── CheckpointError        a checkpoint that is torn, corrupt or of another run
     ├── JournalError           a record of published rollouts that cannot be written
-    └── ProcessFailedError     a supervised process ended with an error
+    ├── ProcessFailedError     a supervised process ended with an error
+    └── NothingTrainedError    a run to its end in which every rollout was skipped
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 
@@ -165,3 +166,16 @@ class JournalError(StepalignError):
 
 class ProcessFailedError(StepalignError):
     """A supervised process ended with an error."""
+
+
+class NothingTrainedError(StepalignError):
+    """A run to its end that has trained nothing. ``skipped`` counts its rollouts by reason."""
+
+    def __init__(self, run: str, published: int, skipped: Mapping[str, int]) -> None:
+        reasons = (
+            ", ".join(f"{reason} {count}" for reason, count in sorted(skipped.items())) or "for no reason on record"
+        )
+        super().__init__(
+            f"run {run!r} has trained nothing: all of its {published} rollouts were skipped ({reasons}); with "
+            "--allow-untrained that is no failure"
+        )

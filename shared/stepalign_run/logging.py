@@ -1,7 +1,10 @@
-"""JSON logs on stderr, one object a line, with the ids that tie processes together (run, rollout, request).
+"""Logs of the processes: JSON on stderr, one object a line, with the ids that tie processes together (run, rollout,
+request).
 
 Bind ids with ``structlog.contextvars.bound_contextvars(run_id=…, rollout_id=…, request_id=…)``; every line written
 inside carries them, also from libraries that log through the standard library.
+
+The command that starts them logs for a reader instead: :func:`configure_console_logging`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from collections.abc import Callable
 from typing import TextIO, cast
 
 import structlog
+
+from stepalign.commands.printable import printable
 
 
 class _Stderr:
@@ -87,6 +92,29 @@ def configure_logging(process: str, level: int = logging.INFO) -> None:
     root.setLevel(level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     structlog.contextvars.bind_contextvars(process=process)
+
+
+def configure_console_logging() -> None:
+    """Write structlog's records to stderr as lines to read, which no value in them can keep from being read."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
+            structlog.processors.format_exc_info,
+            _printable_values,
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ],
+        # A program may read the command's stdout.
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _printable_values(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Of texts. Anything else is shown as its ``repr``, which escapes them."""
+    return {key: printable(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:

@@ -6,8 +6,12 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -32,6 +36,41 @@ def url() -> Iterator[str]:
     with serving(CriticService(backend, "lab-v1")) as address:
         wait_until(lambda: httpx.get(f"{address}/health/ready").status_code == 200)
         yield address
+
+
+class Loading(BaseHTTPRequestHandler):
+    """Answers a server's first two requests as a critic does that is loading, in words that would steer a terminal."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        seen = vars(self.server).setdefault("seen", [])
+        seen.append(self.path)
+        status, code = (503, "loading") if len(seen) <= 2 else (422, "no")
+        body = {"error": {"message": "loading\x1b[31m\u202e", "code": code}}
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def deaf() -> Iterator[HTTPServer]:
+    """A server that has its port and does not listen yet."""
+    with HTTPServer(("127.0.0.1", 0), Loading, bind_and_activate=False) as server:
+        server.server_bind()
+        yield server
+
+
+@contextmanager
+def listening(server: HTTPServer) -> Iterator[None]:
+    server.server_activate()
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield
+    server.shutdown()
+    thread.join()
 
 
 def critique(url: str, *words: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -109,3 +148,35 @@ def test_what_the_command_does_not_know_is_refused(url: str, tmp_path: Path, wor
 def test_a_problem_file_is_told_from_a_file_of_requests(url: str, tmp_path: Path) -> None:
     done = critique(url, file_of(tmp_path, {"id": "p1", "question": "3 + 4", "answer": "7"}))
     assert done.returncode == 1 and "this looks like a problem file" in done.stderr
+
+
+def test_where_nobody_listens_the_command_ends_at_once_with_one_line(deaf: HTTPServer, tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = critique(f"http://127.0.0.1:{deaf.server_port}", file_of(tmp_path, RIGHT, WRONG), "--json")
+    assert time.monotonic() - began < 30
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"stepalign: no critic listens at http://127.0.0.1:{deaf.server_port} (Connection refused)")
+    assert "--url" in line and "--wait" in line
+
+
+def test_the_command_waits_for_a_critic_that_is_started_beside_it(deaf: HTTPServer, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stepalign.cli", "critique", file_of(tmp_path, RIGHT), "--wait", "50"]
+    url, pipe = f"http://127.0.0.1:{deaf.server_port}", subprocess.PIPE
+    with subprocess.Popen([*command, "--url", url], stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith(
+            f"nobody listens at {url} (Connection refused); waiting for up to 50 s"
+        )
+        with listening(deaf):
+            stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "no answer: 422 no" in stdout
+
+
+def test_retries_are_announced_once_with_their_end_and_steer_no_terminal(deaf: HTTPServer, tmp_path: Path) -> None:
+    with listening(deaf):
+        done = critique(f"http://127.0.0.1:{deaf.server_port}", file_of(tmp_path, RIGHT), "--timeout", "40")
+    assert done.returncode == 1 and "no answer: 422 no: loading\ufffd[31m\ufffd" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert "503 loading: loading\ufffd[31m\ufffd" in line
+    assert "up to 40 s for each critique; --timeout" in line

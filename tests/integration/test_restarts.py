@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -152,6 +153,26 @@ def test_a_process_that_refuses_ends_the_run_at_once_with_its_last_lines(stack: 
         assert run.start().ended() == 1
     assert run.said.startswith("stepalign: the critic process ended with code 1; its last lines")
     assert f"cannot listen on critic.host:port 127.0.0.1:{port}" in run.said and "Traceback" not in run.said
+
+
+def test_a_run_that_has_trained_nothing_is_a_failure_unless_it_is_allowed(stack: MakeStack, tmp_path: Path) -> None:
+    """Three tokens hold no critique. The second session adds an update, and its lines to the logs."""
+    options = ["--trainer.steps", "1", "--trainer.batch", "4", "--trainer.micro_batch", "4"]
+    run = stack("untrained", *options, "--critic.max_new_tokens", "3", config=without_evaluation(tmp_path))
+    assert run.start().ended() == 1
+    assert run.said.startswith(
+        f"stepalign: run '{run.dir.name}' has trained nothing: all of its 4 rollouts were skipped"
+    )
+    assert "(critique_truncated 4)" in run.said and "--allow-untrained" in run.said and run.said.count("\n") == 1
+    assert run.report()["rollouts"]["trained"] == 0
+    assert run.start("--resume", "--trainer.steps", "2", "--allow-untrained").ended() == 0
+    assert run.report()["rollouts"]["published"] == 8
+    for process in ("redis", "critic", "trainer", "solver", "report"):
+        lines = run.log(process).splitlines()
+        starts = [at for at, line in enumerate(lines) if f"════ the {process} process is started ════" in line]
+        assert starts[0] == 0 and len(starts) == 2, process
+        first, second = (json.loads(lines[at])["timestamp"] for at in starts)
+        assert first < second
 
 
 def test_a_damaged_model_is_refused_before_anything_is_started(stack: MakeStack, tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_one_update_on_a_problem_file(model: Path, tmp_path: Path) -> None:
         [
             *(sys.executable, "-m", "stepalign.cli", "run", str(REPO / "configs" / "smollm2.toml")),
             *("--problems", str(problems), "--run.dir", str(tmp_path), "--critic.max_new_tokens", "32", *options),
+            "--allow-untrained",
         ],
         capture_output=True,
         text=True,

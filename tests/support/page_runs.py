@@ -45,13 +45,13 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _learned(arm: str, step: int) -> tuple[float, float]:
-    right, trace, half = ARMS[arm]
+    right, trace, half = ARMS.get(arm, ARMS["shuffled"])
     share = 1 / (1 + 2.718 ** (-(step - half) / (half / 5))) if step else 0.0
     return 0.001 + right * share, trace * share
 
 
 def _update(rng: random.Random, arm: str, step: int, steps: int) -> dict[str, Any]:
-    done = _learned(arm, step)[0] / ARMS[arm][0]
+    done = _learned(arm, step)[0] / ARMS.get(arm, ARMS["shuffled"])[0]
     critiqued = arm in CRITIQUED
     critiques: Counter[str] = Counter()
     for _ in range(BATCH if critiqued else 0):

@@ -6,15 +6,12 @@ import asyncio
 import os
 import shutil
 import signal
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
-
-import structlog
 
 from stepalign.errors import ConfigError
 from stepalign.plugins import load_checker, load_grader
@@ -24,6 +21,7 @@ from stepalign_launcher.supervisor import POLL_SECONDS, Child, Supervisor
 from stepalign_run.config import load_config
 from stepalign_run.folder.files import lock_file
 from stepalign_run.folder.layout import RunFolder
+from stepalign_run.logging import configure_console_logging
 from stepalign_run.queue import QueueStatus, forget_run, open_queue, redis_url
 from stepalign_run.training_problems import load_training_problems
 
@@ -117,8 +115,7 @@ class LocalProcesses(ABC):
         alike, and ProcessFailedError; no process is left in any case.
         """
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        # A program may read the command's stdout.
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+        configure_console_logging()
         with Supervisor(self.folder.logs) as supervisor:
             redis = self._start_redis(supervisor)
             self._start_critic(supervisor)
@@ -185,9 +182,9 @@ class LocalRun(LocalProcesses):
         super().__init__(config_path, overrides)
         self.brief = brief
 
-    def run(self) -> None:
-        """Run to the end, and leave the report. Raises as :meth:`work`."""
-        self.work()
+    def run(self) -> QueueStatus:
+        """Run to the end, and leave the report. Returns and raises as :meth:`work`."""
+        return self.work()
 
     def _start_workers(self, supervisor: Supervisor) -> list[Child]:
         workers = [self._command(supervisor, "trainer"), self._command(supervisor, "solver")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,6 +90,8 @@ class Child:
             self.address_file.unlink(missing_ok=True)
         output: IO[Any]
         with self.log.open("ab") as output:
+            output.write(self._beginning())
+            output.flush()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", self._module, *self.arguments],
                 stdin=subprocess.PIPE,
@@ -98,6 +102,13 @@ class Child:
             )
         self.started_at = time.monotonic()
         self.due_at = None
+
+    def _beginning(self) -> bytes:
+        """The line that parts this life from those before it in the log, which a resumed run appends to."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        event = f"════ the {self.name} process is started ════"
+        line = {"event": event, "process": self.name, "restart": self.restarts, "level": "info", "timestamp": now}
+        return (json.dumps(line, ensure_ascii=False) + "\n").encode()
 
     def poll(self) -> int | None:
         """Its exit code, None while it runs. What it started itself in its session does not outlive it."""

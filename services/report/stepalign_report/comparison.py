@@ -166,8 +166,7 @@ class Comparison:
         lonely = [arm.name for arm in self.arms if len(arm.seeds) == 1]
         if len(self.seeds) == 1:
             found.append(
-                f"one seed ({self.seeds[0]}): one seed proves nothing about an arm; the intervals are over problems "
-                "only"
+                f"seed {self.seeds[0]} only: one seed proves nothing about an arm; the intervals are over problems only"
             )
         elif lonely:
             found.append(

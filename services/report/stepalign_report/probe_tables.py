@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich import box
-from rich.table import Table
-
+from stepalign.commands.terminal import Table
 from stepalign_run.probing import ArmFigures, CritiqueFigures, Estimate, ProbeReport
 
 CAVEAT = (
@@ -32,9 +30,9 @@ def _score(score: Estimate | None) -> str:
 
 def probe_table(title: str, *headings: str, text: int = 1, caption: str | None = None) -> Table:
     """The first ``text`` columns are texts, the others numbers. Narrow enough for a terminal of 80 columns."""
-    table = Table(title=title, caption=caption, box=box.SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title, caption=caption, compact=True)
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i < text else "right", vertical="bottom")
+        table.add_column(heading, number=i >= text)
     return table
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.text import Text
 
+from stepalign.commands.printable import printable
+from stepalign.commands.terminal import Table, Terminal
 from stepalign_report.build import sum_counts
 from stepalign_report.measures import HEADING, METRICS
 from stepalign_run.config import Config
@@ -24,7 +26,7 @@ def _figure(value: float | None, digits: int = 2) -> str:
 class RunProgress:
     """A progress bar, the last update's figures and the validation curve; one line a checkpoint without a terminal."""
 
-    def __init__(self, config: Config, console: Console) -> None:
+    def __init__(self, config: Config, console: Terminal) -> None:
         self.config = config
         self.folder = config.folder
         self.console = console
@@ -61,7 +63,7 @@ class RunProgress:
             description = "evaluating" if self.config.data.test is not None else "finishing"
         self.bar.update(self.task, completed=len(self.updates), description=description)
         for row in self.evaluations[self.printed :]:
-            self.console.print(self._evaluation_line(row), highlight=False)
+            self.console.print(self._evaluation_line(row))
         self.printed = len(self.evaluations)
         if not self.console.is_terminal:
             self._print_updates()
@@ -74,7 +76,6 @@ class RunProgress:
                 self.console.print(
                     f"  {'update':>10} · step {row['step']:>4} · loss {_figure(row['loss'], 4)} · "
                     f"{row['trained_rollouts']} of {row['rollouts']} rollouts trained",
-                    highlight=False,
                 )
         self.printed_updates = len(self.updates)
 
@@ -87,35 +88,35 @@ class RunProgress:
         )
 
     def _render(self) -> Group:
+        return Group(self.bar, *(Text(line) for line in self._last_figures()))
+
+    def _last_figures(self) -> list[str]:
         if not self.updates:
-            return Group(self.bar)
+            return []
         last = self.updates[-1]
-        table = Table.grid(padding=(0, 2))
         outcomes = sum_counts(self.updates, "critiques")
-        total = sum(row["rollouts"] for row in self.updates)
-        table.add_row("loss", _figure(last["loss"], 4), "entropy", _figure(last["entropy"], 3))
-        table.add_row(
-            "advantage",
-            f"correct {_figure(last['advantage_correct'])}, error {_figure(last['advantage_at_error'])}",
-            "mean tokens",
-            _figure(last["mean_tokens"], 1),
-        )
-        table.add_row("rollouts", str(total), "critiques", ", ".join(f"{k} {v}" for k, v in outcomes.items()))
-        return Group(self.bar, table)
+        critiques = printable(", ".join(f"{name} {count}" for name, count in outcomes.items()))
+        rollouts = f"rollouts {sum(row['rollouts'] for row in self.updates)}"
+        return [
+            f"loss {_figure(last['loss'], 4)} · entropy {_figure(last['entropy'], 3)} · "
+            f"mean tokens {_figure(last['mean_tokens'], 1)}",
+            f"advantage: correct {_figure(last['advantage_correct'])}, error {_figure(last['advantage_at_error'])}",
+            f"{rollouts} · critiques: {critiques}" if critiques else rollouts,
+        ]
 
 
 def result_table(config: Config, report: Report, evaluated: Evaluated) -> Table:
     """Base against trained on the test problems."""
     k = config.evaluation.samples
     base, test = evaluated.base.test, evaluated.test
-    table = Table(title=f"{base['problems']} test problems, {k} samples each, seed {report.seed}")
+    table = Table(f"{base['problems']} test problems, {k} samples each, seed {report.seed}")
     rows = [("base", base), (f"{report.arm_name} (step {evaluated.selected_step})", test)]
     if report.chance is not None:
         rows.insert(0, ("chance", report.chance))
     figures = {f"{HEADING[metric]}@{k}": f"{metric}_at_{k}" for metric in METRICS if f"{metric}_at_{k}" in test}
     figures["mean tokens"] = "mean_tokens"
     for heading in ("", *figures):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, number=bool(heading))
     for name, values in rows:
         table.add_row(name, *(_figure(values.get(key), 1) for key in figures.values()))
     return table
@@ -123,9 +124,9 @@ def result_table(config: Config, report: Report, evaluated: Evaluated) -> Table:
 
 def summary_table(report: Report) -> Table:
     """Outcomes of the rollouts and of the critiques, by number."""
-    table = Table(title=f"run {report.run}: {report.steps} updates")
+    table = Table(f"run {report.run}: {report.steps} updates")
     table.add_column("what")
-    table.add_column("count", justify="right")
+    table.add_column("count", number=True)
     rollouts = report.rollouts
     table.add_row("rollouts published", str(rollouts.published))
     table.add_row("  trained on", str(rollouts.trained))
@@ -136,5 +137,6 @@ def summary_table(report: Report) -> Table:
     for outcome, count in report.critiques.items():
         table.add_row(f"critiques: {outcome}", str(count))
     for name, alarm in report.alarms.items():
-        table.add_row(f"[bold red]alarm: {name}[/], first at update {alarm.first_step}", str(alarm.updates))
+        said = Text.assemble((f"alarm: {name}", "bold red"), f", first at update {alarm.first_step}")
+        table.add_row(said, str(alarm.updates))
     return table

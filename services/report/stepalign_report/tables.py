@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
+from stepalign.commands.terminal import Table
 from stepalign.errors import ConfigError
 from stepalign_report.comparison import Comparison, Difference, Pair
 from stepalign_report.intervals import LEVEL
 from stepalign_report.measures import HEADING, METRICS, Metric
 from stepalign_report.runs import CHANCE
 
+NUMBER_OF_SEEDS = "no. of\nseeds"
+"""A heading of counts; plain "seeds" would read as their names too, which are numbers as well."""
+
 
 def comparison_tables(comparison: Comparison, metric: Metric = "avg", everything: bool = False) -> list[Table]:
     """Arms; differences between arms in ``metric``, every pair with ``everything``; Pass@k against the base.
 
-    ``seeds`` of a difference are those that both arms have.
+    The number of seeds of a difference is that of the seeds which both arms have.
 
     A table without rows is left out. Raises ConfigError when no arm has the metric.
     """
@@ -33,17 +35,16 @@ def comparison_tables(comparison: Comparison, metric: Metric = "avg", everything
 
 
 def _arms(comparison: Comparison) -> Table:
-    seeds = comparison.seeds
-    count = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))})"
+    seeds = f"seed{'s' if len(comparison.seeds) > 1 else ''} {', '.join(map(str, comparison.seeds))}"
     table = Table(
-        title=f"{comparison.problems} test problems, {comparison.samples} samples each, {count}",
+        title=f"{comparison.problems} test problems, {comparison.samples} samples each, {seeds}",
         caption="percent, mean over seeds",
     )
     metrics: list[Metric] = [metric for metric in METRICS if any(metric in arm.by_seed for arm in comparison.arms)]
     table.add_column("")
-    table.add_column("seeds", justify="right")
+    table.add_column(NUMBER_OF_SEEDS, number=True)
     for metric in metrics:
-        table.add_column(f"{HEADING[metric]}@{comparison.samples}", justify="right")
+        table.add_column(f"{HEADING[metric]}@{comparison.samples}", number=True)
     if comparison.chance is not None:
         table.add_row(CHANCE, "", *(_share(comparison.chance.get(metric)) for metric in metrics))
     for arm in (comparison.base, *comparison.arms):
@@ -57,8 +58,8 @@ def _differences(title: str, pairs: Sequence[Pair], metric: Metric) -> Table:
     caption = f"intervals over {' or, with one seed, '.join(sorted(over, reverse=True))}"
     table = Table(title=title, caption=f"{caption}{' only' if 'problems' in over else ''}" if over else None)
     table.add_column("A − B")
-    for heading in ("difference", f"{LEVEL:.0f} % interval", "apart\nfrom 0", "seeds"):
-        table.add_column(heading, justify="right")
+    for heading in ("difference", f"{LEVEL:.0f} % interval", "apart\nfrom 0", NUMBER_OF_SEEDS):
+        table.add_column(heading, number=True)
     for difference in found:
         table.add_row(f"{difference.a} − {difference.b}", *_cells(difference))
     return table

@@ -2,24 +2,32 @@
 
 FILE holds one request as JSON, or several as JSON Lines; ``-`` is standard input. The exit code is 0 when every
 critique aligns, 2 when a critic's answer was refused, and 1 when a request got no answer or there was nothing to ask.
+
+A person waits for this command. So it does not retry where nobody listens, as a program's client does, unless it is
+told to (``--wait``), and of the client's later retries it announces the first.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
-from unicodedata import bidirectional, category
 
+import httpx
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
 from stepalign.client import SyncCriticClient
+from stepalign.commands.printable import printable, printable_json
+from stepalign.commands.terminal import Terminal
 from stepalign.critique.trace import Span
 from stepalign.errors import ConfigError, CriticError
 from stepalign.secret_files import read_secret
@@ -32,7 +40,8 @@ _STYLES = {
     StepStatus.CONTINUED: "blue",
 }
 _UNALIGNED = 2
-_REORDERING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+_CONNECT_SECONDS = 5.0
+_LOOK_AGAIN_SECONDS = 0.2
 
 
 def critique(
@@ -43,6 +52,7 @@ def critique(
     api_key_file: Annotated[
         Path | None, typer.Option(envvar="STEPALIGN_CRITIC__API_KEY_FILE", help="A file that holds the API key.")
     ] = None,
+    wait: Annotated[float, typer.Option(min=0.0, help="Seconds to wait for a critic where nobody listens yet.")] = 0.0,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for each critique, retries included.")] = 120.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Most critiques asked for at once.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print the responses as JSON Lines.")] = False,
@@ -50,18 +60,67 @@ def critique(
     """Ask a critic for critiques and print them, each step coloured by its status."""
     requests = _read(file)
     key = read_secret("--api-key-file", api_key_file) if api_key_file is not None else None
-    with SyncCriticClient(url, api_key=key, timeout=timeout) as client:
+    with SyncCriticClient(url, api_key=key, timeout=timeout) as client, _announced_retries(timeout):
+        _await_listener(url, wait)
         answers = client.critique_many(requests, concurrency=concurrency)
-    console = Console(highlight=False)
+    console = Terminal()
     for request, answer in zip(requests, answers, strict=True):
         if as_json:
-            typer.echo(_as_json(answer))
+            typer.echo(printable_json(_as_json(answer)))
         else:
             _show(console, request, answer)
     if any(isinstance(answer, CriticError) for answer in answers):
         raise typer.Exit(1)
     if any(isinstance(answer, CritiqueResponse) and answer.critique is None for answer in answers):
         raise typer.Exit(_UNALIGNED)
+
+
+@contextmanager
+def _announced_retries(timeout: float) -> Generator[None]:
+    """Print the first of the client's warnings, and how long they would go on; keep the others back."""
+    log, announcement = logging.getLogger("stepalign.client"), _FirstWarning(timeout)
+    log.addHandler(announcement)
+    try:
+        yield
+    finally:
+        log.removeHandler(announcement)
+
+
+class _FirstWarning(logging.Handler):
+    def __init__(self, timeout: float) -> None:
+        super().__init__()
+        self._timeout = timeout
+        self._given = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._given:
+            self._given = True
+            limit = f"up to {self._timeout:g} s for each critique; --timeout shortens that"
+            typer.echo(printable(f"{record.getMessage()} ({limit})"), err=True)
+
+
+def _await_listener(url: str, seconds: float) -> None:
+    """Return once something listens at ``url``. Raises CriticError after ``seconds``."""
+    address = httpx.URL(url)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    deadline = time.monotonic() + seconds
+    announced = False
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            socket.create_connection((address.host, port), timeout=max(_CONNECT_SECONDS, left)).close()
+            return
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if left <= 0:
+            raise CriticError(
+                f"no critic listens at {url} ({reason}): start one with `stepalign critic CONFIG`, give another "
+                "address with --url, or let --wait SECONDS wait for it"
+            )
+        if not announced:
+            announced = True
+            typer.echo(f"nobody listens at {url} ({reason}); waiting for up to {seconds:g} s (--wait)", err=True)
+        time.sleep(min(left, _LOOK_AGAIN_SECONDS))
 
 
 def _read(file: str) -> list[CritiqueRequest]:
@@ -105,20 +164,20 @@ def _as_json(answer: CritiqueResponse | CriticError) -> str:
     return json.dumps({"error": {"type": type(answer).__name__, "message": str(answer)}}, ensure_ascii=False)
 
 
-def _show(console: Console, request: CritiqueRequest, answer: CritiqueResponse | CriticError) -> None:
-    console.print(Text(_printable(request.question), style="bold"))
+def _show(console: Terminal, request: CritiqueRequest, answer: CritiqueResponse | CriticError) -> None:
+    console.print(Text(printable(request.question), style="bold"))
     if isinstance(answer, CriticError):
-        console.print(Text(_printable(f"no answer: {answer}"), style="red"))
+        console.print(Text(printable(f"no answer: {answer}"), style="red"))
     elif answer.critique is not None:
         _show_critique(console, request, answer.critique)
     elif answer.failure is not None:
-        said = _printable(f"refused as {answer.failure.reason}: {answer.failure.detail}")
+        said = printable(f"refused as {answer.failure.reason}: {answer.failure.detail}")
         console.print(Text(said, style="red"))
-        console.print(Padding(Text(_printable(answer.failure.text), style="dim"), (0, 0, 0, 2)))
+        console.print(Padding(Text(printable(answer.failure.text), style="dim"), (0, 0, 0, 2)))
     console.print()
 
 
-def _show_critique(console: Console, request: CritiqueRequest, critique: Critique) -> None:
+def _show_critique(console: Terminal, request: CritiqueRequest, critique: Critique) -> None:
     difference = critique.alignment.first_difference
     for step in critique.steps:
         if difference is not None and step.status is StepStatus.CORRECTED:
@@ -136,14 +195,5 @@ def _sent(request: CritiqueRequest, span: Span) -> str:
 def _line(number: int | None, label: str, body: str, style: str) -> Text:
     head = "" if number is None else str(number)
     line = Text(f"{head:>3} {label:<10} ", style="dim")
-    line.append(_printable(" ".join(body.split())), style=style)
+    line.append(printable(" ".join(body.split())), style=style)
     return line
-
-
-def _printable(text: str) -> str:
-    """``text`` without the characters by which a model's words could steer the terminal, or show in another order."""
-    return "".join("\ufffd" if c not in "\n\t" and _steers(c) else c for c in text)
-
-
-def _steers(character: str) -> bool:
-    return category(character) in ("Cc", "Zl", "Zp") or bidirectional(character) in _REORDERING

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from stepalign.commands.application import OVERRIDES
+from stepalign.commands.printable import printable
+from stepalign.commands.terminal import Table, Terminal
 from stepalign.errors import CorruptEntryError
 from stepalign_run.commands.arguments import ConfigPath
 from stepalign_run.config import Config, QueueSection, load_config
@@ -41,7 +42,7 @@ def status(ctx: typer.Context, config: ConfigPath, as_json: AsJson = False) -> N
     if as_json:
         print(json.dumps(_figures(report) | {"skipped": report.skipped, "balanced": report.balanced}))
     else:
-        Console().print(_table(settings.run.name, report))
+        Terminal().print(_table(settings.run.name, report))
 
 
 @queue.command(context_settings=OVERRIDES)
@@ -82,11 +83,13 @@ def list_letters(
         ]
         print(json.dumps(rows))
         return
-    table = Table("entry", "rollout", "bytes", "reason", title="dead letters")
+    table = Table("dead letters")
+    for heading in ("entry", "rollout", "bytes", "reason"):
+        table.add_column(heading, number=heading == "bytes")
     for letter in letters:
         name = _rollout_id(letter.payload) or "–"
         table.add_row(letter.entry_id, name, str(len(letter.payload)), letter.reason)
-    Console().print(table)
+    Terminal().print(table)
 
 
 @dlq.command("replay", context_settings=OVERRIDES)
@@ -105,7 +108,7 @@ def replay(
     settings = load_config(config, ctx.args)
     stayed = 0
     for name, said in _with_queue(settings, lambda opened: _replay(opened, entry)):
-        print(f"{name}: {said}")
+        print(printable(f"{name}: {said}"))
         stayed += said != Replay.REPLAYED
     if stayed:
         raise typer.Exit(1)
@@ -176,9 +179,10 @@ def _figures(report: QueueStatus) -> dict[str, int]:
 
 
 def _table(run: str, report: QueueStatus) -> Table:
-    verdict = "the ledger is balanced" if report.balanced else "[bold red]the ledger is NOT balanced[/]"
-    table = Table("entries", title=f"queue of run {run}", caption=verdict)
-    table.add_column("count", justify="right")
+    verdict = Text("the ledger is balanced") if report.balanced else Text("the ledger is NOT balanced", "bold red")
+    table = Table(f"queue of run {run}", verdict)
+    table.add_column("entries")
+    table.add_column("count", number=True)
     for name, count in _figures(report).items():
         table.add_row(name.replace("_", " "), str(count))
     for reason, count in sorted(report.skipped.items()):

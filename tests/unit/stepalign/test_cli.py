@@ -114,6 +114,13 @@ def ended_by(error: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.parametrize("kind", ["ConfigError", "RuntimeError"])
+def test_no_message_of_an_error_steers_the_terminal(kind: str) -> None:
+    done = ended_by(f"{kind}('said: \\x1b]0;taken\\x07\\u202eb')")
+    assert "said: \ufffd]0;taken\ufffd\ufffdb" in done.stderr
+    assert set("\x1b\x07\u202e") & set(done.stderr) == set()
+
+
 def test_a_file_that_may_not_be_read_is_one_line_and_exit_code_1() -> None:
     done = ended_by("PermissionError(13, 'Permission denied', '/models/model.safetensors')")
     assert done.returncode == 1

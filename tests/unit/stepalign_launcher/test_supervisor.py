@@ -232,7 +232,7 @@ def test_what_a_killed_child_had_started_does_not_outlive_it(tmp_path: Path, sta
     with Supervisor(tmp_path / "logs", RestartPolicy(first_delay_seconds=3600)) as supervisor:
         child = start(supervisor, "parent", PARENT)
         until(lambda: ready(child))
-        grandchild = int(child.last_lines().splitlines()[0])
+        grandchild = int(child.last_lines().splitlines()[1])
         assert lives(grandchild)
         kill(child)
         supervisor.check()

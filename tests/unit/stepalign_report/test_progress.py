@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
-from rich.console import Console
+import pytest
 
+from stepalign.commands.terminal import Terminal
 from stepalign_report.progress import RunProgress
-from stepalign_run.config import load_config
+from stepalign_run.config import Config, load_config
 
 LAB = Path(__file__).parents[3] / "configs" / "lab.toml"
 
 
-def test_rows_of_another_number_of_samples_are_not_shown(tmp_path: Path) -> None:
+def watched(config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What one look at the run's rows prints."""
+    monkeypatch.setenv("COLUMNS", "120")
+    with RunProgress(config, Terminal()) as progress:
+        progress.watch()
+    return capsys.readouterr().out
+
+
+def test_rows_of_another_number_of_samples_are_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = load_config(LAB, ["--run.dir", str(tmp_path), "--evaluation.samples", "3"], {})
     config.run_dir.mkdir(parents=True)
     rows = [
@@ -22,7 +32,18 @@ def test_rows_of_another_number_of_samples_are_not_shown(tmp_path: Path) -> None
         for k in (2, 3)
     ]
     config.folder.evaluations.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    shown = io.StringIO()
-    with RunProgress(config, Console(file=shown, width=120)) as progress:
-        progress.watch()
-    assert shown.getvalue().count("validation") == 1 and "Avg@3  50.00" in shown.getvalue()
+    shown = watched(config, monkeypatch, capsys)
+    assert shown.count("validation") == 1 and "Avg@3  50.00" in shown
+
+
+def test_no_row_steers_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(LAB, ["--run.dir", str(tmp_path)], {})
+    config.run_dir.mkdir(parents=True)
+    figures = {f"{name}_at_{config.evaluation.samples}": 50.0 for name in ("avg", "maj", "pass")}
+    row = {"step": 0, "split": "a\x1b[31mb\u202ec[/bold]", "figures": figures}
+    config.folder.evaluations.write_text(json.dumps(row) + "\n")
+    shown = watched(config, monkeypatch, capsys)
+    assert "a\ufffd[31mb\ufffdc[/bold] · step" in shown
+    assert set("\x1b\u202e") & set(shown) == set()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
+from stepalign.commands.terminal import Table, Terminal
 from stepalign.errors import ConfigError
 from stepalign_launcher.redis_server import EmbeddedRedis
 from stepalign_launcher.runner import lock_folder
@@ -50,7 +50,7 @@ def audit(
     if as_json:
         print(json.dumps({**dataclasses.asdict(found), "accounted": found.accounted, "adds_up": not found.problems}))
     else:
-        _show(Console(), run.name, found)
+        _show(Terminal(), run.name, found)
     if found.problems:
         raise typer.Exit(1)
 
@@ -107,9 +107,10 @@ def _address_of_a_run_in_progress(path: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def _show(console: Console, run: str, found: Audit) -> None:
-    table = Table("rollouts", title=f"audit of run {run}")
-    table.add_column("count", justify="right")
+def _show(console: Terminal, run: str, found: Audit) -> None:
+    table = Table(f"audit of run {run}")
+    table.add_column("rollouts")
+    table.add_column("count", number=True)
     rows = {
         "published": found.published,
         "= trained": found.trained,
@@ -129,4 +130,4 @@ def _show(console: Console, run: str, found: Audit) -> None:
     if not found.problems:
         console.print("it adds up: nothing is lost, and nothing was trained twice")
     for problem in found.problems:
-        console.print(f"[bold red]it does not add up:[/] {problem}", highlight=False)
+        console.print(Text.assemble(("it does not add up:", "bold red"), f" {problem}"), soft_wrap=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from stepalign.commands.terminal import Terminal
 from stepalign.errors import ConfigError
 from stepalign_launcher.campaign import Campaign, started
 from stepalign_launcher.commands.run import Resume, carry_out
@@ -49,7 +49,7 @@ def demo(
     if not set(arms) - set(DEMO_ARMS):
         arms = [*DEMO_ARMS]
     campaign = Campaign(configuration, arm or arms, seed or seeds or [0], directory, ctx.args)
-    console = Console()
+    console = Terminal()
     with lock_folder(directory):
         if overwrite:
             shutil.rmtree(directory, ignore_errors=True)
@@ -72,7 +72,7 @@ def lab_configuration() -> Path:
     return Path(spec.origin).parent / "assets" / "lab.toml"
 
 
-def _next_steps(console: Console, directory: Path) -> None:
+def _next_steps(console: Terminal, directory: Path) -> None:
     program = os.path.relpath(sys.argv[0])
     hints = (
         ("the same with other rollouts", f"{program} demo --resume --seed 1"),
@@ -83,4 +83,4 @@ def _next_steps(console: Console, directory: Path) -> None:
     )
     console.print("\nWhat to try next:")
     for what, command in hints:
-        console.print(f"  {what:<31} {command}", highlight=False, soft_wrap=True)
+        console.print(f"  {what:<31} {command}", soft_wrap=True)

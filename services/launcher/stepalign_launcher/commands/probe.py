@@ -6,8 +6,8 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from stepalign.commands.terminal import Terminal
 from stepalign_launcher.probe import LocalProbe
 from stepalign_launcher.subprocesses import stepalign
 from stepalign_run.commands.arguments import ConfigPath
@@ -30,23 +30,23 @@ def probe(
     own, <run.name>-probe, where an earlier probe is replaced.
     """
     local = LocalProbe(config, ctx.args, arm or shipped_arms(), rollouts, samples)
-    _probe(Console(stderr=as_json), local, rollouts)
+    _probe(Terminal(stderr=as_json), local, rollouts)
     stepalign("probe-report", str(local.folder.path), *(["--json"] if as_json else []))
 
 
-def _probe(console: Console, local: LocalProbe, asked: int) -> None:
+def _probe(console: Terminal, local: LocalProbe, asked: int) -> None:
     config, batch = local.config, local.config.trainer.batch
     fewer = f" (data.train has no more problems than that; asked for were {asked})" if batch < asked else ""
     console.print(
         f"probing {len(local.plan.arms)} arms on {batch} rollouts{fewer}, seed {config.run.seed}, {local.threads} "
         f"thread(s) per process; logs in {local.folder.logs}",
-        highlight=False,
+        soft_wrap=True,
     )
     started = time.monotonic()
     try:
         with console.status("sampling, asking the critic, measuring"):
             local.run()
     except KeyboardInterrupt:
-        console.print("stopped, no process is left", highlight=False)
+        console.print("stopped, no process is left")
         raise typer.Exit(130) from None
-    console.print(f"report: {local.folder.probe} ({time.monotonic() - started:.0f} s)", highlight=False)
+    console.print(f"report: {local.folder.probe} ({time.monotonic() - started:.0f} s)", soft_wrap=True)

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.text import Text
 from typer.core import TyperGroup
 
 from stepalign.commands.application import OVERRIDES
+from stepalign.commands.terminal import Terminal
+from stepalign.errors import NothingTrainedError
 from stepalign_launcher.commands.audit import audit
 from stepalign_launcher.runner import LocalRun
 from stepalign_run.commands.arguments import ConfigPath
+from stepalign_run.queue import QueueStatus
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 
@@ -41,26 +44,34 @@ def start(
     ] = None,
     resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")] = False,
+    allow_untrained: Annotated[
+        bool, typer.Option("--allow-untrained", help="Exit with 0 even if no rollout was trained on.")
+    ] = False,
 ) -> None:
-    """Run the whole loop on this machine, as processes. `stepalign run audit RUN` checks that no rollout was lost."""
+    """Run the whole loop on this machine, as processes. `stepalign run audit RUN` checks that no rollout was lost.
+
+    Exits with 1 when nothing was trained, because every rollout was skipped.
+    """
     overrides = [*ctx.args, *(["--data.train", str(problems.absolute())] if problems is not None else [])]
-    carry_out(Console(), LocalRun(config, overrides), resume=resume, overwrite=overwrite)
+    local = LocalRun(config, overrides)
+    found = carry_out(Terminal(), local, resume=resume, overwrite=overwrite)
+    if not found.trained and not allow_untrained:
+        raise NothingTrainedError(local.config.run.name, found.published, found.skipped)
 
 
-def carry_out(console: Console, local: LocalRun, *, resume: bool, overwrite: bool) -> None:
-    """Run to the end and show how it goes. Raises typer.Exit when it is stopped."""
+def carry_out(console: Terminal, local: LocalRun, *, resume: bool, overwrite: bool) -> QueueStatus:
+    """Run to the end and show how it goes. Returns the queue's last state. Raises typer.Exit when it is stopped."""
     config = local.config
     local.prepare(resume=resume, overwrite=overwrite)
-    console.print(
-        f"run [bold]{config.run.name}[/]: arm {config.arm_name}, {config.trainer.steps} updates of "
-        f"{config.trainer.batch} rollouts, seed {config.run.seed}, {local.threads} thread(s) per process; "
-        f"files in {config.run_dir}",
-        highlight=False,
+    settings = (
+        f": arm {config.arm_name}, {config.trainer.steps} updates of {config.trainer.batch} rollouts, seed "
+        f"{config.run.seed}, {local.threads} thread(s) per process; files in {config.run_dir}"
     )
+    console.print(Text.assemble("run ", (config.run.name, "bold"), settings), soft_wrap=True)
     # The report's process writes to the same output, and must come after this line.
     sys.stdout.flush()
     try:
-        local.run()
+        return local.run()
     except KeyboardInterrupt:
-        console.print("stopped, no process is left; continue with --resume", highlight=False)
+        console.print("stopped, no process is left; continue with --resume")
         raise typer.Exit(130) from None

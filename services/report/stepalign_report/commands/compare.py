@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from stepalign.commands.terminal import Terminal
 from stepalign_report.comparison import Comparison, comparison_json
 from stepalign_report.comparison import compare as compare_runs
 from stepalign_report.measures import Metric
@@ -38,18 +38,20 @@ def compare(
     if as_json:
         typer.echo(comparison_json(comparison), nl=False)
         return
-    console = Console()
+    console = Terminal()
     show_comparison(console, comparison, metric, everything)
     if to is not None:
-        console.print(f"the page of it: {RunFolder(to).page}", highlight=False)
+        console.print(f"the page of it: {RunFolder(to).page}", soft_wrap=True)
 
 
-def show_comparison(console: Console, comparison: Comparison, metric: Metric = "avg", everything: bool = False) -> None:
+def show_comparison(
+    console: Terminal, comparison: Comparison, metric: Metric = "avg", everything: bool = False
+) -> None:
     """Print the tables, and the remarks that a reader needs before believing them."""
     for table in comparison_tables(comparison, metric, everything):
         console.print(table)
     for remark in comparison.remarks:
-        console.print(remark, highlight=False, soft_wrap=True)
+        console.print(remark, soft_wrap=True)
     hidden = sum(not pair.headline for pair in comparison.pairs)
     if hidden and not everything:
-        console.print(f"{hidden} more pair{'s' if hidden > 1 else ''} with stepalign compare --all", highlight=False)
+        console.print(f"{hidden} more pair{'s' if hidden > 1 else ''} with stepalign compare --all")

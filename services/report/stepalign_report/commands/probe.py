@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
+from stepalign.commands.printable import printable_json
+from stepalign.commands.terminal import Terminal
 from stepalign.errors import ConfigError
 from stepalign_report.probe_tables import probe_tables, remarks
 from stepalign_run.folder.layout import RunFolder
@@ -22,13 +23,13 @@ def probe_report(
     """Print the report of a probe."""
     report = read_probe(folder)
     if as_json:
-        typer.echo(report.model_dump_json(indent=1))
+        typer.echo(printable_json(report.model_dump_json(indent=1)))
         return
-    console = Console()
+    console = Terminal()
     for table in probe_tables(report):
         console.print(table)
     for remark in remarks(report):
-        console.print(remark, highlight=False, soft_wrap=True)
+        console.print(remark, soft_wrap=True)
 
 
 def read_probe(folder: Path) -> ProbeReport:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
+from stepalign.commands.terminal import Terminal
 from stepalign.errors import ConfigError
 from stepalign_report.progress import RunProgress, result_table, summary_table
 from stepalign_report.state import read_state
@@ -34,7 +35,7 @@ def report(
 ) -> None:
     """Print the report of a run, and write it once the run has ended."""
     settings = load_config(config, ctx.args)
-    console = Console(stderr=as_json)
+    console = Terminal(stderr=as_json)
     with _ended_in_order():
         found = stored_report(settings)
         if found is None or follow:
@@ -43,7 +44,7 @@ def report(
     if as_json:
         typer.echo(found.as_json(), nl=False)
     elif brief:
-        console.print(f"  {found.arm_name}: done in {found.wall_seconds:.0f} s", highlight=False)
+        console.print(f"  {found.arm_name}: done in {found.wall_seconds:.0f} s")
     else:
         _show(console, settings, found)
 
@@ -58,7 +59,7 @@ def _ended_in_order() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _await_report(settings: Config, console: Console, *, follow: bool) -> Report:
+def _await_report(settings: Config, console: Terminal, *, follow: bool) -> Report:
     """The report of a run that has ended, written to its folder. Raises ConfigError before the end without follow."""
     state = asyncio.run(read_state(settings))
     if not state.finished and not follow:
@@ -77,11 +78,12 @@ def _await_report(settings: Config, console: Console, *, follow: bool) -> Report
     return finish_report(settings, state.queue, state.ended_at - state.started_at, state.threads)
 
 
-def _show(console: Console, config: Config, report: Report) -> None:
+def _show(console: Terminal, config: Config, report: Report) -> None:
     console.print(summary_table(report))
     if report.rollouts.published and not report.rollouts.trained:
-        console.print("[bold red]nothing was trained:[/] every rollout was skipped, for the reasons in the table")
+        reason = " every rollout was skipped, for the reasons in the table"
+        console.print(Text.assemble(("nothing was trained:", "bold red"), reason))
     if report.evaluated is not None:
         console.print(result_table(config, report, report.evaluated))
     page = config.folder.page
-    console.print(f"report: {page} ({report.wall_seconds:.0f} s)", highlight=False)
+    console.print(f"report: {page} ({report.wall_seconds:.0f} s)", soft_wrap=True)

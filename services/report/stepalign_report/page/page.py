@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from stepalign.commands.printable import printable
 from stepalign_report.page.data import page_data
 from stepalign_run.folder.files import replace_text
 
@@ -36,7 +37,7 @@ def build_page(runs: Sequence[Path], comparison: dict[str, Any] | None = None) -
     data = page_data(runs, comparison)
     style, script = _assets(STYLES), _assets(SCRIPTS)
     values = {
-        "title": html.escape(data["title"]),
+        "title": html.escape(printable(data["title"])),
         "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}",
         "style": style,
         "data": _as_json(data),

@@ -1,6 +1,13 @@
-// Elements and numbers. Text always becomes a text node: nothing in this page is parsed as markup.
+// Elements and numbers. Text always becomes a text node: nothing in this page is parsed as markup. Characters by which a
+// text would be shown in another order, or not at all, are shown by their numbers.
 
 const SVG = "http://www.w3.org/2000/svg";
+
+const STEERING = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
+
+function visible(text) {
+  return text.replace(STEERING, (found) => `⟨U+${found.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+}
 
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
@@ -8,7 +15,8 @@ function fill(node, attributes, children) {
     else if (value === true) node.setAttribute(name, "");
     else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value);
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
+  const shown = children.filter((child) => child !== null && child !== undefined);
+  node.append(...shown.map((child) => (typeof child === "string" ? visible(child) : child)));
   return node;
 }
 
@@ -45,7 +53,10 @@ function words(name) {
   return name.replaceAll("_", " ");
 }
 
-/** A table that scrolls by itself, so that the page never does. A heading in an array stands over texts. */
+/**
+ * A table that scrolls by itself, so that the page never does, and shows at which sides there is more of it. A heading
+ * in an array stands over texts.
+ */
 function table(caption, headings, rows, attributes = {}) {
   const isText = (heading, index) => index === 0 || Array.isArray(heading);
   const head = headings.map((heading, index) =>
@@ -54,12 +65,25 @@ function table(caption, headings, rows, attributes = {}) {
   const body = el("tbody", {}, ...rows);
   const content = el("table", attributes, el("caption", {}, caption), el("thead", {}, el("tr", {}, ...head)), body);
   const place = el("div", { class: "scroll", role: "region", "aria-label": caption }, content);
-  // Only scrolling boxes need to be reached by the keyboard.
-  new ResizeObserver(() => {
-    if (place.scrollWidth > place.clientWidth) place.setAttribute("tabindex", "0");
+  const hint = el("p", { class: "scroll-hint small", "aria-hidden": "true" }, "↔ The table goes on: scroll it sideways");
+  const frame = el("div", { class: "table" }, hint, place);
+  showScrolling(frame, place);
+  return frame;
+}
+
+/** Classes of the frame for the sides that hide something. Only a scrolling box needs to be reached by the keyboard. */
+function showScrolling(frame, place) {
+  const say = () => {
+    const hidden = place.scrollWidth - place.clientWidth;
+    const scrolls = hidden > 1;
+    frame.classList.toggle("scrolls", scrolls);
+    frame.classList.toggle("more-left", scrolls && place.scrollLeft > 1);
+    frame.classList.toggle("more-right", scrolls && place.scrollLeft < hidden - 1);
+    if (scrolls) place.setAttribute("tabindex", "0");
     else place.removeAttribute("tabindex");
-  }).observe(place);
-  return place;
+  };
+  place.addEventListener("scroll", say, { passive: true });
+  new ResizeObserver(say).observe(place);
 }
 
 /** A radio group that looks like one row of buttons. */

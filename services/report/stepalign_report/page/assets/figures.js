@@ -65,7 +65,13 @@ function leadOfRun(data, run) {
 
 function leadOfRuns(data, seeds) {
   const arms = data.arms.length === 1 ? "One arm" : `${data.arms.length} arms`;
-  return `${arms}, ${seeds.length === 1 ? "seed" : "seeds"} ${seeds.join(", ")}.`;
+  return `${arms}, ${seedNames(seeds)}.`;
+}
+
+/** Seeds by name, which are numbers: never alone, where they would read as a count. */
+function seedNames(seeds) {
+  if (!seeds.length) return "no common seed";
+  return `${seeds.length === 1 ? "seed" : "seeds"} ${seeds.join(", ")}`;
 }
 
 function alarms(runs) {
@@ -251,10 +257,10 @@ function differenceTable(caption, pairs, measures) {
       {},
       el("th", { scope: "row" }, `${pair.a} − ${pair.b}`),
       ...measures.map(({ key }) => differenceCell(pair.metrics[key])),
-      el("td", { class: "number" }, Array.isArray(pair.seeds) ? pair.seeds.join(", ") || "none" : String(pair.seeds)),
+      el("td", {}, seedNames(pair.seeds)),
     ),
   );
-  return table(caption, ["Difference", ...measures.map((one) => one.label), "Seeds"], rows, {
+  return table(caption, ["Difference", ...measures.map((one) => one.label), ["Compared on"]], rows, {
     class: "results differences",
   });
 }

@@ -1,10 +1,11 @@
 // The page, from the data that it holds.
 
+/** The button is called by what it does. Until it is pressed, the theme is the system's. */
 function startTheme(button) {
   const prefersDark = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
   const say = () => {
-    button.setAttribute("aria-pressed", String(isDark()));
+    button.textContent = isDark() ? "Use light theme" : "Use dark theme";
   };
   button.addEventListener("click", () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
