@@ -135,5 +135,6 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Not $(VENV): it may name an environment elsewhere, which others use too.
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .cache .hypothesis .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-vllm .cache .hypothesis .pytest_cache .ruff_cache .import_linter_cache

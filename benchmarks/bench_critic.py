@@ -23,7 +23,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -48,7 +48,7 @@ _console = Console()
 
 
 def main(
-    output: Path = typer.Option(RESULTS, help="Where the figures go."),
+    output: Annotated[Path, report.output_option("critic")] = RESULTS,
     vllm_python: Path = typer.Option(
         ROOT / ".venv-vllm" / "bin" / "python", exists=True, help="Of an environment with vLLM and the critic."
     ),

@@ -20,7 +20,7 @@ import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -46,7 +46,7 @@ _console = Console()
 
 def main(
     repetitions: int = typer.Option(20, min=1, help="Of each scenario."),
-    output: Path = typer.Option(RESULTS, help="Where the figures go."),
+    output: Annotated[Path, report.output_option("faults")] = RESULTS,
 ) -> None:
     """Go through the matrix."""
     revision = _revision()

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -57,7 +57,7 @@ _console = Console()
 
 
 def main(
-    output: Path = typer.Option(RESULTS, help="Where the figures go."),
+    output: Annotated[Path, report.output_option("lb")] = RESULTS,
     haproxy_cfg: Path = typer.Option(HAPROXY_CFG, exists=True, dir_okay=False, help="A configuration to try instead."),
 ) -> None:
     """Measure the load balancer."""

@@ -20,6 +20,7 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -38,7 +39,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "queue.json"
 _SETTINGS = ThroughputSettings()
 
 
-def main(output: Path = typer.Option(RESULTS, help="Where the figures go.")) -> None:
+def main(output: Annotated[Path, report.output_option("queue")] = RESULTS) -> None:
     """Measure the queue."""
     console, begin, machine = Console(), time.monotonic(), report.machine()
     made = rollouts(_SETTINGS.entries, seed=1)

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
+
+from stepalign_run.folder.files import replace_text
+from stepalign_run.folder.outputs import require_own_file
+from stepalign_run.folder.ownership import NotOursError
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,38 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
+def output_option(benchmark: str) -> Any:
+    """The option that names the file of figures.
+
+    A file that holds anything but earlier figures of this benchmark is refused before anything is measured.
+    """
+
+    def checked(path: Path) -> Path:
+        try:
+            _require_own(path, benchmark)
+        except NotOursError as error:
+            raise typer.BadParameter(str(error)) from None
+        return path
+
+    return typer.Option(callback=checked, help="Where the figures go.")
+
+
 def write(path: Path, figures: dict[str, Any]) -> None:
-    """Write ``figures`` as JSON, with as many digits as mean something."""
+    """Write ``figures`` as JSON, with as many digits as mean something. Raises NotOursError for another's file."""
+    _require_own(path, figures["benchmark"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rounded(figures), indent=2) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(rounded(figures), indent=2) + "\n")
+
+
+def _require_own(path: Path, benchmark: str) -> None:
+    def is_own(text: str) -> bool:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(found, dict) and found.get("benchmark") == benchmark
+
+    require_own_file(path, is_own, "give the name of a new file")
 
 
 def rounded(value: Any) -> Any:

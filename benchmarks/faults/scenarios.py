@@ -20,6 +20,7 @@ from benchmarks.faults.injection import Action, Fault
 from benchmarks.faults.processes import function
 from benchmarks.faults.run import BATCH, STEPS, FaultyRun, Outcome, faulty_run
 from stepalign_run.folder.layout import RunFolder
+from stepalign_run.folder.ownership import OwnFolder
 from stepalign_run.redis.connection import run_key
 
 _LOOP, _LEARNER = "stepalign_trainer.loop", "stepalign_trainer.update.learner:Learner"
@@ -202,8 +203,9 @@ class FullDisk(Scenario):
     def once(self, folder: Path, repetition: int, rng: random.Random) -> Outcome:
         began = time.monotonic()
         with faulty_run(folder) as run:
+            OwnFolder(run.run_dir.parent, run.run_dir.name).claim()
             checkpoints = RunFolder(run.run_dir).checkpoints
-            checkpoints.mkdir(parents=True)
+            checkpoints.mkdir()
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", checkpoints], check=True)
             try:
                 run.start()

@@ -34,6 +34,7 @@ from stepalign_lab.domain import (
 )
 from stepalign_lab.pretrain import Phase, pretrain, small_llama
 from stepalign_lab.tokenizer import MARKS, VERDICTS, Tokenizer, build_tokenizer
+from stepalign_run.folder.outputs import require_new_folder
 
 TEMPERATURE = 1.1
 BAND_SAMPLES, BAND_BELOW = 16, 5
@@ -246,12 +247,16 @@ def build_assets(target: Path, seed: int, log: Log) -> None:
 
 
 def write_assets(target: Path, solver: LlamaForCausalLM, critic: LlamaForCausalLM, seed: int, log: Log) -> None:
-    """Measure, and write nothing unless the gates are passed (GateError)."""
+    """Measure, and write nothing unless the gates are passed (GateError).
+
+    Raises NotOursError when ``target`` is not empty, be it that it was when the models were trained.
+    """
     figures = measure_gates(solver, critic, seed, log)
     log(f"gates: {figures}")
     check_gates(figures)
     band, never = select_band(solver, build_tokenizer(), seed, log)
     figures["band_never_solved"] = never
+    require_new_folder(target)
     target.mkdir(parents=True, exist_ok=True)
     for name, model, tokenizer in (
         ("solver", solver, build_tokenizer()),

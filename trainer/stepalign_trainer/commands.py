@@ -19,6 +19,7 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
     settings = load_config(config, ctx.args)
     configure_logging("trainer")
     structlog.contextvars.bind_contextvars(run_id=settings.run.name)
+    settings.own_folder.claim()
     # Two trainers would be one consumer to the queue, and train on the same rollouts.
     in_use = f"another trainer works on {settings.run_dir}; a run has one: end it, or give this one another run.name"
     with lock_file(settings.folder.trainer_lock, in_use):

@@ -74,10 +74,11 @@ class LocalProbe(LocalProcesses):
     def run(self) -> None:
         """Probe, replacing an earlier probe of this name. The report is ``probe.json`` in the folder.
 
-        Raises ConfigError when the folder holds a run, ProcessFailedError, and KeyboardInterrupt as
-        :meth:`LocalProcesses.work`.
+        Raises ConfigError when the folder holds a run, NotOursError when it is not ours, ProcessFailedError, and
+        KeyboardInterrupt as :meth:`LocalProcesses.work`.
         """
-        if self.folder.record.exists():
+        self.own_folder.require()
+        if not self.folder.is_empty and not self.folder.probe_plan.exists():
             raise ConfigError(f"{self.config.run_dir} holds a run; choose another --run.name for the probe")
         self.prepare(resume=False, overwrite=True)
         replace_text(self.folder.probe_plan, self.plan.model_dump_json(indent=1) + "\n")

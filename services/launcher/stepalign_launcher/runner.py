@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -44,6 +43,9 @@ class LocalProcesses(ABC):
         self.overrides = list(overrides)
         self.config = load_config(config_path, overrides)
         self.folder = self.config.folder
+        self.own_folder = self.config.own_folder
+        self.replaced: Path | None = None
+        """Where an earlier run of this name has gone."""
         self.environment: dict[str, str] = {}
         self.threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 2) // 2))
 
@@ -57,8 +59,12 @@ class LocalProcesses(ABC):
         """Start the workers. The work is done when all of the returned ones have ended."""
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Check the configured files and models before any process starts, and make the run's folder."""
+        """Check the configured files and models before any process starts, and make the run's folder.
+
+        Raises NotOursError where the folder is somebody else's, which neither option changes.
+        """
         config = self.config
+        self.own_folder.require()
         load_training_problems(config)
         for path in (config.data.validation, config.data.test):
             if path is not None:
@@ -84,14 +90,21 @@ class LocalProcesses(ABC):
                 "--overwrite, or choose another --run.name"
             )
         if not resume:
+            self.replaced = self.own_folder.move_aside(self._inputs())
             if queued:
                 asyncio.run(forget_run(config.queue, config.run.name))
-            shutil.rmtree(config.run_dir, ignore_errors=True)
-        config.run_dir.mkdir(parents=True, exist_ok=True)
+        self.own_folder.claim()
         for address in (self.folder.critic_url, self.folder.redis_url):
             address.unlink(missing_ok=True)
         # The evaluation makes it anew from its rows; with an earlier session's the report would not wait for that.
         self.folder.evaluation.unlink(missing_ok=True)
+
+    def _inputs(self) -> list[Path]:
+        """Files and folders that the processes are still to read."""
+        config = self.config
+        named = (config.model.path, config.data.train, config.data.validation, config.data.test, config.critic.path)
+        arm = [Path(config.run.arm)] if config.run.arm.endswith(".toml") else []
+        return [self.config_path, *arm, *(path for path in named if path is not None)]
 
     @staticmethod
     def _require_model(key: str, path: Path) -> None:

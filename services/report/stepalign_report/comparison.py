@@ -29,6 +29,7 @@ from stepalign_report.runs import (
 from stepalign_run.config import TableSection, shipped_tables
 from stepalign_run.config.arm import ComparandsSection
 from stepalign_run.folder.files import replace_text
+from stepalign_run.folder.outputs import require_own_file
 
 __all__ = [
     "HEADLINES",
@@ -250,7 +251,22 @@ def compare(runs: Iterable[Run], *, resamples: int = RESAMPLES) -> Comparison:
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
+    """Write the file. Raises NotOursError as :func:`require_own_comparison`."""
+    require_own_comparison(path)
     replace_text(path, comparison_json(comparison))
+
+
+def require_own_comparison(path: Path) -> None:
+    """Raises NotOursError when a file is there that is no comparison of ours."""
+    require_own_file(path, _is_comparison, "move it away, or give another folder")
+
+
+def _is_comparison(text: str) -> bool:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"runs", "arms", "pairs", "against_base", "bootstrap"} <= found.keys()
 
 
 def comparison_json(comparison: Comparison) -> str:

@@ -105,9 +105,9 @@ class RunProgress:
         ]
 
 
-def result_table(config: Config, report: Report, evaluated: Evaluated) -> Table:
+def result_table(report: Report, evaluated: Evaluated) -> Table:
     """Base against trained on the test problems."""
-    k = config.evaluation.samples
+    k = report.terms["evaluation"]["samples"]
     base, test = evaluated.base.test, evaluated.test
     table = Table(f"{base['problems']} test problems, {k} samples each, seed {report.seed}")
     rows = [("base", base), (f"{report.arm_name} (step {evaluated.selected_step})", test)]

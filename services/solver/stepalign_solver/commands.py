@@ -19,7 +19,7 @@ from stepalign.errors import ConfigError
 from stepalign.problems import load_problems
 from stepalign_run.commands.arguments import ConfigPath
 from stepalign_run.config import Config, load_config
-from stepalign_run.folder.files import replace_text
+from stepalign_run.folder.outputs import require_new_file, write_new_file
 from stepalign_run.heartbeat import Heartbeat
 from stepalign_run.logging import configure_logging
 from stepalign_run.training_problems import load_training_problems
@@ -33,6 +33,7 @@ def solver(ctx: typer.Context, config: ConfigPath) -> None:
     configure_logging("solver")
     structlog.contextvars.bind_contextvars(run_id=settings.run.name)
     problems = load_training_problems(settings)
+    settings.own_folder.claim()
 
     from stepalign_models.loading import load_policy, load_tokenizer
     from stepalign_models.sampling import Sampler
@@ -68,6 +69,7 @@ def evaluate(
     settings = load_config(config, ctx.args)
     configure_logging("evaluate")
     structlog.contextvars.bind_contextvars(run_id=settings.run.name)
+    settings.own_folder.claim()
 
     from stepalign_solver.evaluation import Evaluator
 
@@ -85,7 +87,7 @@ def band(
     candidates: Annotated[
         Path, typer.Argument(metavar="CANDIDATES", help="Problems to choose from: a file or a folder.")
     ],
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where the chosen problems go (JSONL).")],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="A new file, for the chosen problems (JSONL).")],
     samples: Annotated[int, typer.Option(min=1, help="Completions of the base model per problem.")] = 16,
     at_least: Annotated[int, typer.Option(help="Fewest solved samples of a chosen problem.")] = 0,
     at_most: Annotated[int, typer.Option(help="Most solved samples of a chosen problem.")] = 4,
@@ -93,6 +95,7 @@ def band(
     """Choose problems by how often the base model solves them; without options the paper's hard band, below 5 of 16."""
     settings = load_config(config, ctx.args)
     configure_logging("band")
+    require_new_file(to)
     problems = load_problems(candidates)
 
     from stepalign_solver.band import Band, chosen_rows, solved_counts
@@ -107,5 +110,5 @@ def band(
             f"no problem of {candidates} is solved {at_least} to {at_most} times of {samples}; how many are solved how "
             f"often: {dict(sorted(Counter(counts).items()))}"
         )
-    replace_text(to, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_new_file(to, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     typer.echo(json.dumps({"chosen": len(rows), "of": len(problems), "solved": dict(sorted(Counter(counts).items()))}))

@@ -56,6 +56,7 @@ def drain(
     waiting = _with_queue(settings, lambda opened: opened.status()).length
     if not yes:
         typer.confirm(f"skip the {waiting} rollouts in the queue of run {settings.run.name}?", abort=True)
+    settings.own_folder.claim()
     in_use = f"a trainer works on {settings.run_dir}: end it before its queue is drained"
     with lock_file(settings.folder.trainer_lock, in_use):
         drained, buried = _with_queue(settings, lambda opened: _drain(opened, settings.run_dir))

@@ -15,6 +15,7 @@ from stepalign_run.config.solver import EvaluationSection, SolverSection
 from stepalign_run.config.trainer import AlarmsSection, TrainerSection
 from stepalign_run.fields import ArmName, RunName, RunSeed
 from stepalign_run.folder.layout import RunFolder
+from stepalign_run.folder.ownership import OwnFolder
 
 
 class RunSection(Section):
@@ -143,6 +144,11 @@ class Config(Section):
     def folder(self) -> RunFolder:
         """The folder of the run, with a name for each of its files."""
         return RunFolder(self.run_dir)
+
+    @property
+    def own_folder(self) -> OwnFolder:
+        """The folder of the run, to be taken into use or replaced. Raises ConfigError for a name that is none."""
+        return OwnFolder(self.run.dir, self.run.name)
 
     @property
     def arm_name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from pathlib import Path
 from typing import IO
 
@@ -12,12 +13,17 @@ from stepalign.errors import ConfigError
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file in UTF-8 so that a reader sees all of it or the one before, after a power cut too."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    # A new file: one of that name may be somebody else's.
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with scratch.open("x", encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(scratch, path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
 
 
 def lock_file(path: Path, in_use: str) -> IO[str]:
@@ -26,7 +32,8 @@ def lock_file(path: Path, in_use: str) -> IO[str]:
     Raises ConfigError with the text ``in_use`` when another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.open("w")
+    # Not "w": a file of that name may be somebody else's, and keeps its text.
+    lock = path.open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

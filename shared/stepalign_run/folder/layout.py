@@ -11,6 +11,12 @@ ADAPTER_FILE = "adapter_model.safetensors"
 REDIS_URL_FILE = "redis.url"
 """In the folder of an embedded Redis server: its address, which holds the password, while it runs."""
 
+RUN_MARKER, COMPARISON_MARKER = ".stepalign-run", ".stepalign-comparison"
+"""The first file in a folder of ours, by which it is known: :mod:`stepalign_run.folder.ownership`."""
+
+RECORD_KEYS = frozenset({"fingerprint", "seed", "arm", "started_at", "threads"})
+"""Of ``run.json``."""
+
 _CHECKPOINT = "step-"
 
 
@@ -145,5 +151,16 @@ class RunFolder:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the folder is missing or holds nothing."""
-        return not self.path.exists() or not any(self.path.iterdir())
+        """Whether the folder is missing or holds nothing but its marker."""
+        markers = (RUN_MARKER, COMPARISON_MARKER)
+        return not self.path.exists() or all(path.name in markers for path in self.path.iterdir())
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files and folders that a run or a probe may have right inside its folder."""
+        return (
+            *(self.path / RUN_MARKER, self.trainer_lock, self.record, self.failure, self.critic_url),
+            *(self.metrics, self.outcomes, self.published, self.tokens, self.evaluations, self.evaluation),
+            *(self.report, self.page, self.probe_plan, self.probe),
+            *(self.adapters, self.checkpoints, self.logs, self.redis),
+        )

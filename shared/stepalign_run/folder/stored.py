@@ -35,6 +35,15 @@ def last_figure_at(config: Config) -> float:
 def stored_report(config: Config) -> Report | None:
     """The report, if it covers all updates of this run and is newer than every figure; None otherwise.
 
+    Raises ConfigError as :func:`newest_report`.
+    """
+    report = newest_report(config)
+    return report if report is not None and report.steps == config.trainer.steps else None
+
+
+def newest_report(config: Config) -> Report | None:
+    """The report, if it is newer than every figure, of however many updates; None otherwise.
+
     A report that cannot be read counts as none: the run's end writes it anew. Raises ConfigError as
     :func:`read_record`.
     """
@@ -43,7 +52,6 @@ def stored_report(config: Config) -> Report | None:
         return None
     read_record(config)
     try:
-        report = read_report(folder)
+        return read_report(folder)
     except UnreadableReportError:
         return None
-    return report if report.steps == config.trainer.steps else None

@@ -64,7 +64,7 @@ def test_what_cannot_be_probed_is_refused(
 
 def test_a_run_with_the_probes_name_is_not_replaced(local: Callable[..., LocalProbe]) -> None:
     probe = local()
-    probe.config.run_dir.mkdir(parents=True)
+    probe.own_folder.claim()
     (probe.config.run_dir / "run.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"holds a run; choose another --run\.name"):
         probe.run()

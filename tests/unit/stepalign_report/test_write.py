@@ -11,6 +11,7 @@ import pytest
 from stepalign.errors import ConfigError
 from stepalign_report.write import compare_into, ensure_page
 from stepalign_run.folder.layout import RunFolder
+from stepalign_run.folder.ownership import NotOursError
 from support.page_runs import write_run
 
 
@@ -35,9 +36,19 @@ def test_a_page_is_written_where_there_is_none_or_an_older_one(tmp_path: Path) -
     folder = RunFolder(write_run(tmp_path / "a"))
     ensure_page(folder)
     whole = folder.page.read_text()
-    folder.page.write_text("newer")
+    newer = f"{whole}newer"
+    folder.page.write_text(newer)
     ensure_page(folder)
-    assert folder.page.read_text() == "newer"
+    assert folder.page.read_text() == newer
     os.utime(folder.page, (1.0, 1.0))
     ensure_page(folder)
     assert folder.page.read_text() == whole
+
+
+def test_a_page_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    folder = RunFolder(write_run(tmp_path / "a"))
+    folder.page.write_text("<h1>mine</h1>")
+    os.utime(folder.page, (1.0, 1.0))
+    with pytest.raises(NotOursError, match=r"report\.html is there already and was not made by stepalign"):
+        ensure_page(folder)
+    assert folder.page.read_text() == "<h1>mine</h1>"

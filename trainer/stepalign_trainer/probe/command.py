@@ -30,6 +30,7 @@ def probe_worker(ctx: typer.Context, config: ConfigPath) -> None:
     settings = load_config(config, ctx.args)
     configure_logging("probe-worker")
     structlog.contextvars.bind_contextvars(run_id=settings.run.name)
+    settings.own_folder.require()
     plan = read_plan(settings.folder.probe_plan)
 
     from transformers import AutoTokenizer

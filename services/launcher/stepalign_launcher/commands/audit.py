@@ -23,6 +23,7 @@ from stepalign_run.audit import Audit, read_records
 from stepalign_run.audit import audit as audit_records
 from stepalign_run.config import load_config
 from stepalign_run.folder.layout import RunFolder
+from stepalign_run.folder.ownership import OwnFolder
 from stepalign_run.queue import resolve_url
 from stepalign_run.queue.snapshot import read_snapshot
 
@@ -62,6 +63,9 @@ def examine(run: Path, config: Path | None = None) -> Audit:
     record = RunFolder(run).record
     if not record.is_file():
         raise ConfigError(f"{run} is no run's folder: there is no {record.name}")
+    folder = run.resolve()
+    # Its server is started in it.
+    OwnFolder(folder.parent, folder.name).require()
     with _server(run, config) as url:
         found = _examined(run, url)
         for _ in range(_LOOKS - 1):

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from stepalign.commands.terminal import Terminal
+from stepalign_launcher.commands.run import say_replaced
 from stepalign_launcher.probe import LocalProbe
 from stepalign_launcher.subprocesses import stepalign
 from stepalign_run.commands.arguments import ConfigPath
@@ -27,7 +28,7 @@ def probe(
     """Say before a run which arm is worth it, from one batch of the base model. Trains nothing.
 
     Shows whether the self-teachers are right and where they push, and ranks the arms. Files go to a run folder of its
-    own, <run.name>-probe, where an earlier probe is replaced.
+    own, <run.name>-probe; an earlier probe there is moved to .replaced.
     """
     local = LocalProbe(config, ctx.args, arm or shipped_arms(), rollouts, samples)
     _probe(Terminal(stderr=as_json), local, rollouts)
@@ -49,4 +50,5 @@ def _probe(console: Terminal, local: LocalProbe, asked: int) -> None:
     except KeyboardInterrupt:
         console.print("stopped, no process is left")
         raise typer.Exit(130) from None
+    say_replaced(console, local.replaced)
     console.print(f"report: {local.folder.probe} ({time.monotonic() - started:.0f} s)", soft_wrap=True)

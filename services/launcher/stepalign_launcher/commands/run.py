@@ -21,20 +21,25 @@ from stepalign_run.queue import QueueStatus
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 
 
-class _RunUnlessNamed(TyperGroup):
-    """``run CONFIG …`` means ``run start CONFIG …``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, args if args and args[0] in self.commands else ["start", *args])
+_AUDIT, _RUN = "audit", "run"
 
 
-run = typer.Typer(cls=_RunUnlessNamed, help="Run the whole loop on this machine, as processes; `run audit` checks it.")
+class _RunUnlessAudit(TyperGroup):
+    """``run audit RUN`` is a command of its own. Anything else, help too, is that of ``run CONFIG``."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        if args[:1] == [_AUDIT]:
+            return super().make_context(info_name, args, parent, **extra)
+        return self.commands[_RUN].make_context(info_name, args, parent, **extra)
 
 
-run.command("audit")(audit)
+run = typer.Typer(cls=_RunUnlessAudit, help="Run the whole loop on this machine, as processes; `run audit` checks it.")
 
 
-@run.command("start", context_settings=OVERRIDES)
+run.command(_AUDIT)(audit)
+
+
+@run.command(_RUN, context_settings=OVERRIDES)
 def start(
     ctx: typer.Context,
     config: ConfigPath,
@@ -43,7 +48,9 @@ def start(
         typer.Option("--problems", metavar="PATH", help="Problems to train on (data.train): a file or a folder."),
     ] = None,
     resume: Resume = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Move an earlier run of this name to .replaced.")
+    ] = False,
     allow_untrained: Annotated[
         bool, typer.Option("--allow-untrained", help="Exit with 0 even if no rollout was trained on.")
     ] = False,
@@ -63,6 +70,7 @@ def carry_out(console: Terminal, local: LocalRun, *, resume: bool, overwrite: bo
     """Run to the end and show how it goes. Returns the queue's last state. Raises typer.Exit when it is stopped."""
     config = local.config
     local.prepare(resume=resume, overwrite=overwrite)
+    say_replaced(console, local.replaced)
     settings = (
         f": arm {config.arm_name}, {config.trainer.steps} updates of {config.trainer.batch} rollouts, seed "
         f"{config.run.seed}, {local.threads} thread(s) per process; files in {config.run_dir}"
@@ -75,3 +83,9 @@ def carry_out(console: Terminal, local: LocalRun, *, resume: bool, overwrite: bo
     except KeyboardInterrupt:
         console.print("stopped, no process is left; continue with --resume")
         raise typer.Exit(130) from None
+
+
+def say_replaced(console: Terminal, replaced: Path | None) -> None:
+    """Tell where an earlier folder has gone, if there was one."""
+    if replaced is not None:
+        console.print(f"the earlier one is kept in {replaced}", soft_wrap=True)

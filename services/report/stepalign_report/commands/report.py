@@ -21,7 +21,8 @@ from stepalign_run.commands.arguments import ConfigPath
 from stepalign_run.config import Config, load_config
 from stepalign_run.folder.jsonl import read_rows
 from stepalign_run.folder.report import Report
-from stepalign_run.folder.stored import stored_report
+from stepalign_run.folder.stored import newest_report, stored_report
+from stepalign_run.queue import redis_url
 
 FOLLOW_SECONDS = 1.0
 
@@ -38,6 +39,8 @@ def report(
     console = Terminal(stderr=as_json)
     with _ended_in_order():
         found = stored_report(settings)
+        if found is None and not follow:
+            found = _report_with_other_settings(settings, console)
         if found is None or follow:
             found = _await_report(settings, console, follow=follow)
         ensure_page(settings.folder)
@@ -47,6 +50,23 @@ def report(
         console.print(f"  {found.arm_name}: done in {found.wall_seconds:.0f} s")
     else:
         _show(console, settings, found)
+
+
+def _report_with_other_settings(settings: Config, console: Console) -> Report | None:
+    """The report of a run of the local stack that has ended with another number of updates than is asked for.
+
+    Its server is gone and nobody works on it, so its report is the last word: only the command line lacks what the run
+    was given.
+    """
+    if redis_url(settings.queue) is not None or settings.folder.redis_url.exists():
+        return None
+    report = newest_report(settings)
+    if report is None or report.steps != report.terms["steps"]:
+        return None
+    console.print(
+        f"this run was started with trainer.steps {report.steps}, not {settings.trainer.steps}", highlight=False
+    )
+    return report
 
 
 @contextmanager
@@ -84,6 +104,6 @@ def _show(console: Terminal, config: Config, report: Report) -> None:
         reason = " every rollout was skipped, for the reasons in the table"
         console.print(Text.assemble(("nothing was trained:", "bold red"), reason))
     if report.evaluated is not None:
-        console.print(result_table(config, report, report.evaluated))
+        console.print(result_table(report, report.evaluated))
     page = config.folder.page
     console.print(f"report: {page} ({report.wall_seconds:.0f} s)", soft_wrap=True)

@@ -20,11 +20,13 @@ from typing import Any
 from stepalign.commands.printable import printable
 from stepalign_report.page.data import page_data
 from stepalign_run.folder.files import replace_text
+from stepalign_run.folder.outputs import require_own_file
 
 TEMPLATE = "report.html"
 STYLES = ("base.css", "figures.css", "controls.css", "tokens.css", "media.css")
 # One module in the page, in this order: each part uses the parts before it.
 SCRIPTS = ("dom.js", "charts.js", "figures.js", "curves.js", "counts.js", "token_spans.js", "tokens.js", "report.js")
+_SIGN = '<meta name="generator" content="stepalign">'
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -47,9 +49,19 @@ def build_page(runs: Sequence[Path], comparison: dict[str, Any] | None = None) -
 
 
 def write_page(target: Path, runs: Sequence[Path], comparison: dict[str, Any] | None = None) -> Path:
-    """Write the page to a file, whole or not at all. Raises ConfigError as :func:`build_page` does."""
-    replace_text(target, build_page(runs, comparison))
+    """Write the page to a file, whole or not at all.
+
+    Raises ConfigError as :func:`build_page` does, and NotOursError when another page is there.
+    """
+    page = build_page(runs, comparison)
+    require_own_page(target)
+    replace_text(target, page)
     return target
+
+
+def require_own_page(path: Path) -> None:
+    """Raises NotOursError when a file is there that is no page of ours."""
+    require_own_file(path, lambda text: _SIGN in text, "move it away, or give another folder")
 
 
 def _asset(name: str) -> str:
