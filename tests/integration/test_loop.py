@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import socket
 import subprocess
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from benchmarks.arms_benchmark import run_all
 from stepalign_launcher.campaign import Campaign
 from stepalign_run.config import QueueSection
+from stepalign_run.folder.ownership import Kind, OwnFolder
 from stepalign_run.queue import RedisRolloutQueue
 from stepalign_run.rollout import Rollout
 from support.stacks import EXACT_CRITIC, LAB, SMALL, Stack, report_of, stepalign, without_evaluation
@@ -83,20 +85,29 @@ def test_the_demo_is_continued_added_to_or_replaced_as_it_is_told(tmp_path: Path
     def written() -> dict[str, int]:
         return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/report.json")}
 
+    OwnFolder(folder.parent, folder.name, Kind.COMPARISON).claim()
+    OwnFolder(folder, "null-9").claim()
     earlier = folder / "null-9"
-    earlier.mkdir(parents=True)
     (earlier / "run.json").write_text('{"arm": "null", "seed": 9}')
     arms = ("--arm", "grpo", "--arm", "stepalign_scoped")
     unsaid = demo(1, *arms, "--seed", "4")
     assert unsaid.returncode == 1 and "--resume continues it or adds to it, --overwrite replaces it" in unsaid.stderr
     both = demo(1, *arms, "--resume", "--overwrite")
     assert both.returncode == 1 and "give one of them" in both.stderr
-    assert [path.name for path in folder.iterdir()] == ["null-9"]
+    assert {path.name for path in folder.iterdir()} == {Kind.COMPARISON.value, "null-9"}
 
     first = demo(1, *arms, "--overwrite", "--seed", "4")
     assert first.returncode == 0, first.stderr
     assert "stepalign_scoped − grpo" in first.stdout and "one seed proves nothing" in first.stdout
-    assert not earlier.exists() and set(reports()) == {"grpo-4", "stepalign_scoped-4"}
+    (aside,) = folder.parent.glob(".replaced/*/demo")
+    assert not earlier.exists() and (aside / "null-9" / "run.json").exists()
+    assert f"the earlier one is kept in {aside.relative_to(tmp_path)}" in first.stdout
+    # As these runs were made, without which the next would be refused.
+    hints = [line for line in first.stdout.splitlines() if "demo --resume" in line]
+    assert len(hints) == 2 and all(
+        line.endswith(shlex.join(["--trainer.steps", "1", *SMALL, *EXACT_CRITIC])) for line in hints
+    )
+    assert set(reports()) == {"grpo-4", "stepalign_scoped-4"}
     of_grpo, of_scoped = (reports()[name]["terms"] for name in ("grpo-4", "stepalign_scoped-4"))
     assert of_scoped.pop("critic")["backend"] == "program" and of_scoped == of_grpo
     assert {report["rollouts"]["published"] for report in reports().values()} == {8}

@@ -276,6 +276,24 @@ def test_a_report_that_is_there_needs_no_server(evaluated: Run) -> None:
     assert report(evaluated, "--json", "--queue.redis_url", "redis://127.0.0.1:1").stdout == shown
 
 
+def test_a_local_run_that_has_ended_needs_none_of_its_options(evaluated: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    evaluated.evaluate(1, 2)
+    shown = report(evaluated, "--json").stdout
+    # Its own server has ended with it.
+    evaluated.toml.write_text(evaluated.toml.read_text().replace("redis_url =", "# redis_url ="))
+    other = ["--trainer.steps", "9", "--evaluation.samples", "7"]
+    again = report(evaluated, "--json", *other)
+    assert again.stdout == shown
+    assert "started with trainer.steps 2, not 9" in again.stderr
+    assert "Avg@4" in report(evaluated, *other).stdout
+    # A run that goes on to more updates is not said to have ended.
+    after = evaluated.report.stat().st_mtime + 10
+    os.utime(evaluated.folder / "metrics.jsonl", (after, after))
+    with pytest.raises(ConfigError, match="not in progress"):
+        report(evaluated, *other)
+
+
 def test_a_report_of_an_earlier_end_is_not_taken_for_the_present_one(run: Run) -> None:
     run.train(STEPS)
     run.end_training()

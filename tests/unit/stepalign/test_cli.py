@@ -33,6 +33,17 @@ def test_help_lists_every_subcommand_with_the_loop_first() -> None:
     assert names == ["demo", "run", "probe", "band", *processes, "report", "compare", "critique", "queue", "lab"]
 
 
+def test_the_help_of_run_is_that_of_run_config() -> None:
+    shown = stepalign("run", "--help").stdout
+    assert "run [OPTIONS] {CONFIG}" in shown and "--overwrite" in shown and "Commands:" not in shown
+    assert "run audit [OPTIONS] {RUN}" in stepalign("run", "audit", "--help").stdout
+
+
+def test_a_subcommand_of_run_that_is_none_is_a_missing_file(tmp_path: Path) -> None:
+    done = stepalign("run", "start", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "stepalign: start: there is no such file\n")
+
+
 def test_an_unknown_key_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("[trainer]\nstepz = 1\n")
     done = stepalign("trainer", "run.toml", cwd=tmp_path)

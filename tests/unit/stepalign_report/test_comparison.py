@@ -544,7 +544,7 @@ def test_the_file_holds_everything_and_is_what_is_printed(runs: Runs, tmp_path: 
     ]
     comparison = compare(read_runs(folders))
     target = tmp_path / "comparison.json"
-    target.write_text("old")
+    target.write_text(json.dumps({**comparison.as_json(), "samples": "old"}))
     write_comparison(target, comparison)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["comparison.json"]
     written = json.loads(target.read_text())

@@ -229,7 +229,7 @@ def test_values_that_are_not_finite_do_not_break_the_page(tmp_path: Path) -> Non
 def test_the_page_is_written_whole(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "demo")
     target = folder / "report.html"
-    target.write_text("old")
+    target.write_text(f"old {build_page([folder])}")
     assert write_page(target, [folder]) == target
     assert target.read_text(encoding="utf-8") == build_page([folder])
     assert not list(folder.glob("*.tmp"))

@@ -24,6 +24,7 @@ from stepalign_launcher.redis_server import EmbeddedRedis
 from stepalign_run.commands.queue import queue as queue_app
 from stepalign_run.config import QueueSection
 from stepalign_run.folder.files import lock_file
+from stepalign_run.folder.ownership import OwnFolder
 from stepalign_run.policy_store import PolicyVersion, open_policy_store
 from stepalign_run.queue import RedisRolloutQueue, open_queue, redis_url
 from stepalign_run.redis.connection import RedisConnection, run_key
@@ -445,7 +446,7 @@ def test_dead_letters_are_listed_put_back_and_what_is_left_is_drained(
         await queue.close()
         return entries
 
-    (tmp_path / "letters").mkdir()
+    OwnFolder(tmp_path, "letters").claim()
     poison, given_up = asyncio.run(fill())
     code, shown = command("dlq", "list", str(config), "--json")
     rows = json.loads(shown)

@@ -52,7 +52,7 @@ def report(
         _show(console, settings, found)
 
 
-def _report_with_other_settings(settings: Config, console: Console) -> Report | None:
+def _report_with_other_settings(settings: Config, console: Terminal) -> Report | None:
     """The report of a run of the local stack that has ended with another number of updates than is asked for.
 
     Its server is gone and nobody works on it, so its report is the last word: only the command line lacks what the run
@@ -63,9 +63,7 @@ def _report_with_other_settings(settings: Config, console: Console) -> Report | 
     report = newest_report(settings)
     if report is None or report.steps != report.terms["steps"]:
         return None
-    console.print(
-        f"this run was started with trainer.steps {report.steps}, not {settings.trainer.steps}", highlight=False
-    )
+    console.print(f"this run was started with trainer.steps {report.steps}, not {settings.trainer.steps}")
     return report
 
 
