@@ -146,7 +146,7 @@ def feedback_template(prompts: str) -> str:
 def main(
     problems: Annotated[Path, typer.Argument(help="JSON Lines: question, answer, reference_solution.")],
     model: Annotated[Path, typer.Argument(help="Folder with weights, tokenizer and chat template.")],
-    out: Annotated[Path, typer.Argument(help="Where the trained model goes.")],
+    out: Annotated[Path, typer.Argument(help="A new folder, for the trained model.")],
     url: Annotated[str, typer.Option(help="Address of the critic.")] = "http://127.0.0.1:8300",
     api_key_file: Annotated[Path | None, typer.Option(help="A file that holds the critic's API key.")] = None,
     prompts: Annotated[str, typer.Option(help="Prompt set of student and teacher.")] = "chat-v1",
@@ -157,6 +157,8 @@ def main(
     learning_rate: Annotated[float, typer.Option(min=0)] = 1e-5,
 ) -> None:
     """Train MODEL on PROBLEMS with SDPO, with the critiques of the critic at --url for a teacher."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise typer.BadParameter(f"{out} is not empty, and is left as it is: give a new folder")
     config = SDPOConfig(
         output_dir=str(out),
         include_environment_feedback=True,

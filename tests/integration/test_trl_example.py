@@ -165,3 +165,10 @@ def test_without_a_critique_nothing_is_learned_and_it_is_said_why(
     assert "8 of 8 completions have no teacher" in caplog.text
     assert "cannot handle this request" in caplog.text
     assert not weights_moved(tmp_path / "out")
+
+
+def test_a_folder_with_files_is_not_written_to(example: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("mine")
+    with pytest.raises(typer.BadParameter, match="is not empty, and is left as it is"):
+        train(example, "http://127.0.0.1:1", ASSETS / "problems/train.jsonl", tmp_path, steps=1)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
