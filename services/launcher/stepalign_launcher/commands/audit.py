@@ -63,9 +63,6 @@ def examine(run: Path, config: Path | None = None) -> Audit:
     record = RunFolder(run).record
     if not record.is_file():
         raise ConfigError(f"{run} is no run's folder: there is no {record.name}")
-    folder = run.resolve()
-    # Its server is started in it.
-    OwnFolder(folder.parent, folder.name).require()
     with _server(run, config) as url:
         found = _examined(run, url)
         for _ in range(_LOOKS - 1):
@@ -87,6 +84,8 @@ def _server(run: Path, config: Path | None) -> Iterator[str]:
     if config is not None:
         yield resolve_url(load_config(config, ["--run.dir", str(run.parent), "--run.name", run.name]))
     elif folder.redis.is_dir():
+        # A server that is started in it writes there.
+        OwnFolder(run.parent, run.name).require()
         try:
             lock = lock_folder(run)
         except ConfigError:
