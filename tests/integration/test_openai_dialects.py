@@ -324,7 +324,7 @@ def test_no_words_of_a_server_carry_a_key_a_link_or_control_characters(tmp_path:
     key_file = tmp_path / "key"
     key_file.write_text(KEY)
     words = [
-        f"Incorrect API key provided: {KEY}.\x1b[31m\nred\u202e",
+        f"Incorrect API key provided: {KEY}.\x1b[31m\nred\u202e\u00ad\U000e0041\ue000",
         "Incorrect API key provided: sk-Tq8**********0451.",
         f"sent: Authorization: Bearer {KEY}",
         "1 validation error\n  For further information visit https://errors.pydantic.dev/2.14/v/missing",

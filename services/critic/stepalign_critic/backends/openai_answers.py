@@ -42,7 +42,6 @@ AFTER_TIMEOUT_SECONDS = 60.0
 """When to ask again for what took too long, unless the server says it."""
 _MOST_COUNTED = 10**12
 _MOST_QUOTED = 400
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\s]+")
 _LINK = re.compile(r"\s*For (?:more|further) information,? (?:check|visit|see):? \S+", re.IGNORECASE)
 _SECRET = re.compile(r"(?i)\bbearer\s+\S+|\b(?:sk|pk|gsk|hf|xai)[-_][\w*.\-…]{4,}|\S*\*{3,}\S*")
 _HIDDEN = "[hidden]"
@@ -246,7 +245,8 @@ def _quote(body: Any, answer: Answer) -> str:
     words = whole(words)
     if answer.key is not None:
         words = words.replace(answer.key, _HIDDEN)
-    words = _CONTROL.sub(" ", words[:4096]).strip()
+    # Control characters, and those that turn the direction of a line or show nothing.
+    words = " ".join("".join(char if char.isprintable() else " " for char in words[:4096]).split())
     words = _SECRET.sub(_HIDDEN, _LINK.sub("", words))
     return (words if len(words) <= _MOST_QUOTED else f"{words[: _MOST_QUOTED - 1]}…") or "no words"
 
