@@ -1,8 +1,9 @@
 """The client of the critic service, for the trainer and for other projects.
 
 A call is retried while its deadline allows it: on connections that fail and on 429, 502, 503 and 504, with exponential
-backoff and jitter, never before the server's ``Retry-After``. A critique that does not align is no error: the response
-has a ``failure``.
+backoff and jitter, never before the server's ``Retry-After``. A 504 ``engine_timeout`` is raised at once: the critic
+has given as much time to this request as it gives to any. A critique that does not align is no error: the response has
+a ``failure``.
 
 ::
 
@@ -22,8 +23,6 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import uuid4
@@ -33,7 +32,9 @@ from anyio.from_thread import start_blocking_portal
 from pydantic import BaseModel, ValidationError
 
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
+from stepalign.retry_after import read_retry_after
 from stepalign.types import MAX_REQUEST_TIMEOUT_MS, REQUEST_TIMEOUT_HEADER, CritiqueRequest, CritiqueResponse
+from stepalign.validation import explain
 
 T = TypeVar("T")
 
@@ -44,6 +45,8 @@ _RETRIED_ERRORS = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProto
 _CONNECT_SECONDS = 5.0
 _TIMEOUT_SECONDS = 120.0
 ENGINE_ERROR = "engine_error"
+ENGINE_TIMEOUT = "engine_timeout"
+"""The code of a critic whose engine took longer than it may for one answer."""
 
 
 class _ErrorDetail(BaseModel):
@@ -106,9 +109,10 @@ class CriticClient:
     async def critique(self, request: CritiqueRequest, request_id: str | None = None) -> CritiqueResponse:
         """The critic's answer. ``request_id`` goes into both sides' logs; all tries of a call share it.
 
-        Raises CriticUnavailableError when no try gave an answer before the deadline, CriticRequestError when the
-        service refused the request, and CriticError on an answer that is no critique response or when the critic's
-        engine failed at this request every time.
+        Raises CriticUnavailableError when no try gave an answer before the deadline, or with the code
+        ``engine_timeout`` when the critic's engine took too long; CriticRequestError when the service refused the
+        request; and CriticError on an answer that is no critique response or when the critic's engine failed at this
+        request every time.
         """
         _checked([request])
         headers = {"content-type": "application/json", "x-request-id": request_id or f"req_{uuid4().hex}"}
@@ -122,6 +126,8 @@ class CriticClient:
                 answer = await self._send("POST", "/v1/critiques", deadline, content=body, headers=sent)
                 return _read(answer)
             except CriticUnavailableError as error:
+                if error.code == ENGINE_TIMEOUT:
+                    raise
                 # The last try is often cut short by the deadline, which says nothing of the cause.
                 silent = isinstance(error.__cause__, TimeoutError)
                 await self._pause(error, attempt, deadline, told if silent else None)
@@ -188,7 +194,9 @@ class CriticClient:
             raise CriticError(said) from error
         if answer.status_code in _RETRIED_STATUSES:
             message, code = _explain(answer)
-            raise CriticUnavailableError(f"{_status(answer, code)}: {message}", _retry_after(answer), code)
+            raise CriticUnavailableError(
+                f"{_status(answer, code)}: {message}", read_retry_after(answer.headers.get("retry-after", "")), code
+            )
         return answer
 
     async def _pause(
@@ -305,7 +313,7 @@ def _read(answer: httpx.Response) -> CritiqueResponse:
     try:
         return CritiqueResponse.model_validate_json(answer.content)
     except ValidationError as error:
-        raise CriticError(f"the critic's answer is no critique response: {error}") from error
+        raise CriticError(f"the critic's answer is no critique response: {explain(error)}") from error
 
 
 def _status(answer: httpx.Response, code: str | None) -> str:
@@ -319,17 +327,3 @@ def _explain(answer: httpx.Response) -> tuple[str, str | None]:
     except ValidationError:
         return f"no answer of a critic: {answer.text[:200]!r}", None
     return detail.message, detail.code
-
-
-def _retry_after(answer: httpx.Response) -> float | None:
-    """``Retry-After`` in seconds from now, given as seconds or as a date; None when absent or neither."""
-    value = answer.headers.get("retry-after", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):
-        return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())

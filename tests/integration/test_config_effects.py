@@ -167,12 +167,16 @@ EFFECTS: dict[str, Shows | Refused] = {
     **{
         f"critic.{field}": Refused("critic", f"--critic.{field} {value}", ConfigError, "has no effect with backend")
         for field, value in {
-            # What they do with their backend: test_openai_backend.py and tests/vllm.
+            # What they do with their backend: test_openai_backend.py, test_openai_dialects.py and tests/vllm.
             "openai.base_url": "http://127.0.0.1:9/v1",
             "openai.model": "m",
             "openai.revision": "r",
             "openai.api_key_file": "$folder/password",
             "openai.timeout_seconds": "1",
+            "openai.max_tokens_field": "max_completion_tokens",
+            "openai.omit": "temperature",
+            "openai.extra_body": "top_k=1",
+            "openai.probe": "false",
             "vllm.gpu_memory_utilization": "0.5",
             "vllm.tensor_parallel_size": "2",
             "vllm.engine_args": "seed=1",

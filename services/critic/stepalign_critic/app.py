@@ -22,7 +22,7 @@ from starlette.routing import Route
 from stepalign.errors import PromptError
 from stepalign.types import SCHEMA_VERSION, ModelInfo, ModelList
 from stepalign_critic.cache import CritiqueCache
-from stepalign_critic.errors import RateLimitedError, ServiceError
+from stepalign_critic.errors import ServiceError
 from stepalign_critic.http import examples
 from stepalign_critic.http.access import ApiKeys, RequireApiKey
 from stepalign_critic.http.answering import Answering
@@ -143,15 +143,14 @@ def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
 
 
 def _add_error_handlers(app: FastAPI, settings: AppSettings) -> None:
-    retry_after = {"retry-after": str(math.ceil(settings.retry_after_seconds))}
-
     @app.exception_handler(ServiceError)
     @app.exception_handler(PromptError)
     async def unanswered(_: Request, error: ServiceError | PromptError) -> JSONResponse:
         status, detail = detail_of(error)
-        if isinstance(error, RateLimitedError):
-            return enveloped(status, detail, {"retry-after": str(math.ceil(error.retry_after))})
-        return enveloped(status, detail, retry_after if status == 503 else None)
+        seconds = error.retry_after if isinstance(error, ServiceError) else None
+        if seconds is None and status == 503:
+            seconds = settings.retry_after_seconds
+        return enveloped(status, detail, None if seconds is None else {"retry-after": str(max(1, math.ceil(seconds)))})
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -6,7 +6,7 @@ An *answer* of the model that does not align is no error: it is a 200 with ``fai
 from __future__ import annotations
 
 import os
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from stepalign.errors import StepalignError
 
@@ -18,10 +18,21 @@ class BackendDiedError(StepalignError):
 
 
 class ServiceError(StepalignError):
-    """Base: a request that got no answer from the critic."""
+    """Base: a request that got no answer from the critic. ``retry_after`` is when to ask again, in seconds."""
 
     status: ClassVar[int] = 500
     code: str = "internal_error"
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+    def extended(self, said: str) -> Self:
+        """The same error for one request, with ``said`` behind its message. A batch's error is that of others too."""
+        told = type(self).__new__(type(self))
+        told.__dict__.update(self.__dict__)
+        told.args = (f"{self}; {said}",)
+        return told
 
 
 class SaturatedError(ServiceError):
@@ -48,15 +59,18 @@ class EngineError(ServiceError):
     code = "engine_error"
 
 
+class EngineTimeoutError(ServiceError):
+    """The backend took longer than it may for one answer. Asked again at once it would take as long again."""
+
+    status = 504
+    code = "engine_timeout"
+
+
 class RateLimitedError(ServiceError):
-    """This caller asks for more than its share. ``retry_after`` is when it may come back, in seconds."""
+    """This caller asks for more than its share, and may come back after ``retry_after``."""
 
     status = 429
     code = "rate_limited"
-
-    def __init__(self, message: str, retry_after: float) -> None:
-        self.retry_after = retry_after
-        super().__init__(message)
 
 
 class UnsupportedRequestError(ServiceError):

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 
-from stepalign_critic.backends.base import Backend
+from stepalign_critic.backends.base import Backend, Explained
 from stepalign_critic.errors import BackendDiedError, NotReadyError
 from stepalign_run.logging import get_logger
 
@@ -152,8 +152,12 @@ class Lifecycle:
         if self.state in reasons:
             return NotReadyError(reasons[self.state], self.state.value)
         if not self._backend.healthy():
-            return NotReadyError("the critic's backend stopped working", "unhealthy")
+            return NotReadyError(self._trouble(), "unhealthy")
         return None
+
+    def _trouble(self) -> str:
+        backend = self._backend
+        return backend.trouble() if isinstance(backend, Explained) else "the critic's backend stopped working"
 
     def expected_wait_seconds(self) -> float | None:
         """Expected wait of a new request for the backend; None when unknown or when none is taken."""

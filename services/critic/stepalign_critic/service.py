@@ -33,7 +33,7 @@ from stepalign.types import (
     Usage,
 )
 from stepalign_critic.backends.base import Backend, Generation, Measured, RenderedPrompt
-from stepalign_critic.errors import TooManyStepsError, UnsupportedRequestError
+from stepalign_critic.errors import ServiceError, TooManyStepsError, UnsupportedRequestError
 from stepalign_critic.lifecycle import Lifecycle
 from stepalign_run.logging import get_logger
 
@@ -112,7 +112,7 @@ class CriticService:
         answers = [await self._ask(request, split, self._prompt, values)]
         refused = answers[0].outcome
         if isinstance(refused, CritiqueFailure) and refused.reason is not FailureReason.TRUNCATED:
-            answers += await self._ask_again(request, split, values, refused)
+            answers += await self._ask_again(request, split, values, answers[0], refused)
         outcome = answers[-1].outcome
         critique = _in_sent_text(outcome, split) if isinstance(outcome, Critique) else None
         return CritiqueResponse(
@@ -130,14 +130,27 @@ class CriticService:
         )
 
     async def _ask_again(
-        self, request: CritiqueRequest, split: SplitAttempt, values: dict[str, str], refused: CritiqueFailure
+        self,
+        request: CritiqueRequest,
+        split: SplitAttempt,
+        values: dict[str, str],
+        first: ModelAnswer,
+        refused: CritiqueFailure,
     ) -> list[ModelAnswer]:
         """The answer to the stricter prompt; none where there is no such prompt or the backend will never answer it.
 
-        Raises errors that pass, such as SaturatedError: a busy engine must not change the answer to a request.
+        Raises errors that pass, such as SaturatedError: a busy engine must not change the answer to a request. They
+        tell why the ``first`` answer was refused and what it took, which no response will.
         """
         if self._retry_prompt is None:
             return []
+        _log.info(
+            "the answer is refused; asking again",
+            reason=refused.reason,
+            detail=refused.detail,
+            prompt_tokens=first.prompt_tokens,
+            completion_tokens=first.completion_tokens,
+        )
         # Many servers take no empty turn.
         said = refused.text[:_MOST_REFUSED_CHARACTERS].strip() or "(nothing)"
         told = {"refused": said, "reason": refused.detail}
@@ -146,6 +159,11 @@ class CriticService:
         except (PromptError, UnsupportedRequestError) as error:
             _log.warning("the stricter prompt cannot be answered", error=str(error))
             return []
+        except ServiceError as error:
+            raise error.extended(
+                f"a first answer was refused: {refused.reason.value}, {refused.detail} (it took {first.prompt_tokens} "
+                f"prompt tokens and {first.completion_tokens} completion tokens)"
+            ) from error
 
     async def _ask(
         self, request: CritiqueRequest, split: SplitAttempt, prompt: Prompt, values: dict[str, str]
@@ -222,7 +240,15 @@ def read_answer(generation: Generation, attempt: str, known_answer: str | None) 
 
     Thinking ends at the last ``</think>``. Where the attempt itself holds that tag, a copy of it holds it too. Then the
     first valid text is taken, of these: the text after the last tag, after the one before it and so on, and all of it.
+    A failure's detail ends in the backend's remark, if there is one.
     """
+    read = _read_text(generation, attempt, known_answer)
+    if isinstance(read, Critique) or generation.remark is None:
+        return read
+    return read.model_copy(update={"detail": f"{read.detail}; {generation.remark}"})
+
+
+def _read_text(generation: Generation, attempt: str, known_answer: str | None) -> Critique | CritiqueFailure:
     read: Critique | CritiqueFailure | None = None
     for answer in _answers(generation.text, attempt):
         read = validate_critique(

@@ -21,7 +21,8 @@ EXTRA_OF_MODULE = {
     **dict.fromkeys(["pydantic_settings", "redis", "structlog"], "queue"),
     **dict.fromkeys(["fastapi", "prometheus_client", "starlette", "uvicorn"], "critic"),
     **dict.fromkeys(["jinja2", "numpy", "safetensors", "tokenizers", "torch", "transformers"], "models"),
-    **{"peft": "trainer", "gguf": "lab", "httpx_aiohttp": "critic-openai", "vllm": "critic-vllm"},
+    **dict.fromkeys(["aiohttp", "httpx_aiohttp"], "critic-openai"),
+    **{"peft": "trainer", "gguf": "lab", "vllm": "critic-vllm"},
 }
 
 _BACKENDS = {"models": "critic-transformers", "critic-openai": "critic-openai", "critic-vllm": "critic-vllm"}

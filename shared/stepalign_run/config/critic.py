@@ -6,12 +6,24 @@ critic that the run starts, and how the trainer asks it.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from stepalign_run.config.base import DEVICE, Dtype, Section
+
+_Omittable = Literal["max_tokens", "temperature"]
+_OWN_BODY_FIELDS = {
+    "model": "set critic.openai.model",
+    "messages": "the service writes them",
+    "temperature": "every backend decodes greedily; critic.openai.omit leaves it to the server",
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), "set critic.max_new_tokens and max_tokens_field"),
+    "chat_template_kwargs": "set critic.chat_template_options",
+    **dict.fromkeys(("stream", "stream_options"), "an answer is read whole"),
+    "n": "a critique is one answer",
+}
 
 
 class OpenAISection(Section):
@@ -27,6 +39,38 @@ class OpenAISection(Section):
     """A file that holds the server's API key."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
     """How long the server may take for one answer, and to come up."""
+    max_tokens_field: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")] = "max_tokens"
+    """The field of a request that holds ``critic.max_new_tokens``. Some models want ``max_completion_tokens``."""
+    omit: list[_Omittable] = Field(default_factory=list[_Omittable])
+    """Fields that are not sent, because the server refuses them: it then decides them itself."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of every request, such as ``{reasoning_effort = "low"}``. Refused are the service's own."""
+    probe: bool = True
+    """Whether the server is asked for a word at the start, and after a refusal, to tell whether it takes the fields
+    that every request has. It costs some tokens."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _only_further_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        refused = sorted(fields.keys() & _OWN_BODY_FIELDS.keys())
+        if refused:
+            raise ValueError("; ".join(f"{name}: {_OWN_BODY_FIELDS[name]}" for name in refused))
+        try:
+            json.dumps(fields, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"a request is JSON, and this cannot stand in it: {error}") from None
+        return fields
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        name = self.max_tokens_field
+        if name in _OWN_BODY_FIELDS.keys() - {"max_tokens", "max_completion_tokens"}:
+            raise ValueError(f"max_tokens_field: {name!r} is another field of every request")
+        if name in self.extra_body:
+            raise ValueError(f"extra_body: {name} is max_tokens_field, which holds critic.max_new_tokens")
+        if name != "max_tokens" and "max_tokens" in self.omit:
+            raise ValueError("max_tokens_field has no effect where omit leaves the budget out; remove one of them")
+        return self
 
 
 _OWN_ENGINE_ARGS = {
@@ -139,7 +183,8 @@ class CriticServerSection(Section):
     def shaping(self) -> dict[str, Any]:
         """The settings that a critique depends on, apart from the critic's weights."""
         decisive = {"backend", "checker", "prompts", "chat_template_options", "dtype"}
-        of_backend = {"openai": {"openai": {"base_url", "model", "revision"}}, "vllm": {"vllm": {"engine_args"}}}
+        asked = {"base_url", "model", "revision", "max_tokens_field", "omit", "extra_body"}
+        of_backend = {"openai": {"openai": asked}, "vllm": {"vllm": {"engine_args"}}}
         served = of_backend.get(self.backend, {})
         included = dict.fromkeys([*decisive, "max_prompt_tokens", "max_new_tokens"], True)
         return self.model_dump(mode="json", include={**included, **served})

@@ -136,6 +136,26 @@ def test_a_retry_after_that_is_neither_is_ignored(value: str) -> None:
     assert world.pauses == [0.75]
 
 
+@pytest.mark.parametrize("value", ["9" * 400, "86400"])
+def test_a_retry_after_is_an_hour_at_most(value: str) -> None:
+    with pytest.raises(CriticUnavailableError) as unavailable:
+        World(refused(503, retry_after=value)).critique()
+    assert unavailable.value.retry_after in (None, 3600.0)
+
+
+def test_what_takes_longer_than_the_engine_may_is_not_asked_again_in_the_same_call() -> None:
+    world = World(refused(504, code="engine_timeout", retry_after="7"), ok())
+    with pytest.raises(CriticUnavailableError, match="504 engine_timeout") as unavailable:
+        world.critique()
+    assert (unavailable.value.code, unavailable.value.retry_after, world.pauses) == ("engine_timeout", 7.0, [])
+
+
+def test_an_answer_that_is_no_critique_is_told_without_links() -> None:
+    with pytest.raises(CriticError, match=r"no critique response: id: Field required; .*; and \d more") as error:
+        World(httpx.Response(200, json={"x": 1})).critique()
+    assert "://" not in str(error.value)
+
+
 def test_the_deadline_ends_the_tries_with_the_last_reason() -> None:
     world = World(refused(503, code="loading"))
     with pytest.raises(CriticUnavailableError, match=r"gave up after 4 tries in 6 s \(timeout\); last: 503 loading"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from structlog.testing import capture_logs
 
 from stepalign.prompts import Prompt, load_prompt
 from stepalign.types import CriticIdentity, CritiqueMode, CritiqueRequest, CritiqueResponse
@@ -16,7 +17,7 @@ from stepalign_critic.cache import CritiqueCache, Source
 from stepalign_critic.cache.store import StoreUnavailableError
 from stepalign_critic.service import CriticService
 from stepalign_critic.tenant import set_key
-from stepalign_run.config import CriticServerSection, VllmSection
+from stepalign_run.config import CriticServerSection, OpenAISection, VllmSection
 from support.critic_answers import answer_of
 from support.critic_servers import GatedBackend
 
@@ -155,7 +156,9 @@ def test_replicas_share_a_store_and_do_without_one_that_is_down_or_broken() -> N
         third.on_store_error = lambda: errors.append(1)
         assert (await third.get_or_make("another", make))[1] is Source.MISS and len(errors) == 1
         store.texts["k"] = '{"id": 1}'
-        assert (await third.get_or_make("k", make))[1] is Source.MISS and len(errors) == 2
+        with capture_logs() as logged:
+            assert (await third.get_or_make("k", make))[1] is Source.MISS and len(errors) == 2
+        assert "key: Field required" in logged[0]["error"] and "://" not in logged[0]["error"]
         store.down = True
         assert (await third.get_or_make("other", make))[1] is Source.MISS and len(errors) == 4
 
@@ -215,6 +218,15 @@ def test_arguments_of_the_engine_shape_answers() -> None:
     usual = CriticServerSection(backend="vllm", path=Path("m"))
     quantized = usual.model_copy(update={"vllm": VllmSection(engine_args={"quantization": "fp8"})})
     assert usual.shaping() != quantized.shaping()
+
+
+@pytest.mark.parametrize(
+    "shaping", [{"extra_body": {"top_k": 1}}, {"omit": ["temperature"]}, {"max_tokens_field": "max_completion_tokens"}]
+)
+def test_fields_of_requests_to_a_server_shape_answers(shaping: dict[str, Any]) -> None:
+    usual = CriticServerSection(backend="openai", openai=OpenAISection(base_url="http://m/v1"))
+    changed = usual.model_copy(update={"openai": usual.openai.model_copy(update=shaping)})
+    assert usual.shaping() != changed.shaping()
 
 
 def test_callers_with_other_api_keys_share_nothing() -> None:

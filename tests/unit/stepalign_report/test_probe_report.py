@@ -69,6 +69,14 @@ def test_the_command_prints_the_tables_or_the_report_itself(tmp_path: Path, repo
     assert ProbeReport.model_validate_json(told.stdout) == report
 
 
+@pytest.mark.parametrize("content", [b"{}", b"[", b"\xff"])
+def test_a_broken_probe_is_refused_without_a_link_to_a_librarys_documentation(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "probe.json").write_bytes(content)
+    with pytest.raises(ConfigError, match="run `stepalign probe` again") as refused:
+        CliRunner().invoke(build_app(), ["probe-report", str(tmp_path)], catch_exceptions=False)
+    assert "://" not in str(refused.value)
+
+
 def test_a_folder_without_a_probe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run `stepalign probe` again"):
         CliRunner().invoke(build_app(), ["probe-report", str(tmp_path)], catch_exceptions=False)

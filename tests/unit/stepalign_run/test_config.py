@@ -68,6 +68,16 @@ def test_paths_are_relative_to_the_file(toml: Path) -> None:
             "no code is loaded by configuration",
         ),
         ("[critic.vllm]\nengine_args = {max_num_seqs = 3}\n", [], {}, "max_num_seqs: set critic.max_batch"),
+        ("[critic.openai]\nextra_body = {stream = true}\n", [], {}, "stream: an answer is read whole"),
+        ("[critic.openai]\nextra_body = {model = 'm'}\n", [], {}, "model: set critic.openai.model"),
+        ("", ["--critic.openai.extra_body", "max_tokens=3"], {}, "max_tokens: set critic.max_new_tokens"),
+        ("[critic.openai]\nextra_body = {day = 2026-01-01}\n", [], {}, "a request is JSON"),
+        ("[critic.openai]\nextra_body = {top = nan}\n", [], {}, "a request is JSON"),
+        ("", ["--critic.openai.max_tokens_field", "messages"], {}, "'messages' is another field of every request"),
+        ("", ["--critic.openai.max_tokens_field", "a b"], {}, "critic.openai.max_tokens_field"),
+        ("[critic.openai]\nmax_tokens_field = 'm'\nextra_body = {m = 1}\n", [], {}, "m is max_tokens_field"),
+        ("[critic.openai]\nmax_tokens_field = 'm'\nomit = ['max_tokens']\n", [], {}, "remove one of them"),
+        ("", ["--critic.openai.omit", "messages"], {}, "critic.openai.omit"),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,34 @@ def test_an_unavailable_critic_is_waited_for_and_nothing_is_lost(
     assert attempts == {rollout.text: 5 for rollout in rollouts}
     verdicts = ["correct", "incorrect", "incorrect", "unjustified", "unjustified"]
     assert [r.critique_outcome for r in results] == verdicts
+
+
+def timeouts_then(count: int, asked: list[float]) -> Callable[[CritiqueRequest], Awaitable[str]]:
+    """A critic whose engine takes too long ``count`` times; ``asked`` are the times of the questions."""
+
+    async def answer(request: CritiqueRequest) -> str:
+        asked.append(time.monotonic())
+        if len(asked) <= count:
+            raise CriticUnavailableError("slow", retry_after=0.02, code="engine_timeout")
+        return exact_critique(request.question, request.split().tagged)
+
+    return answer
+
+
+def test_a_critique_that_takes_too_long_is_asked_for_again_after_ever_longer_pauses(rollout_of: MakeRollout) -> None:
+    asked: list[float] = []
+    (result,) = fetch(Critic(timeouts_then(4, asked)), [rollout_of("right")])
+    assert result.context is not None and result.critique_outcome == "correct"
+    pauses = [later - earlier for earlier, later in pairwise(asked)]
+    assert all(pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08, 0.16), strict=True))
+
+
+def test_a_critique_that_always_takes_too_long_costs_its_rollout_under_a_reason(rollout_of: MakeRollout) -> None:
+    asked: list[float] = []
+    slow, reason = timeouts_then(99, asked), "critic_timeout"
+    results = fetch(Critic(slow), [rollout_of("right")])
+    assert results == [ContextResult(None, skip_reason=reason, critique_outcome=reason)]
+    assert len(asked) == critiques_module.TIMEOUT_TRIES
 
 
 def test_the_critics_own_delay_is_kept(rollout_of: MakeRollout, monkeypatch: pytest.MonkeyPatch) -> None:

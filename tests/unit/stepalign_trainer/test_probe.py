@@ -374,6 +374,14 @@ def test_a_missing_plan_is_named(tmp_path: Path) -> None:
         read_plan(tmp_path / "probe_plan.json")
 
 
+@pytest.mark.parametrize("content", [b"{}", b"[", b"\xff"])
+def test_a_broken_plan_is_refused_without_a_link_to_a_librarys_documentation(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "probe_plan.json").write_bytes(content)
+    with pytest.raises(ConfigError, match="start it with `stepalign probe`") as refused:
+        read_plan(tmp_path / "probe_plan.json")
+    assert "://" not in str(refused.value)
+
+
 @pytest.mark.parametrize("buried", [0, 1])
 def test_the_batch_is_claimed_by_id_and_short_when_a_rollout_is_dead(
     buried: int, make_config: MakeConfig, rollouts: list[Rollout]

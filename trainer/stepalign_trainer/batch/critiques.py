@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from stepalign.client import CriticClient
+from stepalign.client import ENGINE_TIMEOUT, CriticClient
 from stepalign.errors import CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.secret_files import read_secret
 from stepalign.types import Critique, CritiqueMode, CritiqueRequest, CritiqueResponse
@@ -20,6 +20,10 @@ from stepalign_run.rollout import Rollout
 log = get_logger(__name__)
 
 RETRY_SECONDS = 2.0
+TIMEOUT_TRIES = 5
+"""How often a critique is asked for that takes longer than the critic's engine may take."""
+LONGEST_PAUSE_SECONDS = 600.0
+"""Up to here the pauses between them double."""
 READY_SECONDS = 10.0
 # No key, no such path, no such method: no critic that takes our requests answers there.
 NO_CRITIC = frozenset({401, 403, 404, 405})
@@ -87,8 +91,9 @@ class Critiques:
             reason = "critic_refused_" + re.sub(r"[^\w.-]", "_", error.code or str(error.status))[:60]
             return Critiqued(None, skip_reason=reason, outcome=reason)
         except CriticError as error:
-            log.error("the critic's answer cannot be used", error=str(error))
-            return Critiqued(None, skip_reason="critic_error", outcome="critic_error")
+            reason = "critic_timeout" if isinstance(error, CriticUnavailableError) else "critic_error"
+            log.error("the critic's answer cannot be used", reason=reason, error=str(error))
+            return Critiqued(None, skip_reason=reason, outcome=reason)
         if response.critique is None:
             assert response.failure is not None
             reason = response.failure.reason.value
@@ -97,11 +102,21 @@ class Critiques:
         return Critiqued(response.critique, response.context, outcome=response.critique.verdict.value)
 
     async def _insist(self, request: CritiqueRequest, rollout_id: str) -> CritiqueResponse:
-        """Wait for an unreachable critic as long as it takes: a rollout is never lost to an outage."""
+        """Wait for an unreachable critic as long as it takes: a rollout is never lost to an outage.
+
+        Raises CriticUnavailableError when the critic's engine took too long ``TIMEOUT_TRIES`` times: a passing queue
+        ends before that, and what is too long by itself must not hold up the run.
+        """
+        timeouts = 0
         while True:
             try:
                 return await self._critic.critique(request, request_id=rollout_id)
             except CriticUnavailableError as error:
                 delay = error.retry_after or RETRY_SECONDS
+                if error.code == ENGINE_TIMEOUT:
+                    delay = max(delay, min(delay * 2**timeouts, LONGEST_PAUSE_SECONDS))
+                    timeouts += 1
+                if timeouts == TIMEOUT_TRIES:
+                    raise
                 log.warning("the critic is not available; waiting", error=str(error), retry_seconds=delay)
                 await asyncio.sleep(delay)

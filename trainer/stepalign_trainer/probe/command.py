@@ -10,6 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from stepalign.errors import ConfigError
+from stepalign.validation import explain
 from stepalign_run.commands.arguments import ConfigPath
 from stepalign_run.config import load_config
 from stepalign_run.folder.files import replace_text
@@ -21,8 +22,9 @@ def read_plan(path: Path) -> ProbePlan:
     """Raises ConfigError when there is none."""
     try:
         return ProbePlan.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        raise ConfigError(f"{path} is no plan of a probe; start it with `stepalign probe`: {error}") from None
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        why = explain(error) if isinstance(error, ValidationError) else error
+        raise ConfigError(f"{path} is no plan of a probe; start it with `stepalign probe`: {why}") from None
 
 
 def probe_worker(ctx: typer.Context, config: ConfigPath) -> None:

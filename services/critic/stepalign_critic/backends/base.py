@@ -22,12 +22,16 @@ class RenderedPrompt:
 
 @dataclass(frozen=True)
 class Generation:
-    """A backend's answer, thinking included and EOS left out. A backend without a tokenizer counts no tokens."""
+    """A backend's answer, thinking included and EOS left out. A backend without a tokenizer counts no tokens.
+
+    ``remark`` says why an answer is none, where the backend knows it, such as a refusal of the model's provider.
+    """
 
     text: str
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    remark: str | None = None
 
 
 @runtime_checkable
@@ -37,6 +41,15 @@ class Measured(Protocol):
     @property
     def registry(self) -> CollectorRegistry:
         """The registry that collects them."""
+        ...
+
+
+@runtime_checkable
+class Explained(Protocol):
+    """A backend that knows why it is unhealthy."""
+
+    def trouble(self) -> str:
+        """What is wrong and how to mend it, for an operator. Called while the backend is unhealthy."""
         ...
 
 
@@ -71,8 +84,8 @@ class Backend(Protocol):
     async def generate(self, prompt: RenderedPrompt) -> Generation:
         """Answer one prompt; the backend batches. Cancelling gives up the prompt and its place in the queue.
 
-        Raises PromptTooLongError and UnsupportedRequestError on a prompt that it will never answer, SaturatedError
-        and EngineError on one that it cannot answer now.
+        Raises PromptTooLongError and UnsupportedRequestError on a prompt that it will never answer, SaturatedError,
+        EngineError, EngineTimeoutError and NotReadyError on one that it cannot answer now.
         """
         ...
 

@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from stepalign.types import CritiqueRequest, CritiqueResponse
+from stepalign.validation import explain
 from stepalign_critic.cache.store import CritiqueStore, StorePausedError, StoreUnavailableError
 from stepalign_critic.tenant import caller
 from stepalign_run.logging import get_logger
@@ -156,9 +157,11 @@ class CritiqueCache:
             self._note("the shared cache has another request's answer at this key")
         except StorePausedError:
             pass
-        except (StoreUnavailableError, ValidationError) as error:
-            # The entry is no answer of ours: a new one is made and replaces it.
+        except StoreUnavailableError as error:
             self._note(str(error))
+        except ValidationError as error:
+            # The entry is no answer of ours: a new one is made and replaces it.
+            self._note(explain(error))
         return None
 
     def _note(self, error: str) -> None:

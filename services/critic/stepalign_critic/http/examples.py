@@ -133,12 +133,18 @@ _ERRORS: dict[int, tuple[str, list[tuple[str, str, str | None]]]] = {
         ],
     ),
     504: (
-        "There was no answer before the deadline of X-Request-Timeout-Ms.",
+        "There was no answer before the deadline of X-Request-Timeout-Ms, or in the time that the engine has for one.",
         [
             ("deadline_exceeded", "the deadline of X-Request-Timeout-Ms passed before the answer", None),
             (
                 "deadline_unreachable",
                 "the wait is about 12.5 s, and 5.0 s remain; allow more time or try again later",
+                None,
+            ),
+            (
+                "engine_timeout",
+                "the model's server gave no answer in 600 s; where that is too short for its queue and the longest "
+                "critique, raise critic.openai.timeout_seconds or lower critic.max_new_tokens",
                 None,
             ),
         ],
@@ -147,10 +153,13 @@ _ERRORS: dict[int, tuple[str, list[tuple[str, str, str | None]]]] = {
 _RETRY_AFTER = {
     "Retry-After": {"description": "Seconds.", "required": True, "schema": {"type": "integer", "example": 1}}
 }
+_SOMETIMES_RETRY_AFTER = {"Retry-After": {**_RETRY_AFTER["Retry-After"], "required": False}}
 _HEADERS: dict[int, dict[str, Any]] = {
     401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string", "example": "Bearer"}}},
     429: _RETRY_AFTER,
+    502: _SOMETIMES_RETRY_AFTER,
     503: _RETRY_AFTER,
+    504: _SOMETIMES_RETRY_AFTER,
 }
 CACHE_HEADER = "x-stepalign-cache"
 

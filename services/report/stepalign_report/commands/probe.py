@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from stepalign.commands.printable import printable_json
 from stepalign.commands.terminal import Terminal
 from stepalign.errors import ConfigError
+from stepalign.validation import explain
 from stepalign_report.probe_tables import probe_tables, remarks
 from stepalign_run.folder.layout import RunFolder
 from stepalign_run.probing import ProbeReport
@@ -37,5 +38,6 @@ def read_probe(folder: Path) -> ProbeReport:
     path = RunFolder(folder).probe
     try:
         return ProbeReport.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        raise ConfigError(f"{path} is no report of a probe ({error}); run `stepalign probe` again") from None
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        why = explain(error) if isinstance(error, ValidationError) else error
+        raise ConfigError(f"{path} is no report of a probe ({why}); run `stepalign probe` again") from None
