@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stepalign.errors import ConfigError, NonFiniteError
 from stepalign_models.devices import choose_device
 from stepalign_run.config import Config
-from stepalign_trainer.batch.examples import Example
+from stepalign_trainer.batch.examples import Example, ModelLimits
 from stepalign_trainer.objectives import make_objective
 from stepalign_trainer.objectives.divergence import Predictions, TokenLoss, TokenTerms, token_terms
 from stepalign_trainer.update.metrics import BatchTerms, Step, UpdateMetrics, update_metrics
@@ -48,7 +48,7 @@ class Learner:
         )
         if not (settings.path / "config.json").is_file():
             raise ConfigError(f"model.path {settings.path}: there is no model there (config.json is missing)")
-        self._check_positions()
+        positions = self._check_positions()
         torch.manual_seed(config.run.seed)
         base = AutoModelForCausalLM.from_pretrained(
             settings.path, dtype=getattr(torch, settings.dtype.value), local_files_only=True, use_safetensors=True
@@ -66,9 +66,11 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.trainer.learning_rate, weight_decay=0.0)
         self._causal_lm: Any = self.model.get_base_model()
         self._head = self._causal_lm.get_output_embeddings()
+        embedded = self._causal_lm.get_input_embeddings().weight.shape[0]
+        self.limits = ModelLimits(min(embedded, self._head.weight.shape[0]), positions)
 
-    def _check_positions(self) -> None:
-        """Raises ConfigError when the budgets allow a sequence that is longer than the model's positions."""
+    def _check_positions(self) -> int | None:
+        """The model's positions. Raises ConfigError when the budgets allow a sequence that is longer."""
         config = self.config
         positions = getattr(AutoConfig.from_pretrained(config.model.path), "max_position_embeddings", None)
         prompt = max(config.solver.max_prompt_tokens, config.trainer.max_teacher_prompt_tokens)
@@ -78,6 +80,7 @@ class Learner:
                 f"model's {positions} positions; lower solver.max_prompt_tokens, trainer.max_teacher_prompt_tokens or "
                 "solver.max_new_tokens"
             )
+        return positions
 
     @contextmanager
     def teacher(self) -> Iterator[None]:
