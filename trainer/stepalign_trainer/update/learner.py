@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,22 +111,43 @@ class Learner:
 
     @torch.no_grad()
     def check_teacher_is_student(self, prompt: list[int], completion: list[int]) -> None:
-        """Assert the method's premise before the first update. Raises ConfigError when it does not hold, and
+        """Assert the method's premises before the first update. Raises ConfigError when one does not hold, and
         NonFiniteError on logits that are not finite.
 
-        Without a context the teacher equals the student bit for bit, and the output head on hidden states gives the
-        model's own logits (it would not with soft-capped or scaled logits).
+        - Without a context the teacher equals the student bit for bit: a fresh adapter adds zeros to the same products.
+        - Logits are what the output head gives, bit for bit: those of one call of it are compared, not computed again
+          (a soft cap or a scale would show).
+        - The head reads the hidden states that the loss is computed from. These come of another call, for which a
+          library may choose another kernel: equal to half of the number format's digits.
         """
-        student = self.logits(prompt, completion)
+        read, given, student = self._through_the_head(prompt, completion)
         with self.teacher():
-            teacher = self.logits(prompt, completion)
+            _, _, teacher = self._through_the_head(prompt, completion)
         if not torch.isfinite(student).all():
             raise NonFiniteError("the logits of the fresh model are not finite")
         if not torch.equal(student, teacher):
             raise ConfigError("with the adapter off the model differs from the fresh student: is an adapter merged?")
-        from_hidden = self._head(self.hidden_states([prompt], [completion])[0])
-        if not torch.allclose(from_hidden.float(), student.float(), atol=1e-3, rtol=1e-3):
+        if not torch.equal(given.float(), student.float()):
             raise ConfigError("this model changes its logits after the output head (soft cap or scale): not supported")
+        ours = self.hidden_states([prompt], [completion])[0].float()
+        theirs = read[0, len(prompt) - 1 : -1].float()
+        if not (ours - theirs).norm() <= math.sqrt(torch.finfo(read.dtype).eps) * theirs.norm():
+            raise ConfigError("this model changes its hidden states before the output head (a scale): not supported")
+
+    def _through_the_head(
+        self, prompt: list[int], completion: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of one forward pass: what the output head reads, ``[1, L, H]``, what it gives and what the model gives,
+        ``[1, L, V]``. Raises ConfigError for a model that does not use the head once."""
+        calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+        watched = self._head.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
+        try:
+            logits = self.model(input_ids=torch.tensor([prompt + completion], device=self.device)).logits
+        finally:
+            watched.remove()
+        if len(calls) != 1:
+            raise ConfigError(f"this model calls its output head {len(calls)} times a pass and not once: not supported")
+        return *calls[0], logits
 
     def update(self, examples: Sequence[Example]) -> UpdateMetrics:
         """The arm's optimizer steps on one batch.
