@@ -18,6 +18,7 @@ from stepalign.critique.splitting import AnswerRule, SplitAttempt, SplitRule, jo
 from stepalign.critique.trace import TaggedAnswer, TaggedStep, Trace, TraceIssue, parse_trace, render_trace
 from stepalign.errors import (
     ConfigError,
+    ContentError,
     CriticError,
     CriticRequestError,
     CriticUnavailableError,
@@ -58,6 +59,7 @@ __all__ = [
     "AnswerRule",
     "AttemptReading",
     "ConfigError",
+    "ContentError",
     "CriticClient",
     "CriticError",
     "CriticIdentity",

@@ -6,7 +6,9 @@
     ├── ConfigError            a configuration that cannot be run
     ├── ProblemFileError       rows of problem files that are refused, by file and line
     ├── PromptError            a prompt template or a prompt over its token budget
-    │   └── PromptTooLongError
+    │   ├── PromptTooLongError
+    │   └── ContentError       a text that the tokenizer could only write with a control token
+    ├── UnusableRolloutError   a rollout that no update can use: it is skipped and counted
     ├── QueueError
     │   ├── QueueUnavailableError   the Redis server cannot be reached
     │   ├── UnsupportedServerError  the Redis server is older than 7.0 or is misconfigured for work
@@ -28,6 +30,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import ClassVar, NamedTuple
 
 
@@ -96,6 +99,34 @@ class PromptTooLongError(PromptError):
         self.tokens = tokens
         self.budget = budget
         super().__init__(f"{what} has {tokens} tokens, over its budget of {budget}; raise {setting} or leave it out")
+
+
+class ContentError(PromptError):
+    """A text with a part that only a control token of the tokenizer stands for."""
+
+
+class UnusableReason(StrEnum):
+    """Why a rollout cannot be used. The ledger, the metrics and the log name it so."""
+
+    TEXT_IS_NOT_ITS_TOKENS = "text_is_not_its_tokens"
+    """The text is not the decoding of the token ids."""
+    UNKNOWN_TOKENS = "unknown_tokens"
+    """Token ids that the model has no embedding for."""
+    TOO_LONG_FOR_THE_MODEL = "too_long_for_the_model"
+    """More tokens, under the longer of the two prompts, than the model has positions."""
+    CRITIQUE_IS_OF_ANOTHER_TEXT = "critique_is_of_another_text"
+    """The critique's first difference is no step and no answer of the rollout."""
+    TEACHER_PROMPT_TOO_LONG = "teacher_prompt_too_long"
+    TEACHER_PROMPT_UNWRITABLE = "teacher_prompt_unwritable"
+    """The context holds text that the tokenizer could only write with a control token."""
+
+
+class UnusableRolloutError(StepalignError):
+    """A rollout that no update can use, whoever sampled it. It is skipped under its reason, and the run goes on."""
+
+    def __init__(self, reason: UnusableReason, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
 
 
 class QueueError(StepalignError):

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from math import comb
 from typing import Any
 
-from stepalign.critique.alignment import validate_critique
+from stepalign.critique.alignment import in_sent_text, validate_critique
 from stepalign.critique.answers import answer_key, answers_equal
+from stepalign.critique.splitting import split_attempt
 from stepalign.critique.trace import Trace, parse_trace
 from stepalign.errors import ConfigError, GraderError
 from stepalign.plugins import Checker, Grader
@@ -33,7 +34,7 @@ class GradedSample:
 
     answer: str | None
     correct: bool | None
-    """None when the grader failed."""
+    """None when the grader or the checker failed."""
     well_formed: bool
     tokens: int
     trace_correct: bool | None = None
@@ -121,13 +122,18 @@ def is_right(
 def trace_critique(problem: Problem, text: str, checker: Checker) -> Critique | None:
     """The exact critique of a solution; None where the checker's does not validate, so that no alignment is known.
 
-    Raises ConfigError when the checker cannot handle the problem.
+    As the critic does, the checker reads an untagged solution with tags. Raises ConfigError when the checker cannot
+    handle the problem (its ValueError), and GraderError on any other exception of it.
     """
+    split = split_attempt(text)
     try:
-        critique = validate_critique(checker(problem.question, text), text, known_answer=problem.answer)
+        said = checker(problem.question, split.tagged)
     except ValueError as error:
         raise ConfigError(f"data.checker cannot handle problem {problem.id!r}: {error}") from None
-    return critique if isinstance(critique, Critique) else None
+    except Exception as error:
+        raise GraderError(f"the checker failed on a solution: {type(error).__name__}: {error}") from error
+    critique = validate_critique(said, split.tagged, known_answer=problem.answer)
+    return in_sent_text(critique, split) if isinstance(critique, Critique) else None
 
 
 def grade(
@@ -138,20 +144,20 @@ def grade(
     grader: Grader = answers_equal,
     checker: Checker | None = None,
 ) -> GradedSample:
-    """Grade one solution by :func:`is_right`.
+    """Grade one solution by :func:`is_right`. One on which grader or checker fails is neither right nor wrong.
 
     Raises ConfigError when the checker cannot handle the problem.
     """
     trace = parse_trace(text)
     answer = (trace.answer.body or None) if trace.answer is not None else None
+    every_step = None if checker is None else False
     try:
         correct = is_right(trace, finish_reason, problem, grader)
+        if checker is not None and correct:
+            critique = trace_critique(problem, text, checker)
+            every_step = critique is not None and critique.verdict is Verdict.CORRECT
     except GraderError:
         correct = None
-    every_step = None
-    if checker is not None:
-        critique = trace_critique(problem, text, checker) if correct else None
-        every_step = critique is not None and critique.verdict is Verdict.CORRECT
     return GradedSample(
         answer=answer,
         correct=correct,

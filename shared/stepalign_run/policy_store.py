@@ -180,18 +180,22 @@ def verify_adapter(policy: PolicyVersion) -> None:
 
 
 def verify_canary(policy: PolicyVersion, found: Sequence[float], tolerance: float) -> None:
-    """Raise PolicyError unless the loaded model's log-probabilities are the published ones, to ``tolerance`` nats."""
+    """Raise PolicyError unless the loaded model's log-probabilities are the published ones.
+
+    They may differ by ``tolerance`` nats in the mean over the tokens: rounding moves single tokens by many times the
+    mean, another adapter or base model shows at most of them.
+    """
     if policy.canary is None:
         return
-    pairs = zip(found, policy.canary.logprobs, strict=True)
+    differences = [abs(ours - theirs) for ours, theirs in zip(found, policy.canary.logprobs, strict=True)]
+    mean = sum(differences) / len(differences)
     # A value that is no number is never near enough.
-    if not all(abs(ours - theirs) <= tolerance for ours, theirs in pairs):
-        worst = max(abs(ours - theirs) for ours, theirs in zip(found, policy.canary.logprobs, strict=True))
+    if not mean <= tolerance:
         raise PolicyError(
             f"policy version {policy.version}: the loaded model gives the canary log-probabilities that differ by "
-            f"{worst:.3g} nats from the trainer's (allowed: {tolerance:g}). It samples with another adapter or another "
-            "base model: compare model.path, model.dtype and solver.merge_adapter of both processes, and restart the "
-            "solver"
+            f"{mean:.3g} nats from the trainer's in the mean (allowed: {tolerance:g}). It samples with another adapter "
+            "or another base model: compare model.path, model.dtype and solver.merge_adapter of both processes, and "
+            "restart the solver"
         )
 
 

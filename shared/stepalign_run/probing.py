@@ -114,6 +114,9 @@ class ProbeReport(Wire):
     run: str
     seed: int
     rollouts: Count
+    """Rollouts that are measured."""
+    unusable: dict[str, Count]
+    """Those that no update could use, by reason; nothing is measured on them."""
     with_error: Count
     """Rollouts with a known first error."""
     unlocated: Count

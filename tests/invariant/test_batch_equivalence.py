@@ -19,7 +19,7 @@ from stepalign_lab.domain import parse_question, step_bodies, tagged, wrong_fact
 from stepalign_run.config import Config, load_config
 from stepalign_run.context import Context, ContextKind
 from stepalign_run.rollout import Rollout
-from stepalign_trainer.batch.examples import Example, build_example
+from stepalign_trainer.batch.examples import Example, ModelLimits, build_example
 from stepalign_trainer.update.learner import Learner
 from support.numeric import assert_close_to_norm
 
@@ -94,7 +94,7 @@ def example(config: Config, tokenizer: Any, question: str, cut: bool) -> Example
     critique = validate_critique(exact_critique(question, text), text, known_answer=answer)
     assert isinstance(critique, Critique)
     context = Context(kind=ContextKind.CRITIQUE, text=critique.text)
-    return build_example(config, tokenizer, rollout, context, critique)
+    return build_example(config, tokenizer, ModelLimits(52, None), rollout, context, critique)
 
 
 def trajectory(

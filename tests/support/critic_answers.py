@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepalign.critique.alignment import validate_critique
+from stepalign.critique.alignment import in_sent_text, validate_critique
 from stepalign.types import CriticIdentity, Critique, CritiqueRequest, CritiqueResponse, Usage
 from stepalign_critic.service import context_of, reading_of
 
@@ -11,13 +11,13 @@ def answer_of(request: CritiqueRequest, critic_text: str) -> CritiqueResponse:
     """The response to ``request`` of a critic that wrote ``critic_text``."""
     split = request.split()
     checked = validate_critique(critic_text, split.tagged, known_answer=request.answer)
-    critique = checked if isinstance(checked, Critique) else None
+    critique = in_sent_text(checked, split) if isinstance(checked, Critique) else None
     return CritiqueResponse(
         id="c",
         attempt=reading_of(split),
         critique=critique,
         failure=None if isinstance(checked, Critique) else checked,
-        context=None if critique is None else context_of(critique, split.tagged, request.mode),
+        context=context_of(checked, split.tagged, request.mode) if isinstance(checked, Critique) else None,
         critic=CriticIdentity(model="m", weights_revision="w", prompt_version="p", backend="b"),
         usage=Usage(prompt_tokens=1, completion_tokens=1),
     )

@@ -54,6 +54,7 @@ def probe_report_of(config: Config, plan: ProbePlan) -> ProbeReport:
         run="lab-probe",
         seed=0,
         rollouts=4,
+        unusable={},
         with_error=3,
         unlocated=0,
         samples=2,

@@ -34,7 +34,7 @@ from stepalign_trainer.durable.fingerprint import fingerprint
 from stepalign_trainer.durable.retention import prune
 from stepalign_trainer.durable.settlement import Settlement
 from stepalign_trainer.durable.step_journal import StepJournal
-from stepalign_trainer.token_view import TokenJournal, choose_shown, token_row
+from stepalign_trainer.token_view import TokenJournal, token_rows
 from stepalign_trainer.update.canary import canary_sequence, measure_canary
 from stepalign_trainer.update.learner import Learner
 from stepalign_trainer.update.metrics import UpdateMetrics
@@ -163,7 +163,7 @@ class Trainer:
         rollouts = [delivery.rollout for delivery in deliveries]
         contexts = await self.contexts.fetch(rollouts)
         rewards = self.learner.objective.rewards(rollouts, self.grader)
-        items = make_items(self.config, self.learner.tokenizer, deliveries, contexts, rewards)
+        items = make_items(self.config, self.learner.tokenizer, self.learner.limits, deliveries, contexts, rewards)
         try:
             metrics = await self._update(items)
         except NonFiniteError as error:
@@ -177,9 +177,9 @@ class Trainer:
 
     async def _update(self, items: Sequence[Item]) -> UpdateMetrics:
         """The update, and before it the looks that are taken once. All of it raises NonFiniteError."""
-        if self.step == 0 and items:
-            first = items[0].rollout
-            self.learner.check_teacher_is_student(first.prompt_token_ids, first.completion_token_ids)
+        if self.step == 0:
+            # Not on a rollout: it may be one that no model can read.
+            self.learner.check_teacher_is_student(*self.canary)
         if self.config.trainer.token_view and self.step in (0, self.config.trainer.steps - 1):
             await asyncio.to_thread(self._show_tokens, items)
         examples = [item.example for item in items if item.example is not None]
@@ -203,8 +203,7 @@ class Trainer:
             log.warning("alarm", alarm=alarm, step=self.step)
 
     def _show_tokens(self, items: Sequence[Item]) -> None:
-        shown = choose_shown(items, self.config.trainer.token_view)
-        rows = [token_row(self.learner, self.step + 1, item.rollout, item.context, self.grader) for item in shown]
+        rows = token_rows(self.learner, self.step + 1, items, self.grader, self.config.trainer.token_view)
         self.tokens.replace(self.step + 1, rows)
 
     def _stopped_by(self, error: NonFiniteError) -> NonFiniteError:

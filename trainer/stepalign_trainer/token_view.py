@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.critique.trace import parse_trace
-from stepalign.errors import GraderError, PromptTooLongError
+from stepalign.errors import GraderError, UnusableRolloutError
 from stepalign.plugins import Grader
 from stepalign.scoring import is_right
 from stepalign_run.context import Context, ContextKind
 from stepalign_run.folder.files import replace_text
 from stepalign_run.folder.jsonl import read_rows
 from stepalign_run.folder.layout import RunFolder
+from stepalign_run.logging import get_logger
 from stepalign_run.rollout import Rollout
 from stepalign_trainer.batch.contexts import ContextResult
-from stepalign_trainer.batch.examples import teacher_prompt_ids
+from stepalign_trainer.batch.examples import check_readable, teacher_prompt_ids
 from stepalign_trainer.batch.item import Item
-from stepalign_trainer.batch.scope import token_groups, token_spans
+from stepalign_trainer.batch.scope import token_groups
+from stepalign_trainer.batch.spans import token_spans
 from stepalign_trainer.update.learner import Learner
+
+log = get_logger(__name__)
 
 DIGITS = 4
 
@@ -48,19 +52,33 @@ def contexts_of(rollout: Rollout, result: ContextResult) -> list[Context]:
     return list(found.values())
 
 
-def choose_shown(items: Sequence[Item], count: int) -> list[Item]:
-    """``count`` of the batch: every problem once before any a second time, since the rollouts of one are much alike."""
+def token_rows(learner: Learner, step: int, items: Sequence[Item], grader: Grader, count: int) -> list[dict[str, Any]]:
+    """Rows of ``count`` rollouts before update ``step``; fewer only where the others cannot be read."""
+    rows: list[dict[str, Any]] = []
+    for item in _by_problem(items):
+        if len(rows) == count:
+            break
+        try:
+            rows.append(_token_row(learner, step, item.rollout, item.context, grader))
+        except UnusableRolloutError as error:
+            log.info("not shown", rollout_id=item.rollout.rollout_id, reason=error.reason.value)
+    return rows
+
+
+def _by_problem(items: Sequence[Item]) -> list[Item]:
+    """Every problem once before any a second time, since the rollouts of one are much alike."""
     seen: Counter[str] = Counter()
     ranked: list[tuple[int, Item]] = []
     for item in items:
         problem = item.rollout.problem.id
         ranked.append((seen[problem], item))
         seen[problem] += 1
-    return [item for _, item in sorted(ranked, key=lambda pair: pair[0])[:count]]
+    return [item for _, item in sorted(ranked, key=lambda pair: pair[0])]
 
 
-def token_row(learner: Learner, step: int, rollout: Rollout, result: ContextResult, grader: Grader) -> dict[str, Any]:
-    """The row of one rollout before update ``step``. Contexts over the teacher's prompt budget are left out."""
+def _token_row(learner: Learner, step: int, rollout: Rollout, result: ContextResult, grader: Grader) -> dict[str, Any]:
+    """Contexts over the teacher's prompt budget are left out. Raises UnusableRolloutError as an update does."""
+    check_readable(rollout, rollout.prompt_token_ids, learner.limits)
     spans = token_spans(rollout, learner.tokenizer)
     groups = token_groups(learner.config.arm.scope, rollout, result.critique, spans)
     contexts: dict[str, Any] = {}
@@ -69,7 +87,8 @@ def token_row(learner: Learner, step: int, rollout: Rollout, result: ContextResu
     for context in contexts_of(rollout, result):
         try:
             teacher_prompt = teacher_prompt_ids(learner.config, learner.tokenizer, rollout, context)
-        except PromptTooLongError:
+            check_readable(rollout, teacher_prompt, learner.limits)
+        except UnusableRolloutError:
             continue
         terms = learner.token_values(prompt, teacher_prompt, completion)
         contexts[context.kind.value] = {

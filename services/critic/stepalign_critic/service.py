@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
 
-from stepalign.critique.alignment import validate_critique
+from stepalign.critique.alignment import in_sent_text, validate_critique
 from stepalign.critique.forms import omit_copied_steps, quote_wrong_step
 from stepalign.critique.splitting import SplitAttempt, SplitRule
 from stepalign.errors import PromptError
@@ -114,7 +114,7 @@ class CriticService:
         if isinstance(refused, CritiqueFailure) and refused.reason is not FailureReason.TRUNCATED:
             answers += await self._ask_again(request, split, values, answers[0], refused)
         outcome = answers[-1].outcome
-        critique = _in_sent_text(outcome, split) if isinstance(outcome, Critique) else None
+        critique = in_sent_text(outcome, split) if isinstance(outcome, Critique) else None
         return CritiqueResponse(
             id=new_id(),
             attempt=reading_of(split),
@@ -213,15 +213,6 @@ def reading_of(split: SplitAttempt) -> AttemptReading:
         answer_rule=split.answer_rule,
         tagged=None if split.rule is SplitRule.TAGS else split.tagged,
     )
-
-
-def _in_sent_text(critique: Critique, split: SplitAttempt) -> Critique:
-    """The critique with its span in the attempt as it was sent."""
-    found = critique.alignment.first_difference
-    if found is None or split.rule is SplitRule.TAGS:
-        return critique
-    alignment = critique.alignment.model_copy(update={"first_difference": split.span_in_text(found)})
-    return critique.model_copy(update={"alignment": alignment})
 
 
 def context_of(critique: Critique, attempt: str, mode: CritiqueMode) -> str:

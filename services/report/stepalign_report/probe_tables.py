@@ -110,6 +110,9 @@ def remarks(report: ProbeReport) -> list[str]:
         for context in report.contexts
         if context.left_out
     ]
+    if report.unusable:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in report.unusable.items())
+        left_out.append(f"{sum(report.unusable.values())} rollouts cannot be used and are in no figure: {reasons}")
     if report.unlocated:
         left_out.append(
             f"of {report.unlocated} rollouts it is not known where they err: neither the critic nor data.checker gave "

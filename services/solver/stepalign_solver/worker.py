@@ -30,8 +30,10 @@ log = get_logger(__name__)
 FULL_WAIT_SECONDS = 0.2
 
 
-# Nats. A merged adapter differs by rounding, and 16 bits round logits of some tens to a few hundredths.
-CANARY_TOLERANCE = {Dtype.FLOAT32: 1e-3, Dtype.BFLOAT16: 0.25, Dtype.FLOAT16: 0.05}
+# Nats, in the mean over the canary's tokens. In 32 bits a merged adapter differs by 1e-5. In 16 bits nothing is merged,
+# but another device rounds otherwise: 20 units of rounding are four to six times the difference of SmolLM2, with logits
+# of up to 41, from itself in 32 bits (0.035 and 0.003; single tokens 0.3 and 0.01).
+CANARY_TOLERANCE = {Dtype.FLOAT32: 3e-4, Dtype.BFLOAT16: 0.15, Dtype.FLOAT16: 0.02}
 
 
 class CompletionSampler(Protocol):

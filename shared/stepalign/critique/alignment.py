@@ -28,6 +28,7 @@ import re
 from dataclasses import dataclass, field
 
 from stepalign.critique.answers import answers_equal
+from stepalign.critique.splitting import SplitAttempt, SplitRule
 from stepalign.critique.trace import Span, TaggedAnswer, TaggedStep, Trace, TraceIssue, parse_trace
 from stepalign.types import (
     AlignmentReport,
@@ -115,6 +116,15 @@ def validate_critique(
         ),
         text=claim.text,
     )
+
+
+def in_sent_text(critique: Critique, split: SplitAttempt) -> Critique:
+    """A critique of ``split.tagged`` with its span in the attempt as it was sent."""
+    found = critique.alignment.first_difference
+    if found is None or split.rule is SplitRule.TAGS:
+        return critique
+    alignment = critique.alignment.model_copy(update={"first_difference": split.span_in_text(found)})
+    return critique.model_copy(update={"alignment": alignment})
 
 
 def _parse(critic_text: str, finish_reason: FinishReason) -> _Claim:

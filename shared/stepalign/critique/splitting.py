@@ -27,6 +27,7 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -54,6 +55,14 @@ class AnswerRule(StrEnum):
     PHRASE = "phrase"
 
 
+class Segment(NamedTuple):
+    """A step or the answer: where it stands in the sent text and in the tagged one, there with and without its tags."""
+
+    sent: Span
+    tagged: Span
+    tagged_body: Span
+
+
 class SplitAttempt(BaseModel):
     """An attempt as steps. ``text`` is the sent text, ``tagged`` the same with step tags, as a critic reads it."""
 
@@ -67,18 +76,27 @@ class SplitAttempt(BaseModel):
     answer: Span | None
     answer_rule: AnswerRule | None
 
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Steps and answer, in the order of ``tagged``."""
+        trace = parse_trace(self.tagged)
+        found = [
+            Segment(sent=sent, tagged=step.span, tagged_body=step.body_span)
+            for sent, step in zip(self.steps, trace.steps, strict=True)
+        ]
+        if self.answer is not None and trace.answer is not None:
+            found.append(Segment(self.answer, trace.answer.span, trace.answer.body_span))
+        return tuple(found)
+
     def span_in_text(self, tagged_span: Span) -> Span:
         """The span in ``text`` of a step or answer of ``tagged``, given by its span there, tags included.
 
         Raises ValueError when it is neither.
         """
-        trace = parse_trace(self.tagged)
-        spans = [step.span for step in trace.steps]
-        if tagged_span in spans:
-            return self.steps[spans.index(tagged_span)]
-        if self.answer is not None and trace.answer is not None and tagged_span == trace.answer.span:
-            return self.answer
-        raise ValueError(f"{tagged_span} is the span of no step or answer")
+        found = next((segment.sent for segment in self.segments if segment.tagged == tagged_span), None)
+        if found is None:
+            raise ValueError(f"{tagged_span} is the span of no step or answer")
+        return found
 
 
 _MARKER = re.compile(r"^[ \t]*(?:\*\*)?(?:step\s+)?(\d{1,3})(?:\*\*)?[.:)](?:\*\*)?(?=\s|$)[ \t]*", re.I | re.M)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from stepalign.errors import PromptError
+from stepalign.errors import ContentError, PromptError
 
 # SentencePiece writes spaces so.
 _SPACE = "\u2581"
@@ -46,8 +46,8 @@ def content_token_ids(tokenizer: ContentTokenizer, text: str) -> list[int]:
     """The ids of ``text`` without BOS and EOS.
 
     The first call for a tokenizer copies it, which takes a second with a large vocabulary. Raises PromptError for one
-    that is not a fast one, and for a text with a part that only a control token stands for: an unknown word, or a
-    character that is such a token.
+    that is not a fast one, and ContentError for a text with a part that only a control token stands for: an unknown
+    word, or a character that is such a token.
     """
     encoder = _encoder(tokenizer)
     encoding = encoder.backend.encode(text, add_special_tokens=False)
@@ -56,7 +56,7 @@ def content_token_ids(tokenizer: ContentTokenizer, text: str) -> list[int]:
         token_id, (start, end) = next(
             found for found in zip(token_ids, encoding.offsets, strict=True) if found[0] in encoder.controls
         )
-        raise PromptError(
+        raise ContentError(
             f"the tokenizer reads {text[start:end]!r} as the control token {token_id}: it has no other token for it, "
             "nor one for unknown words alone"
         )

@@ -20,6 +20,7 @@ PUBLIC = [
     "AnswerRule",
     "AttemptReading",
     "ConfigError",
+    "ContentError",
     "CriticClient",
     "CriticError",
     "CriticIdentity",

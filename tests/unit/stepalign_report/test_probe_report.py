@@ -53,6 +53,9 @@ def test_remarks_name_what_was_left_out_and_end_with_the_recommendation(report: 
     assert notes[-1].startswith("worth running first: stepalign_scoped. Caveat: a probe sees the base model")
     unlocated = remarks(report.model_copy(update={"unlocated": 2}))
     assert any(note.startswith("of 2 rollouts it is not known where they err") for note in unlocated)
+    unusable = remarks(report.model_copy(update={"unusable": {"unknown_tokens": 2, "critique_is_of_another_text": 1}}))
+    said = "3 rollouts cannot be used and are in no figure: unknown_tokens 2, critique_is_of_another_text 1"
+    assert said in unusable
 
 
 def test_arms_whose_intervals_overlap_are_not_told_apart() -> None:

@@ -28,7 +28,7 @@ from stepalign_run.rollout import Rollout
 from stepalign_run.testing import MemoryBroker, MemoryPolicyStore, MemoryRolloutQueue
 from stepalign_trainer import loop as loop_module
 from stepalign_trainer.batch.contexts import Contexts
-from stepalign_trainer.batch.examples import Example, build_example
+from stepalign_trainer.batch.examples import Example, ModelLimits, build_example
 from stepalign_trainer.durable.step_journal import StepJournal
 from stepalign_trainer.loop import Trainer
 from stepalign_trainer.update.learner import Learner
@@ -162,7 +162,9 @@ def example_of(
         rollout = rollout_of(attempt, finish)
         critique = critique_of(rollout)
         context = Context(kind=ContextKind.CRITIQUE, text=critique.text)
-        return build_example(make_config("--run.arm", arm), tokenizer, rollout, context, critique)
+        return build_example(
+            make_config("--run.arm", arm), tokenizer, ModelLimits(52, None), rollout, context, critique
+        )
 
     return make
 

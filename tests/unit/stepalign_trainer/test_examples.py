@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from stepalign.errors import PromptTooLongError
+from stepalign.errors import UnusableRolloutError
 from stepalign.types import Critique
 from stepalign_run.config import Config
 from stepalign_run.context import Context, ContextKind
 from stepalign_run.rollout import Rollout
-from stepalign_trainer.batch.examples import build_example, teacher_prompt_ids
+from stepalign_trainer.batch.examples import ModelLimits, build_example, teacher_prompt_ids
 
 MakeConfig = Callable[..., Config]
 MakeRollout = Callable[..., Rollout]
+LIMITS = ModelLimits(tokens=52, positions=None)
 
 
 def test_without_a_context_the_teacher_reads_exactly_the_students_prompt(
@@ -25,7 +26,7 @@ def test_without_a_context_the_teacher_reads_exactly_the_students_prompt(
     rollout = rollout_of("right", prompt_token_ids=[3, 1, 4, 1, 5])
     context = Context(kind=ContextKind.NULL, text="")
     assert teacher_prompt_ids(make_config(), tokenizer, rollout, context) == [3, 1, 4, 1, 5]
-    example = build_example(make_config(), tokenizer, rollout, context, None)
+    example = build_example(make_config(), tokenizer, LIMITS, rollout, context, None)
     assert example.teacher_prompt == example.student_prompt == [3, 1, 4, 1, 5]
 
 
@@ -56,7 +57,7 @@ def test_a_teacher_prompt_over_its_budget_is_refused_never_cut(
     rollout = rollout_of("right")
     fits = make_config("--trainer.max_teacher_prompt_tokens", "17")
     assert len(teacher_prompt_ids(fits, tokenizer, rollout, context)) == 17
-    with pytest.raises(PromptTooLongError, match="'r0' has 17 tokens, over its budget of 16"):
+    with pytest.raises(UnusableRolloutError, match="'r0' has 17 tokens, over its budget of 16"):
         teacher_prompt_ids(make_config("--trainer.max_teacher_prompt_tokens", "16"), tokenizer, rollout, context)
 
 
@@ -72,7 +73,7 @@ def test_the_arm_decides_the_scope(
     rollout = rollout_of("wrong_step")
     critique = critique_of(rollout)
     context = Context(kind=ContextKind.CRITIQUE, text=critique.text)
-    example = build_example(make_config("--run.arm", arm), tokenizer, rollout, context, critique)
+    example = build_example(make_config("--run.arm", arm), tokenizer, LIMITS, rollout, context, critique)
     assert (example.groups.in_scope, example.groups.first_error) == (in_scope, 12)
     assert example.completion == rollout.completion_token_ids and not example.truncated
 
@@ -81,7 +82,7 @@ def test_a_rollout_that_ran_out_of_tokens_is_marked(
     make_config: MakeConfig, tokenizer: Any, rollout_of: MakeRollout
 ) -> None:
     context = Context(kind=ContextKind.NULL, text="")
-    assert build_example(make_config(), tokenizer, rollout_of("unfinished", "length"), context, None).truncated
+    assert build_example(make_config(), tokenizer, LIMITS, rollout_of("unfinished", "length"), context, None).truncated
 
 
 def test_the_control_without_a_context_has_the_other_teachers_template(
@@ -94,7 +95,7 @@ def test_the_control_without_a_context_has_the_other_teachers_template(
     context = Context(kind=ContextKind.NULL, text="")
 
     def teacher(*overrides: str) -> list[int]:
-        return build_example(make_config(*overrides), tokenizer, rollout, context, None).teacher_prompt
+        return build_example(make_config(*overrides), tokenizer, LIMITS, rollout, context, None).teacher_prompt
 
     thinking = ("--model.teacher_chat_template_options", '{"thinking": true}')
     assert teacher("--run.arm", "null") == rollout.prompt_token_ids

@@ -20,7 +20,8 @@ from stepalign_run.config import Config
 from stepalign_run.probing import ProbePlan, ProbeReport
 from stepalign_run.rollout import Rollout
 from stepalign_run.testing import MemoryBroker, MemoryPolicyStore, MemoryRolloutQueue
-from stepalign_trainer.batch.scope import TokenGroups, token_groups, token_spans
+from stepalign_trainer.batch.scope import TokenGroups, token_groups
+from stepalign_trainer.batch.spans import token_spans
 from stepalign_trainer.probe.arms import Subject
 from stepalign_trainer.probe.command import read_plan
 from stepalign_trainer.probe.figures import ScoredRollout, contrast, differing, estimate, focus, scaled
@@ -185,6 +186,20 @@ def test_samples_are_the_bases_and_leave_the_model_as_it_was(
         assert torch.equal(learner.logits(rollouts[0].prompt_token_ids, rollouts[0].completion_token_ids), before)
     assert texts[0] == texts[1] == texts[2]
     assert len(texts[0]) == 20 and len(set(texts[0])) > 5
+
+
+def test_rollouts_that_no_update_could_use_are_counted_and_in_no_figure(
+    measure: Measure, rollouts: list[Rollout]
+) -> None:
+    usable = measure("stepalign_scoped", "refsol", critic=Critic())
+    rollouts[1:1] = [
+        rollouts[0].model_copy(update={"rollout_id": "other-text", "text": "8"}),
+        rollouts[0].model_copy(update={"rollout_id": "other-model", "completion_token_ids": [10**6, 2]}),
+        rollouts[0].model_copy(update={"rollout_id": "endless", "completion_token_ids": [7] * 4000}),
+    ]
+    report = measure("stepalign_scoped", "refsol", critic=Critic())
+    assert report.unusable == {"text_is_not_its_tokens": 1, "too_long_for_the_model": 1, "unknown_tokens": 1}
+    assert (report.rollouts, report.contexts) == (usable.rollouts, usable.contexts) and usable.unusable == {}
 
 
 def test_all_contexts_share_their_rollouts_and_one_critique_of_each_form(measure: Measure) -> None:

@@ -12,9 +12,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from stepalign.types import Critique
+from stepalign.critique.splitting import split_attempt
+from stepalign.errors import UnusableRolloutError
+from stepalign.types import Critique, CritiqueRequest
 from stepalign_run.rollout import Rollout
-from stepalign_trainer.batch.scope import TokenGroups, token_groups, token_spans
+from stepalign_trainer.batch.scope import TokenGroups, token_groups
+from stepalign_trainer.batch.spans import token_spans
+from support.critic_answers import answer_of
 
 MakeRollout = Callable[..., Rollout]
 MakeCritique = Callable[[Rollout], Critique]
@@ -88,16 +92,17 @@ def test_bytes_that_are_no_character_still_have_spans(bytewise: Any, make_rollou
     assert text.endswith("ab") and "�" in text
     rollout = make_rollout(completion_token_ids=ids, text=text, finish_reason="length", behaviour_logprobs=None)
     spans = token_spans(rollout, bytewise)
-    assert len(spans) == 4 and spans[3] == (len(text) - 1, len(text))
-    assert spans[0] == spans[1] == spans[2] == (0, len(text) - 1)
+    assert [text[start:end] for start, end in spans] == ["�", "�", "a", "b"]
+    assert spans[0] == spans[1]
 
 
 @pytest.mark.parametrize(
     "text", ["<step_1> 4", "<step_1>  3", "<step_1> 3 ", "<step_1>", "", "x<step_1> 3", "<step_1> 3 + 4"]
 )
 def test_a_text_that_is_not_the_decoding_is_refused(tokenizer: Any, rollout_of: MakeRollout, text: str) -> None:
-    with pytest.raises(ValueError, match="rollout r0: its text is not the decoding"):
+    with pytest.raises(UnusableRolloutError, match="rollout r0: its text is not the decoding") as caught:
         token_spans(rollout_of("<step_1> 3", text=text), tokenizer)
+    assert caught.value.reason == "text_is_not_its_tokens"
 
 
 @pytest.mark.parametrize(
@@ -233,3 +238,100 @@ def test_text_after_the_answer_ends_a_random_scope_too(
     steps = "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 9 </step_2> <step_3> 9 - 2 = 7 </step_3> "
     rollout = rollout_of(f"{steps}{ENDS_RIGHT} so 8")
     assert random_scopes(tokenizer, rollout, critique_of(rollout), IDS[:3]) == [32, 32, 32]
+
+
+# Untagged: a step is a line, and the last one is nothing but the answer.
+LINES = "the sum is 3 + 4 = 7\nthen 7 * 7 = 48\nand 48 - 2 = 46\nThe answer is 46"
+
+
+@pytest.fixture
+def untagged(bytewise: Any, make_rollout: MakeRollout) -> Callable[..., Rollout]:
+    """Every character is a token."""
+
+    def make(text: str = LINES, **overrides: Any) -> Rollout:
+        ids = [*bytewise(text)["input_ids"], bytewise.eos_token_id]
+        problem = {"id": "p0", "question": "?", "answer": "47"}
+        fields = {"problem": problem, "completion_token_ids": ids, "text": text, "behaviour_logprobs": None}
+        return make_rollout(**(fields | overrides))
+
+    return make
+
+
+def critiqued(rollout: Rollout, critic_text: str) -> Critique:
+    """As the critic's service answers."""
+    request = CritiqueRequest(question="?", attempt=rollout.text, answer=rollout.problem.answer)
+    critique = answer_of(request, critic_text).critique
+    assert critique is not None, critic_text
+    return critique
+
+
+CORRECTED = (
+    "<step_1>the sum is 3 + 4 = 7</step_1><copied/>{}<corrected/><step_3>and 49 - 2 = 47</step_3><continued/>"
+    "<answer>47</answer><verdict>incorrect</verdict>"
+)
+
+
+@pytest.mark.parametrize(
+    "corrected",
+    ["<step_2>then 7 * 7 = 49</step_2>", "<step_2> then 7 * 7 = 49 </step_2>", "<step_2>\nthen  7 * 7 = 49\n</step_2>"],
+)
+def test_the_error_of_an_untagged_attempt_is_where_its_text_differs(
+    untagged: Callable[..., Rollout], bytewise: Any, corrected: str
+) -> None:
+    """As in a tagged one: at the "8" of "48", not at the step's first letter, and whitespace aside."""
+    rollout = untagged()
+    critique = critiqued(rollout, CORRECTED.format(corrected))
+    end = LINES.index("\nand")
+    groups = token_groups("through_first_error", rollout, critique, token_spans(rollout, bytewise))
+    assert groups == TokenGroups(in_scope=end, first_error=LINES.index("8\nand"))
+    # The same attempt with tags.
+    tagged = untagged(split_attempt(LINES).tagged)
+    found = token_groups("full", tagged, critiqued(tagged, CORRECTED.format(corrected)), token_spans(tagged, bytewise))
+    assert found.first_error is not None and tagged.text[found.first_error :].startswith("8</step_2>")
+
+
+def test_a_wrong_answer_of_an_untagged_attempt_is_where_it_differs(
+    untagged: Callable[..., Rollout], bytewise: Any
+) -> None:
+    rollout = untagged(problem={"id": "p0", "question": "?", "answer": "41"})
+    copies = "".join(f"<step_{i}>{line}</step_{i}><copied/>" for i, line in enumerate(LINES.split("\n")[:3], start=1))
+    critique = critiqued(rollout, f"{copies}<answer>41</answer><verdict>incorrect</verdict>")
+    groups = token_groups("through_first_error", rollout, critique, token_spans(rollout, bytewise))
+    assert groups == TokenGroups(in_scope=len(LINES), first_error=len(LINES) - 1)
+
+
+def test_a_step_too_many_of_an_untagged_attempt_errs_at_its_first_letter(
+    untagged: Callable[..., Rollout], bytewise: Any
+) -> None:
+    """The critique answers there: the tags differ, which the text does not have."""
+    rollout = untagged("it is 40 + 7\nso\nThe answer is 46")
+    critique = critiqued(
+        rollout, "<step_1>it is 40 + 7</step_1><copied/><answer>47</answer><verdict>incorrect</verdict>"
+    )
+    groups = token_groups("through_first_error", rollout, critique, token_spans(rollout, bytewise))
+    assert groups == TokenGroups(in_scope=15, first_error=13)
+
+
+def test_a_random_scope_of_an_untagged_attempt_ends_after_any_of_its_steps(
+    untagged: Callable[..., Rollout], bytewise: Any
+) -> None:
+    rollout = untagged()
+    critique = critiqued(rollout, CORRECTED.format("<step_2>then 7 * 7 = 49</step_2>"))
+    drawn = random_scopes(bytewise, rollout, critique, IDS)
+    assert set(drawn) == {end for _, end in split_attempt(LINES).steps} | {len(LINES)}
+    assert random_scopes(bytewise, rollout, critique, IDS[::-1])[::-1] == drawn
+
+
+@pytest.mark.parametrize("scope", ["full", "through_first_error", "random_step"])
+@pytest.mark.parametrize("difference", [None, (0, 0), (3, 2), (-4, 8), (0, 10), (60, 90), (10**9, 10**9 + 1)])
+@pytest.mark.parametrize("attempt", ["wrong_step", "3 + 4 = 8 so 8"])
+def test_a_critique_that_points_at_no_step_is_of_another_text(
+    tokenizer: Any, rollout_of: MakeRollout, critique_of: MakeCritique, attempt: str, difference: Any, scope: Any
+) -> None:
+    found = critique_of(rollout_of("wrong_step"))
+    alignment = found.alignment.model_copy(update={"first_difference": difference})
+    critique = found.model_copy(update={"alignment": alignment, "first_error_step": 99})
+    rollout = rollout_of(attempt)
+    with pytest.raises(UnusableRolloutError, match="rollout r0: the critique's first difference") as caught:
+        token_groups(scope, rollout, critique, token_spans(rollout, tokenizer))
+    assert caught.value.reason == "critique_is_of_another_text"

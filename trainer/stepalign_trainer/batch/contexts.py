@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stepalign.errors import ConfigError
+from stepalign.errors import ConfigError, GraderError
 from stepalign.plugins import Checker
 from stepalign.scoring import trace_critique
 from stepalign.types import Critique, CritiqueMode
 from stepalign_run.context import Context, ContextKind
+from stepalign_run.logging import get_logger
 from stepalign_run.rollout import Rollout
 from stepalign_trainer.batch.critiques import Critiqued, Critiques, CritiqueSource
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,18 @@ class ContextResult:
     critique_outcome: str | None = None
 
 
+def checked_critique(rollout: Rollout, checker: Checker) -> Critique | None:
+    """The exact checker's critique; None, and a line in the log, where it fails on this rollout.
+
+    Raises ConfigError when it cannot handle the problem.
+    """
+    try:
+        return trace_critique(rollout.problem, rollout.text, checker)
+    except GraderError as error:
+        log.warning("no exact critique", rollout_id=rollout.rollout_id, error=str(error))
+        return None
+
+
 class Contexts:
     """Makes the contexts of one kind. ``checker`` says where errors are in arms without a critic; figures only."""
 
@@ -146,7 +161,7 @@ class Contexts:
         if self.critiques is not None:
             return Source(rollout, await self.critiques.ask(rollout, CONTEXTS[self.kind].mode))
         if self.checker is not None:
-            return Source(rollout, Critiqued(trace_critique(rollout.problem, rollout.text, self.checker)))
+            return Source(rollout, Critiqued(checked_critique(rollout, self.checker)))
         return Source(rollout, Critiqued(None))
 
     def _result(self, index: int, sources: Sequence[Source]) -> ContextResult:

@@ -19,11 +19,11 @@ from importlib.metadata import version
 
 from transformers import AutoConfig
 
-from stepalign.errors import ConfigError, PromptTooLongError
+from stepalign.errors import ConfigError, UnusableRolloutError
 from stepalign.plugins import Checker, Grader
 from stepalign.problems import problems_sha256
 from stepalign.prompts.content_tokens import content_token_ids
-from stepalign.scoring import grade, trace_critique
+from stepalign.scoring import grade
 from stepalign.types import Critique, CritiqueRequest, CritiqueResponse, FinishReason, Verdict
 from stepalign_run.config import Config
 from stepalign_run.context import ContextKind
@@ -38,14 +38,16 @@ from stepalign_run.probing import (
 )
 from stepalign_run.queue import Delivery, RolloutQueue
 from stepalign_run.rollout import Rollout
-from stepalign_trainer.batch.contexts import ContextResult, Contexts
+from stepalign_trainer.batch.contexts import ContextResult, Contexts, checked_critique
 from stepalign_trainer.batch.critiques import CritiqueSource
-from stepalign_trainer.batch.examples import teacher_prompt_ids
-from stepalign_trainer.batch.scope import token_groups, token_spans
+from stepalign_trainer.batch.examples import check_readable, teacher_prompt_ids
+from stepalign_trainer.batch.scope import token_groups
+from stepalign_trainer.batch.spans import token_spans
 from stepalign_trainer.loop import CLAIM_BLOCK_SECONDS
 from stepalign_trainer.probe.arms import Measured, Subject, score_arm
 from stepalign_trainer.probe.figures import ScoredRollout, contrast, solve_rate
 from stepalign_trainer.probe.samples import ProbeSampler
+from stepalign_trainer.update.canary import canary_sequence
 from stepalign_trainer.update.learner import Learner
 
 log = get_logger(__name__)
@@ -117,10 +119,18 @@ class Probe:
 
     async def measure(self, rollouts: Sequence[Rollout]) -> ProbeReport:
         """Raises ConfigError when the checker cannot handle a problem, and CriticError as the trainer does."""
-        self.learner.check_teacher_is_student(rollouts[0].prompt_token_ids, rollouts[0].completion_token_ids)
+        self.learner.check_teacher_is_student(*canary_sequence(self.config, self.learner.tokenizer))
         own = await self._contexts(ContextKind.CRITIQUE, rollouts) if self.critic is not None else None
         critiques = [result.critique for result in own] if own is not None else [None] * len(rollouts)
-        subjects = [self._subject(rollout, found) for rollout, found in zip(rollouts, critiques, strict=True)]
+        unusable: Counter[str] = Counter()
+        subjects: list[Subject] = []
+        for rollout, critique in zip(rollouts, critiques, strict=True):
+            try:
+                subjects.append(self._subject(rollout, critique))
+            except UnusableRolloutError as error:
+                log.warning("left out", rollout_id=rollout.rollout_id, reason=error.reason.value, error=str(error))
+                unusable[error.reason.value] += 1
+        rollouts = [subject.rollout for subject in subjects]
         measured: dict[ContextKind, Measured] = {}
         for kind in self.kinds:
             measured[kind] = self._measure(kind, subjects, await self._contexts(kind, rollouts))
@@ -132,6 +142,7 @@ class Probe:
             run=config.run.name,
             seed=config.run.seed,
             rollouts=len(rollouts),
+            unusable=dict(sorted(unusable.items())),
             with_error=sum(subject.groups.first_error is not None for subject in subjects),
             unlocated=sum(subject.critique is None for subject in subjects),
             samples=self.plan.samples,
@@ -155,7 +166,8 @@ class Probe:
 
     def _subject(self, rollout: Rollout, critique: Critique | None) -> Subject:
         if critique is None and self.checker is not None:
-            critique = trace_critique(rollout.problem, rollout.text, self.checker)
+            critique = checked_critique(rollout, self.checker)
+        check_readable(rollout, rollout.prompt_token_ids, self.learner.limits)
         spans = token_spans(rollout, self.learner.tokenizer)
         return Subject(rollout, critique, spans, token_groups("through_first_error", rollout, critique, spans))
 
@@ -166,8 +178,8 @@ class Probe:
         for subject, result in zip(subjects, results, strict=True):
             try:
                 prompt = self._teacher_prompt(subject.rollout, result)
-            except PromptTooLongError:
-                left_out["teacher_prompt_too_long"] += 1
+            except UnusableRolloutError as error:
+                left_out[error.reason.value] += 1
                 continue
             if prompt is None:
                 left_out[result.skip_reason or ""] += 1
@@ -198,7 +210,9 @@ class Probe:
     def _teacher_prompt(self, rollout: Rollout, result: ContextResult) -> list[int] | None:
         if result.context is None:
             return None
-        return teacher_prompt_ids(self.config, self.learner.tokenizer, rollout, result.context)
+        prompt = teacher_prompt_ids(self.config, self.learner.tokenizer, rollout, result.context)
+        check_readable(rollout, prompt, self.learner.limits)
+        return prompt
 
     def _scored(self, subject: Subject, teacher_prompt: list[int]) -> ScoredRollout:
         rollout = subject.rollout

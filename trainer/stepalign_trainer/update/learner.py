@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stepalign.errors import ConfigError, NonFiniteError
 from stepalign_models.devices import choose_device
 from stepalign_run.config import Config
-from stepalign_trainer.batch.examples import Example
+from stepalign_trainer.batch.examples import Example, ModelLimits
 from stepalign_trainer.objectives import make_objective
 from stepalign_trainer.objectives.divergence import Predictions, TokenLoss, TokenTerms, token_terms
 from stepalign_trainer.update.metrics import BatchTerms, Step, UpdateMetrics, update_metrics
@@ -48,7 +49,7 @@ class Learner:
         )
         if not (settings.path / "config.json").is_file():
             raise ConfigError(f"model.path {settings.path}: there is no model there (config.json is missing)")
-        self._check_positions()
+        positions = self._check_positions()
         torch.manual_seed(config.run.seed)
         base = AutoModelForCausalLM.from_pretrained(
             settings.path, dtype=getattr(torch, settings.dtype.value), local_files_only=True, use_safetensors=True
@@ -66,9 +67,11 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.trainer.learning_rate, weight_decay=0.0)
         self._causal_lm: Any = self.model.get_base_model()
         self._head = self._causal_lm.get_output_embeddings()
+        embedded = self._causal_lm.get_input_embeddings().weight.shape[0]
+        self.limits = ModelLimits(min(embedded, self._head.weight.shape[0]), positions)
 
-    def _check_positions(self) -> None:
-        """Raises ConfigError when the budgets allow a sequence that is longer than the model's positions."""
+    def _check_positions(self) -> int | None:
+        """The model's positions. Raises ConfigError when the budgets allow a sequence that is longer."""
         config = self.config
         positions = getattr(AutoConfig.from_pretrained(config.model.path), "max_position_embeddings", None)
         prompt = max(config.solver.max_prompt_tokens, config.trainer.max_teacher_prompt_tokens)
@@ -78,6 +81,7 @@ class Learner:
                 f"model's {positions} positions; lower solver.max_prompt_tokens, trainer.max_teacher_prompt_tokens or "
                 "solver.max_new_tokens"
             )
+        return positions
 
     @contextmanager
     def teacher(self) -> Iterator[None]:
@@ -107,22 +111,43 @@ class Learner:
 
     @torch.no_grad()
     def check_teacher_is_student(self, prompt: list[int], completion: list[int]) -> None:
-        """Assert the method's premise before the first update. Raises ConfigError when it does not hold, and
+        """Assert the method's premises before the first update. Raises ConfigError when one does not hold, and
         NonFiniteError on logits that are not finite.
 
-        Without a context the teacher equals the student bit for bit, and the output head on hidden states gives the
-        model's own logits (it would not with soft-capped or scaled logits).
+        - Without a context the teacher equals the student bit for bit: a fresh adapter adds zeros to the same products.
+        - Logits are what the output head gives, bit for bit: those of one call of it are compared, not computed again
+          (a soft cap or a scale would show).
+        - The head reads the hidden states that the loss is computed from. These come of another call, for which a
+          library may choose another kernel: equal to half of the number format's digits.
         """
-        student = self.logits(prompt, completion)
+        read, given, student = self._through_the_head(prompt, completion)
         with self.teacher():
-            teacher = self.logits(prompt, completion)
+            _, _, teacher = self._through_the_head(prompt, completion)
         if not torch.isfinite(student).all():
             raise NonFiniteError("the logits of the fresh model are not finite")
         if not torch.equal(student, teacher):
             raise ConfigError("with the adapter off the model differs from the fresh student: is an adapter merged?")
-        from_hidden = self._head(self.hidden_states([prompt], [completion])[0])
-        if not torch.allclose(from_hidden.float(), student.float(), atol=1e-3, rtol=1e-3):
+        if not torch.equal(given.float(), student.float()):
             raise ConfigError("this model changes its logits after the output head (soft cap or scale): not supported")
+        ours = self.hidden_states([prompt], [completion])[0].float()
+        theirs = read[0, len(prompt) - 1 : -1].float()
+        if not (ours - theirs).norm() <= math.sqrt(torch.finfo(read.dtype).eps) * theirs.norm():
+            raise ConfigError("this model changes its hidden states before the output head (a scale): not supported")
+
+    def _through_the_head(
+        self, prompt: list[int], completion: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of one forward pass: what the output head reads, ``[1, L, H]``, what it gives and what the model gives,
+        ``[1, L, V]``. Raises ConfigError for a model that does not use the head once."""
+        calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+        watched = self._head.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
+        try:
+            logits = self.model(input_ids=torch.tensor([prompt + completion], device=self.device)).logits
+        finally:
+            watched.remove()
+        if len(calls) != 1:
+            raise ConfigError(f"this model calls its output head {len(calls)} times a pass and not once: not supported")
+        return *calls[0], logits
 
     def update(self, examples: Sequence[Example]) -> UpdateMetrics:
         """The arm's optimizer steps on one batch.
