@@ -25,6 +25,7 @@ from stepalign_critic.cache import CritiqueCache
 from stepalign_critic.errors import RateLimitedError, ServiceError
 from stepalign_critic.http import examples
 from stepalign_critic.http.access import ApiKeys, RequireApiKey
+from stepalign_critic.http.admission import RefuseByHead
 from stepalign_critic.http.answering import Answering
 from stepalign_critic.http.batch_route import add_batch_route
 from stepalign_critic.http.critique_route import add_critique_route
@@ -97,6 +98,7 @@ def create_app(service: CriticService, settings: AppSettings | None = None, metr
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
     if settings.api_keys is not None:
         app.add_middleware(RequireApiKey, keys=settings.api_keys)
+    app.add_middleware(RefuseByHead)
     app.add_middleware(RequestContext, metrics=metrics, paths=paths, lifecycle=service.lifecycle)
     return app
 

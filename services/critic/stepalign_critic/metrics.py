@@ -37,6 +37,7 @@ class Metrics:
             buckets=_LATENCY_BUCKETS_SECONDS,
             registry=self.registry,
         )
+        self.connections = Gauge(f"{_PREFIX}connections", "Open connections", registry=self.registry)
         self.in_flight = Gauge(f"{_PREFIX}in_flight", "Critiques that are being made or wait", registry=self.registry)
         self.tokens = Counter(
             f"{_PREFIX}tokens", "Tokens read (prompt) and written (completion)", ["kind"], registry=self.registry

@@ -102,6 +102,12 @@ class CriticServerSection(Section):
     """How long requests are still served after SIGTERM, while readiness says 503 and load balancers look away."""
     finish_seconds: Annotated[float, Field(ge=0)] = 120.0
     """How long requests in progress may take to be answered after the grace; new ones are refused meanwhile."""
+    keep_alive_seconds: Annotated[int, Field(ge=1)] = 90
+    """How long a connection without a request stays open: longer than clients and load balancers keep theirs, or some
+    of their requests meet a connection that is being closed."""
+    max_connections: Annotated[int, Field(ge=1)] = 768
+    """Most connections. A further one takes the place of one that waits for its client; where all are being answered,
+    only checks of health are."""
     address_file: Path | None = None
     """A file that holds the service's address while it listens. Unset, the service writes no file."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 128 * 1024
