@@ -152,6 +152,7 @@ EFFECTS: dict[str, Shows | Refused] = {
     ),
     "critic.keep_alive_seconds": Shows("critic keeps a connection", "--critic.keep_alive_seconds 1"),
     "critic.max_connections": Shows("critic keeps a connection", "--critic.max_connections 1"),
+    "critic.cors_origins": Shows("critic from a page", "--critic.cors_origins [\"https://a.example\"]"),
     "critic.address_file": Shows("critic address", "--critic.address_file $folder/critic.url"),
     "critic.max_body_bytes": Shows("critic at a long attempt", "--critic.max_body_bytes 1024"),
     "critic.max_steps": Shows("critic", "--critic.max_steps 1"),
@@ -409,6 +410,12 @@ def keeps_a_connection(critic: Served) -> bool:
         return not any(event.startswith("connection.connect_tcp") for event in opened)
 
 
+def ask_from_a_page(critic: Served) -> str | None:
+    """The origin whose pages may read an answer."""
+    answer = httpx.get(f"{critic.url}/version", headers={"origin": "https://a.example"})
+    return answer.headers.get("access-control-allow-origin")
+
+
 def asked_by_two(bench: Bench, overrides: Overrides) -> Any:
     """Where the second of two critics had its answer from."""
     ask_one = while_served(ask_twice)
@@ -539,6 +546,7 @@ OBSERVATIONS: dict[str, Observe] = {
     "critic asked by two": asked_by_two,
     "time to live": time_to_live,
     "critic metrics": while_served(metrics_of),
+    "critic from a page": while_served(ask_from_a_page),
     "critic keeps a connection": while_served(keeps_a_connection),
     "critic at two items": while_served(ask_two_in_a_batch),
     "critic statuses": while_served(lambda critic: sorted(ask_four(critic)[0])),

@@ -80,6 +80,7 @@ def serve(section: CriticServerSection, backend: Backend | None = None) -> None:
         api_keys=keys,
         cache=_cache(section),
         limiter=None if limit is None else RateLimiter(limit),
+        cors_origins=tuple(section.cors_origins),
     )
     metrics = Metrics(service.engine_registry())
     app = create_app(service, settings, metrics)

@@ -50,6 +50,9 @@ _OWN_ENGINE_ARGS = {
 }
 
 
+_ORIGIN = r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$"
+
+
 class VllmSection(Section):
     """The engine of the critic's backend ``vllm``."""
 
@@ -139,6 +142,9 @@ class CriticServerSection(Section):
     """How long an answer stays in that server."""
     rate_limit_per_minute: Annotated[int, Field(ge=1)] | None = None
     """Critiques a minute that each API key may ask one process for; more are answered with 429."""
+    cors_origins: list[Annotated[str, Field(pattern=_ORIGIN)]] = Field(default_factory=list[str])
+    """Origins whose pages may ask the service from a browser, as ``["https://app.example.org"]``, without a slash at
+    the end; ``["*"]`` stands for all."""
     openai: OpenAISection = OpenAISection()
     vllm: VllmSection = VllmSection()
 
