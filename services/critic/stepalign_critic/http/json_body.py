@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Coroutine
 from email.message import Message
 from typing import Any
@@ -85,7 +86,7 @@ def read_json(body: bytes) -> Any:
         raise _unread("the body is UTF-16 or UTF-32; encode it as UTF-8")
     try:
         # Some programs put a byte order mark before UTF-8 too.
-        return _DECODER.decode(body.decode("utf-8-sig"))
+        return _DECODER.decode(body.removeprefix(BOM_UTF8).decode())
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         said = f"the body is no UTF-8: byte 0x{byte:02x} at position {error.start}; encode it as UTF-8, not as Latin-1"
