@@ -149,8 +149,10 @@ class CritiqueMode(StrEnum):
     """Without the steps that are copied before the first change."""
 
 
-# join_steps refuses a blank step, in better words than a pattern of pydantic's would.
-SentStep = Annotated[WellFormed, Field(json_schema_extra={"pattern": r"\S"})]
+# join_steps refuses a blank step, in better words than a pattern of pydantic's would. What is whitespace to Python is
+# spelled out, since to JSON Schema's ``\s`` it is something else.
+_NOT_BLANK = r"[^\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+SentStep = Annotated[WellFormed, Field(json_schema_extra={"pattern": _NOT_BLANK})]
 
 
 _ONE_ATTEMPT: JsonDict = {

@@ -11,6 +11,7 @@ import asyncio
 import shlex
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -149,6 +150,9 @@ EFFECTS: dict[str, Shows | Refused] = {
     "critic.finish_seconds": Shows(
         "critic while it ends", "--critic.finish_seconds 0", f"{MODEL_CRITIC} --critic.batch_wait_ms 900"
     ),
+    "critic.keep_alive_seconds": Shows("critic keeps a connection", "--critic.keep_alive_seconds 1"),
+    "critic.max_connections": Shows("critic keeps a connection", "--critic.max_connections 1"),
+    "critic.cors_origins": Shows("critic from a page", "--critic.cors_origins [\"https://a.example\"]"),
     "critic.address_file": Shows("critic address", "--critic.address_file $folder/critic.url"),
     "critic.max_body_bytes": Shows("critic at a long attempt", "--critic.max_body_bytes 1024"),
     "critic.max_steps": Shows("critic", "--critic.max_steps 1"),
@@ -397,6 +401,25 @@ def ask_twice(critic: Served) -> list[tuple[int, str | None]]:
     return [(answer.status_code, answer.headers.get("x-stepalign-cache")) for answer in answers]
 
 
+def keeps_a_connection(critic: Served) -> bool:
+    """Whether an idle connection outlives another one and some seconds."""
+    with httpx.Client(base_url=critic.url) as first, httpx.Client(base_url=critic.url) as second:
+        for client in (first, second):
+            client.get("/health/live")
+        time.sleep(2.5)
+        # A closed one would be opened anew.
+        opened: list[str] = []
+        trace = {"trace": lambda event, _: opened.append(event)}
+        first.get("/health/live", extensions=trace)
+        return not any(event.startswith("connection.connect_tcp") for event in opened)
+
+
+def ask_from_a_page(critic: Served) -> str | None:
+    """The origin whose pages may read an answer."""
+    answer = httpx.get(f"{critic.url}/version", headers={"origin": "https://a.example"})
+    return answer.headers.get("access-control-allow-origin")
+
+
 def asked_by_two(bench: Bench, overrides: Overrides) -> Any:
     """Where the second of two critics had its answer from."""
     ask_one = while_served(ask_twice)
@@ -527,6 +550,8 @@ OBSERVATIONS: dict[str, Observe] = {
     "critic asked by two": asked_by_two,
     "time to live": time_to_live,
     "critic metrics": while_served(metrics_of),
+    "critic from a page": while_served(ask_from_a_page),
+    "critic keeps a connection": while_served(keeps_a_connection),
     "critic at two items": while_served(ask_two_in_a_batch),
     "critic statuses": while_served(lambda critic: sorted(ask_four(critic)[0])),
     "critic batches": while_served(lambda critic: ask_four(critic)[1]),

@@ -115,8 +115,8 @@ def test_health_and_version_answer(url: str) -> None:
         ("POST", "/v1/critiques", '{"question": "1 + 1"}', 422, "invalid_request", None),
         ("POST", "/v1/critiques", '{"question": "1", "attempt": "", "x": 1}', 422, "invalid_request", "x"),
         ("POST", "/v1/critiques", '{"question": "\\ud800", "attempt": ""}', 422, "invalid_request", "question"),
-        ("POST", "/v1/critiques", "{", 422, "invalid_request", None),
-        ("POST", "/v1/critiques", "[" * 100_000, 400, "invalid_request", None),
+        ("POST", "/v1/critiques", "{", 400, "invalid_json", None),
+        ("POST", "/v1/critiques", "[" * 100_000, 400, "invalid_json", None),
         ("POST", "/v1/critiques", '{"question": "hello", "attempt": ""}', 422, "unsupported_request", None),
     ],
 )
@@ -130,28 +130,6 @@ def test_every_refusal_has_the_envelope_and_a_request_id(
     assert error["type"] == "invalid_request_error"
     assert error["message"]
     assert answer.headers["x-request-id"].startswith("req_")
-
-
-@pytest.mark.parametrize("path", ["/v1/critiques", "/v1/critiques/batch"])
-@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", None])
-def test_json_that_is_not_sent_as_such_is_told_the_header(url: str, path: str, kind: str | None) -> None:
-    """``curl -d`` says that it sends a form."""
-    headers = {} if kind is None else {"content-type": kind}
-    answer = httpx.post(url + path, content=json.dumps(CORRECT), headers=headers)
-    error = error_of(answer)
-    assert (answer.status_code, error["code"]) == (422, "invalid_request")
-    said = f"send JSON with the header Content-Type: application/json; {kind or 'no such header'} was sent"
-    assert error["message"] == f"body: {said}"
-
-
-def test_a_body_that_is_no_json_is_told_where(url: str) -> None:
-    answer = httpx.post(f"{url}/v1/critiques", content="{'a': 1}", headers={"content-type": "application/json"})
-    message = error_of(answer)["message"]
-    assert message == "body: this is no JSON: Expecting property name enclosed in double quotes at character 1"
-
-
-def test_a_405_says_what_is_allowed(url: str) -> None:
-    assert httpx.get(f"{url}/v1/critiques").headers["allow"] == "POST"
 
 
 def test_a_request_id_is_echoed_and_a_hostile_one_replaced(url: str) -> None:

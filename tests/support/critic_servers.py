@@ -21,6 +21,9 @@ from stepalign_critic.app import AppSettings, create_app
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.backends.micro_batcher import MicroBatcher, Wanted
 from stepalign_critic.errors import EngineError
+from stepalign_critic.http.door import Door, DoorSettings
+from stepalign_critic.http.server import server_config
+from stepalign_critic.metrics import Metrics
 from stepalign_critic.service import CriticService
 from stepalign_lab.checker import exact_critique
 
@@ -138,9 +141,13 @@ class HeldBackend:
 
 
 @contextmanager
-def serving(service: CriticService, settings: AppSettings | None = None) -> Iterator[str]:
-    config = uvicorn.Config(create_app(service, settings), log_config=None, access_log=False, lifespan="on")
-    server = uvicorn.Server(config)
+def serving(
+    service: CriticService, settings: AppSettings | None = None, door: DoorSettings | None = None
+) -> Iterator[str]:
+    metrics = Metrics(service.engine_registry())
+    server = uvicorn.Server(
+        server_config(create_app(service, settings, metrics), Door(door or DoorSettings(), metrics))
+    )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         # As stepalign_critic.process does, and for its reason: else most answers take 40 ms longer.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

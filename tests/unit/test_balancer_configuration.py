@@ -67,3 +67,11 @@ def test_a_request_is_tried_for_longer_than_a_new_replica_counts_as_up() -> None
     (interval, fast), *_ = re.findall(r" inter (\d+)s fastinter (\d+)ms .*fall 2\b", HAPROXY)
     waits = number("retries") - number("retries") // number("option redispatch")
     assert waits * seconds("timeout connect") > int(interval) + int(fast) / 1000
+
+
+def test_the_critic_keeps_a_connection_longer_than_the_balancer_and_has_one_for_each_of_its() -> None:
+    whole = max(int(found) for found in re.findall(r"^ +maxconn (\d+)$", HAPROXY, re.MULTILINE))
+    for path in (ROOT / "configs").glob("*.toml"):
+        critic = load_critic_config(path, [], {}).critic
+        assert critic.keep_alive_seconds > seconds("timeout http-keep-alive")
+        assert critic.max_connections > whole

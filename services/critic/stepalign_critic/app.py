@@ -25,18 +25,22 @@ from stepalign_critic.cache import CritiqueCache
 from stepalign_critic.errors import ServiceError
 from stepalign_critic.http import examples
 from stepalign_critic.http.access import ApiKeys, RequireApiKey
+from stepalign_critic.http.admission import RefuseByHead
 from stepalign_critic.http.answering import Answering
 from stepalign_critic.http.batch_route import add_batch_route
+from stepalign_critic.http.cors import Cors
 from stepalign_critic.http.critique_route import add_critique_route
-from stepalign_critic.http.envelope import detail_of, enveloped, error_response, invalid_detail
+from stepalign_critic.http.envelope import detail_of, enveloped, error_response, invalid_detail, message_of
 from stepalign_critic.http.examples import DocumentedApp, error_answers
+from stepalign_critic.http.json_body import JsonRoute, UnreadBodyError
+from stepalign_critic.http.methods import Allowed, Methods
 from stepalign_critic.http.middleware import BodyLimit, RequestContext
 from stepalign_critic.http.rate_limit import RateLimiter
 from stepalign_critic.lifecycle import State
 from stepalign_critic.metrics import Metrics
 from stepalign_critic.service import CriticService
 
-_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request"}
+_CODES = {404: "not_found", 400: "invalid_request"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class AppSettings:
     """Keeps answers; the app closes it at its end. None makes every answer anew."""
     limiter: RateLimiter | None = None
     """Limits the critiques of each API key. None limits nothing."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may ask the service; ``*`` stands for all."""
 
 
 def create_app(service: CriticService, settings: AppSettings | None = None, metrics: Metrics | None = None) -> FastAPI:
@@ -83,6 +89,7 @@ def create_app(service: CriticService, settings: AppSettings | None = None, metr
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.router.route_class = JsonRoute
     service.on_answer = metrics.count_answer
     answering = Answering(service, metrics, settings.cache, settings.limiter)
     add_critique_route(app, answering)
@@ -92,12 +99,17 @@ def create_app(service: CriticService, settings: AppSettings | None = None, metr
     _add_operations(app, service)
     if settings.api_keys is None:
         _add_metrics(app, metrics)
-    _add_error_handlers(app, settings)
+    allowed = Allowed(app.routes)
+    _add_error_handlers(app, settings, allowed)
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
+    app.add_middleware(Methods, allowed=allowed)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
     if settings.api_keys is not None:
         app.add_middleware(RequireApiKey, keys=settings.api_keys)
+    app.add_middleware(RefuseByHead)
     app.add_middleware(RequestContext, metrics=metrics, paths=paths, lifecycle=service.lifecycle)
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
     return app
 
 
@@ -142,7 +154,7 @@ def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_error_handlers(app: FastAPI, settings: AppSettings) -> None:
+def _add_error_handlers(app: FastAPI, settings: AppSettings, allowed: Allowed) -> None:
     @app.exception_handler(ServiceError)
     @app.exception_handler(PromptError)
     async def unanswered(_: Request, error: ServiceError | PromptError) -> JSONResponse:
@@ -153,26 +165,21 @@ def _add_error_handlers(app: FastAPI, settings: AppSettings) -> None:
         return enveloped(status, detail, None if seconds is None else {"retry-after": str(max(1, math.ceil(seconds)))})
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        unread = any(found["loc"] == ("body",) and found["type"] != "missing" for found in error.errors())
-        if unread and kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-            said = f"send JSON with the header Content-Type: application/json; {kind or 'no such header'} was sent"
-            return enveloped(422, invalid_detail([((), said)]))
-        return enveloped(422, invalid_detail((_path(found), _message(found)) for found in error.errors()))
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        # Of a body's field the path begins with "body".
+        return enveloped(422, invalid_detail((tuple(found["loc"][1:]), message_of(found)) for found in error.errors()))
+
+    @app.exception_handler(UnreadBodyError)
+    async def unread(_: Request, error: UnreadBodyError) -> JSONResponse:
+        said = str(error.detail)
+        return error_response(error.status_code, said, error.code, param=error.param, headers=error.headers)
 
     @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 405:
+            allow = allowed.header(request.scope["path"])
+            assert allow is not None, "only a path that allows something refuses a method"
+            said = f"{request.method} is not allowed here; {allow} are"
+            return error_response(405, said, "method_not_allowed", headers={"allow": allow})
         code = _CODES.get(error.status_code, "http_error")
         return error_response(error.status_code, str(error.detail), code, headers=error.headers)
-
-
-def _message(found: dict[str, Any]) -> str:
-    if found["type"] != "json_invalid":
-        return found["msg"]
-    return f"this is no JSON: {found['ctx']['error']} at character {found['loc'][-1]}"
-
-
-def _path(found: dict[str, Any]) -> tuple[Any, ...]:
-    """The path of an invalid field; empty when the body as a whole is to blame."""
-    return () if found["type"] == "json_invalid" else tuple(found["loc"][1:])

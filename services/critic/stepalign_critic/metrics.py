@@ -5,14 +5,26 @@ Units are in the names; ``outcome`` is a verdict or a failure reason, ``path`` a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    make_wsgi_app,
+    start_http_server,
+)
 
 from stepalign.types import Critique, CritiqueFailure, CritiqueResponse
 from stepalign_critic.cache import Source
 from stepalign_critic.service import ModelAnswer
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _PREFIX = "stepalign_critic_"
 _LATENCY_BUCKETS_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -37,6 +49,7 @@ class Metrics:
             buckets=_LATENCY_BUCKETS_SECONDS,
             registry=self.registry,
         )
+        self.connections = Gauge(f"{_PREFIX}connections", "Open connections", registry=self.registry)
         self.in_flight = Gauge(f"{_PREFIX}in_flight", "Critiques that are being made or wait", registry=self.registry)
         self.tokens = Counter(
             f"{_PREFIX}tokens", "Tokens read (prompt) and written (completion)", ["kind"], registry=self.registry
@@ -78,12 +91,33 @@ class Metrics:
 def exposed(metrics: Metrics, host: str, port: int) -> Iterator[str]:
     """Serve ``metrics`` from a thread; gives their address. Raises OSError when it is taken."""
     server, thread = start_http_server(port, host, metrics.registry)
+    server.set_app(_with_head(make_wsgi_app(metrics.registry)))
     try:
         yield f"http://{f'[{host}]' if ':' in host else host}:{server.server_port}/metrics"
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _with_head(app: WSGIApplication) -> WSGIApplication:
+    """Answer a HEAD as the GET without its body; Prometheus' own server refuses it."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] != "HEAD":
+            return app(environ, start_response)
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def start(status: str, headers: list[tuple[str, str]], _: Any = None) -> Callable[[bytes], object]:
+            started.append((status, headers))
+            return lambda _: None
+
+        body = b"".join(app({**environ, "REQUEST_METHOD": "GET"}, start))
+        ((status, headers),) = started
+        start_response(status, [*headers, ("Content-Length", str(len(body)))])
+        return []
+
+    return answer
 
 
 def outcome_of(response: CritiqueResponse) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -31,7 +32,9 @@ from stepalign_critic.backends.base import Backend
 from stepalign_critic.cache import CritiqueCache
 from stepalign_critic.cache.store import CritiqueStore
 from stepalign_critic.http.access import ApiKeys, check_exposure
+from stepalign_critic.http.door import SPARE_CONNECTIONS, Door, DoorSettings
 from stepalign_critic.http.rate_limit import RateLimiter
+from stepalign_critic.http.server import server_config
 from stepalign_critic.lifecycle import Lifecycle, State
 from stepalign_critic.metrics import Metrics, exposed
 from stepalign_critic.service import CriticService
@@ -46,6 +49,9 @@ _LAST_ANSWERS_SECONDS = 25
 _LAST_THREADS_SECONDS = 5
 """How long threads of the backend may go on after that: none can be interrupted."""
 
+_OTHER_FILES = 128
+"""Files that the process has open besides its clients' connections."""
+
 _log = get_logger(__name__)
 
 
@@ -53,11 +59,12 @@ def serve(section: CriticServerSection, backend: Backend | None = None) -> None:
     """Serve the configured critic until SIGTERM or SIGINT. Returns after a graceful shutdown.
 
     ``backend`` takes the place of the configured one. Raises ConfigError on an address file that cannot be written, on
-    a host that others can reach while there are no API keys, on an address that is taken, and on a backend that does
-    not start; BackendDiedError when the backend dies later.
+    a host that others can reach while there are no API keys, on an address that is taken, on more connections than
+    the process may have files, and on a backend that does not start; BackendDiedError when the backend dies later.
     """
     keys = ApiKeys.from_file(section.api_keys_file) if section.api_keys_file is not None else None
     check_exposure(section.host, keys)
+    _allow_files(section.max_connections)
     served = create_backend(section) if backend is None else backend
     service = CriticService(served, section.prompts, section.max_steps)
     address_file = AddressFile(section.address_file)
@@ -73,10 +80,12 @@ def serve(section: CriticServerSection, backend: Backend | None = None) -> None:
         api_keys=keys,
         cache=_cache(section),
         limiter=None if limit is None else RateLimiter(limit),
+        cors_origins=tuple(section.cors_origins),
     )
     metrics = Metrics(service.engine_registry())
     app = create_app(service, settings, metrics)
-    server = _Server(app, service.lifecycle, section, address_file, _url(listening))
+    door = Door(DoorSettings(section.max_connections, section.keep_alive_seconds), metrics)
+    server = _Server(app, door, service.lifecycle, section, address_file, _url(listening))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_cleanly)
     try:
@@ -143,6 +152,20 @@ def _bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on critic.host:port {host}:{port}: {error}") from error
 
 
+def _allow_files(connections: int) -> None:
+    """Let the process have a file for each connection. Raises ConfigError when the system lets it have fewer."""
+    needed = connections + SPARE_CONNECTIONS + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigError(
+            f"critic.max_connections is {connections}, which takes {needed} open files, and this process may have "
+            f"{hard}: lower it to {max(hard - needed + connections, 1)}, or raise the limit (ulimit -Hn)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 def _url(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -152,12 +175,15 @@ class _Server(uvicorn.Server):
     """uvicorn that drains on the first signal, ends with a failed backend, and writes its address to a file."""
 
     def __init__(
-        self, app: FastAPI, lifecycle: Lifecycle, section: CriticServerSection, address_file: AddressFile, url: str
+        self,
+        app: FastAPI,
+        door: Door,
+        lifecycle: Lifecycle,
+        section: CriticServerSection,
+        address_file: AddressFile,
+        url: str,
     ) -> None:
-        last = _LAST_ANSWERS_SECONDS
-        super().__init__(
-            uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=last)
-        )
+        super().__init__(server_config(app, door, timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS))
         self._lifecycle = lifecycle
         self._drain_grace = section.drain_grace_seconds
         self._finish_seconds = section.finish_seconds

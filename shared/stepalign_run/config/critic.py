@@ -94,6 +94,9 @@ _OWN_ENGINE_ARGS = {
 }
 
 
+_ORIGIN = r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$"
+
+
 class VllmSection(Section):
     """The engine of the critic's backend ``vllm``."""
 
@@ -146,6 +149,12 @@ class CriticServerSection(Section):
     """How long requests are still served after SIGTERM, while readiness says 503 and load balancers look away."""
     finish_seconds: Annotated[float, Field(ge=0)] = 120.0
     """How long requests in progress may take to be answered after the grace; new ones are refused meanwhile."""
+    keep_alive_seconds: Annotated[int, Field(ge=1)] = 90
+    """How long a connection without a request stays open: longer than clients and load balancers keep theirs, or some
+    of their requests meet a connection that is being closed."""
+    max_connections: Annotated[int, Field(ge=1)] = 768
+    """Most connections. A further one takes the place of one that waits for its client; where all are being answered,
+    only checks of health are."""
     address_file: Path | None = None
     """A file that holds the service's address while it listens. Unset, the service writes no file."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 128 * 1024
@@ -177,6 +186,9 @@ class CriticServerSection(Section):
     """How long an answer stays in that server."""
     rate_limit_per_minute: Annotated[int, Field(ge=1)] | None = None
     """Critiques a minute that each API key may ask one process for; more are answered with 429."""
+    cors_origins: list[Annotated[str, Field(pattern=_ORIGIN)]] = Field(default_factory=list[str])
+    """Origins whose pages may ask the service from a browser, as ``["https://app.example.org"]``, without a slash at
+    the end; ``["*"]`` stands for all."""
     openai: OpenAISection = OpenAISection()
     vllm: VllmSection = VllmSection()
 

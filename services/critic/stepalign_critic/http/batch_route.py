@@ -27,10 +27,11 @@ from stepalign.types import (
     Wire,
 )
 from stepalign_critic.errors import NotReadyError, ServiceError
+from stepalign_critic.http.accept import prefers
 from stepalign_critic.http.answering import Answering
 from stepalign_critic.http.deadlines import TIMEOUT_PARAMETER, deadline_of
-from stepalign_critic.http.envelope import detail_of, error_detail, error_response, invalid_detail
-from stepalign_critic.http.examples import BATCH, BATCH_REQUEST_EXAMPLE, NDJSON, error_answers
+from stepalign_critic.http.envelope import detail_of, error_detail, error_response, invalid_detail, message_of
+from stepalign_critic.http.examples import BATCH, BATCH_REQUEST_EXAMPLE, JSON, NDJSON, error_answers
 from stepalign_critic.http.hang_up import until_hang_up
 from stepalign_run.logging import get_logger
 
@@ -124,7 +125,7 @@ def add_batch_route(app: FastAPI, answering: Answering, max_items: int) -> None:
     @app.post(
         "/v1/critiques/batch",
         response_model=CritiqueBatchResponse,
-        responses={200: BATCH, **error_answers(400, 401, 408, 413, 422, 500, 503, never=_OF_ITEMS)},
+        responses={200: BATCH, **error_answers(400, 401, 408, 413, 415, 422, 500, 503, never=_OF_ITEMS)},
         openapi_extra={"parameters": [TIMEOUT_PARAMETER]},
     )
     async def batch_endpoint(body: Asked, request: Request) -> Response:
@@ -135,14 +136,10 @@ def add_batch_route(app: FastAPI, answering: Answering, max_items: int) -> None:
         refusal = batch.refusal()
         if refusal is not None:
             raise refusal
-        if _wants_lines(request.headers.get("accept", "")):
+        if prefers(NDJSON, JSON, request.headers.getlist("accept")):
             return _Lines(batch)
         answered = await until_hang_up(request.receive, batch.in_order())
         return JSONResponse(answered.model_dump(mode="json"))
-
-
-def _wants_lines(accept: str) -> bool:
-    return any(kind.partition(";")[0].strip().lower() == NDJSON for kind in accept.split(","))
 
 
 def _read(item: Any) -> CritiqueRequest | ValidationError:
@@ -161,7 +158,7 @@ def _item(index: int, outcome: Outcome) -> CritiqueBatchItem:
 
 def _failed(index: int, error: Exception) -> tuple[int, ErrorDetail]:
     if isinstance(error, ValidationError):
-        return 422, invalid_detail((("items", index, *found["loc"]), found["msg"]) for found in error.errors())
+        return 422, invalid_detail((("items", index, *found["loc"]), message_of(found)) for found in error.errors())
     if isinstance(error, ServiceError | PromptError):
         return detail_of(error)
     return 500, error_detail(500, "the critic failed at this item; its log says why", "internal_error")

@@ -24,7 +24,7 @@ def add_critique_route(app: FastAPI, answering: Answering) -> None:
     @app.post(
         "/v1/critiques",
         response_model=CritiqueResponse,
-        responses={200: CRITIQUE, **error_answers(400, 401, 408, 413, 422, 429, 500, 502, 503, 504)},
+        responses={200: CRITIQUE, **error_answers(400, 401, 408, 413, 415, 422, 429, 500, 502, 503, 504)},
         openapi_extra={"parameters": [TIMEOUT_PARAMETER]},
     )
     async def critiques_endpoint(body: Asked, request: Request) -> Response:

@@ -27,7 +27,19 @@ def enveloped(status: int, detail: ErrorDetail, headers: Mapping[str, str] | Non
 def error_detail(status: int, message: str, code: str, param: str | None = None) -> ErrorDetail:
     """The content of an envelope; the type follows from the status."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return ErrorDetail(message=message, type=kind, code=code, param=param)
+    return ErrorDetail(message=_sendable(message), type=kind, code=code, param=param and _sendable(param))
+
+
+def message_of(found: Mapping[str, Any]) -> str:
+    """What one of pydantic's problems is, in words that say what to change."""
+    if found["type"] == "string_unicode":
+        return "a key or a text has half of a surrogate pair; send whole characters"
+    return found["msg"]
+
+
+def _sendable(text: str) -> str:
+    """The text without lone surrogates, which a client may have sent as a key and no answer can hold."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def detail_of(error: ServiceError | PromptError) -> tuple[int, ErrorDetail]:

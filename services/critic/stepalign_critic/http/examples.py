@@ -14,9 +14,9 @@ from fastapi.routing import APIRoute
 
 from stepalign.types import ErrorBody
 from stepalign_critic.http.envelope import error_detail
+from stepalign_critic.http.json_body import JSON
 
 NDJSON = "application/x-ndjson"
-JSON = "application/json"
 DocumentedAnswers = dict[int | str, dict[str, Any]]
 """An answer of the document by its status."""
 
@@ -77,7 +77,10 @@ RESPONSE_EXAMPLE: dict[str, Any] = {
     "usage": {"prompt_tokens": 1268, "completion_tokens": 112},
 }
 _ERRORS: dict[int, tuple[str, list[tuple[str, str, str | None]]]] = {
-    400: ("The body cannot be read.", [("invalid_request", "There was an error parsing the body", None)]),
+    400: (
+        "The body is no JSON in UTF-8.",
+        [("invalid_json", "the body is no JSON: Expecting value at character 13 (line 1, column 14)", None)],
+    ),
     401: (
         "With API keys: no accepted key was sent.",
         [("invalid_api_key", "send your API key as Authorization: Bearer <key>", None)],
@@ -87,6 +90,16 @@ _ERRORS: dict[int, tuple[str, list[tuple[str, str, str | None]]]] = {
         [("body_too_slow", "the body was not complete after 20 s", None)],
     ),
     413: ("The body is over the limit.", [("body_too_large", "the body is over the limit of 131072 bytes", None)]),
+    415: (
+        "The body is not declared as JSON, or is compressed.",
+        [
+            (
+                "unsupported_media_type",
+                "send JSON with the header Content-Type: application/json; text/plain was sent",
+                "content-type",
+            )
+        ],
+    ),
     422: (
         "This request will never be answered.",
         [

@@ -20,8 +20,8 @@ from stepalign_run.logging import get_logger
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/@+-]{1,200}")
 _HUNG_UP = 499
-_LINGER_SECONDS = 2.0
-_MOST_DISCARDED_BYTES = 8 * 2**20
+LINGER_SECONDS = 2.0
+MOST_DISCARDED_BYTES = 8 * 2**20
 
 _log = get_logger(__name__)
 
@@ -147,9 +147,9 @@ async def answer_unread(response: Response, receive: Receive, send: Send) -> Non
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
     with suppress(TimeoutError):
-        async with asyncio.timeout(_LINGER_SECONDS):
+        async with asyncio.timeout(LINGER_SECONDS):
             discarded = 0
-            while discarded < _MOST_DISCARDED_BYTES:
+            while discarded < MOST_DISCARDED_BYTES:
                 message = await receive()
                 discarded += len(message.get("body", b""))
                 if not message.get("more_body", False):
