@@ -83,6 +83,7 @@ def test_the_trainer_ends_names_them_and_the_audit_adds_up(
     ]
     options += ["--trainer.steps", "1", "--trainer.batch", str(len(rollouts))]
     config = load_config(file, options)
+    config.own_folder.claim()
 
     async def publish() -> None:
         queue, policies = open_queue(config.queue, name, "solver"), open_policy_store(config.queue, name)

@@ -50,13 +50,13 @@ TEXTS = {
     "U+FFFD": "<step_1>3 \ufffd 4 = 8</step_1><answer>8</answer>",
     "other scripts": "<step_1>你好 naïve 👩\u200d👩\u200d👧 = 8</step_1><answer>八</answer>",
     "control words": "<|start|>user\n<think>3<|end|></think><tool_call>",
+    "a lone mark": "1.",
     "empty": "",
     "whitespace": " \n\t \n\n  ",
 }
 SKIPPED = {
     "text of another": UnusableReason.TEXT_IS_NOT_ITS_TOKENS,
     "an id past the embeddings": UnusableReason.UNKNOWN_TOKENS,
-    "a negative id": UnusableReason.UNKNOWN_TOKENS,
     "an enormous id": UnusableReason.UNKNOWN_TOKENS,
     "an unknown id in the prompt": UnusableReason.UNKNOWN_TOKENS,
     "10,000 tokens": UnusableReason.TOO_LONG_FOR_THE_MODEL,
@@ -151,8 +151,7 @@ def ids_of(kind: str, name: str) -> tuple[list[int], str]:
         "cut in a character": broken[:1],
         "text of another": [broken[1], end],
         "an id past the embeddings": [broken[1], PADDED, end],
-        "a negative id": [broken[1], -1, end],
-        "an enormous id": [2**40, end],
+        "an enormous id": [2**31 - 1, end],
         "10,000 tokens": [*broken[1:2] * 10_000, end],
     }
     if name in odd:
@@ -163,8 +162,8 @@ def ids_of(kind: str, name: str) -> tuple[list[int], str]:
 
 
 def written(tokenizer: Any, ids: list[int], finish: str) -> str:
-    """The text that a solver would send with these ids, those aside that no tokenizer can decode."""
-    content = [token for token in (ids if finish == "length" else ids[:-1]) if 0 <= token < 2**32]
+    """The text that a solver would send with these ids."""
+    content = ids if finish == "length" else ids[:-1]
     return tokenizer.decode(content, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
@@ -226,7 +225,7 @@ def test_a_batch_of_unusable_rollouts_alone_is_an_empty_update(run: Run) -> None
     assert run.status.balanced and run.status.skipped == {
         "text_is_not_its_tokens": 1,
         "too_long_for_the_model": 1,
-        "unknown_tokens": 4,
+        "unknown_tokens": 3,
     }
 
 

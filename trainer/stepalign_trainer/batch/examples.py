@@ -78,7 +78,7 @@ def check_readable(rollout: Rollout, prompt: list[int], limits: ModelLimits) -> 
     Such a rollout was sampled from another model, or by another solver's budgets.
     """
     read = [*prompt, *rollout.completion_token_ids]
-    unknown = next((token for token in read if not 0 <= token < limits.tokens), None)
+    unknown = next((token for token in read if token >= limits.tokens), None)
     if unknown is not None:
         raise UnusableRolloutError(
             UnusableReason.UNKNOWN_TOKENS,

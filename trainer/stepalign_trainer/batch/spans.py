@@ -23,22 +23,16 @@ Decode = Callable[[Sequence[int]], str]
 _REPLACEMENT = "\ufffd"
 # Tokens that are decoded at once. In a run of broken bytes that is longer, not every boundary is looked for.
 _WINDOW = 256
-_ID_LIMIT = 2**32
 
 
 def token_spans(rollout: Rollout, tokenizer: Any) -> list[Span]:
     """The span of each completion token in ``rollout.text``, one for each, in order, together the whole text.
 
     EOS has an empty span at the end. Tokens that share a character (a character of several byte tokens) share its span.
-    Raises UnusableRolloutError when the text is not the decoding of the ids, and for ids that no tokenizer has.
+    Raises UnusableRolloutError when the text is not the decoding of the ids.
     """
     ids = rollout.completion_token_ids
     content = ids[:-1] if rollout.finish_reason is FinishReason.STOP else ids
-    strange = next((token for token in ids if not 0 <= token < _ID_LIMIT), None)
-    if strange is not None:
-        raise UnusableRolloutError(
-            UnusableReason.UNKNOWN_TOKENS, f"rollout {rollout.rollout_id}: {strange} is no token id"
-        )
 
     def decode(part: Sequence[int]) -> str:
         return tokenizer.backend_tokenizer.decode(part, skip_special_tokens=False)
