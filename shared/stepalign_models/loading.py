@@ -24,13 +24,17 @@ def resolve_device(name: str) -> torch.device:
 
 
 def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of ``model.path``. Raises ConfigError where there is no model."""
+    _require_model(path)
     return AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
 def load_policy(settings: ModelSection, adapter: Path | None, *, merge: bool) -> torch.nn.Module:
-    """The policy in evaluation mode. The base is read anew each time: merging and unmerging would drift."""
-    if not (settings.path / "config.json").is_file():
-        raise ConfigError(f"model.path {settings.path}: there is no model there (config.json is missing)")
+    """The policy in evaluation mode. The base is read anew each time: merging and unmerging would drift.
+
+    Raises ConfigError where there is no model.
+    """
+    _require_model(settings.path)
     model: Any = AutoModelForCausalLM.from_pretrained(
         settings.path, dtype=getattr(torch, settings.dtype.value), local_files_only=True, use_safetensors=True
     )
@@ -39,3 +43,8 @@ def load_policy(settings: ModelSection, adapter: Path | None, *, merge: bool) ->
         if merge:
             model = model.merge_and_unload()
     return model.to(resolve_device(settings.device)).eval()
+
+
+def _require_model(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"model.path {path}: there is no model there (config.json is missing)")

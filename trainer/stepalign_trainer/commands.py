@@ -27,10 +27,8 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
 
 
 def _train(settings: Config) -> None:
-
-    from transformers import AutoTokenizer
-
     from stepalign.plugins import load_checker
+    from stepalign_models.loading import load_tokenizer
     from stepalign_run.policy_store import open_policy_store
     from stepalign_run.queue import open_queue
     from stepalign_trainer.batch.contexts import Contexts
@@ -39,7 +37,7 @@ def _train(settings: Config) -> None:
     from stepalign_trainer.loop import Trainer
     from stepalign_trainer.update.learner import Learner
 
-    learner = Learner(settings, AutoTokenizer.from_pretrained(settings.model.path, local_files_only=True))
+    learner = Learner(settings, load_tokenizer(settings.model.path))
 
     async def work() -> None:
         async with Heartbeat(settings.run.heartbeat_file).beating():

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 
+from stepalign.prompts import OWN_OPTIONS
 from stepalign_run.fields import CompletionTokens, Temperature, TopK, TopP, check_travels
 from stepalign_run.rollout import SamplingParameters
 
 ENV_PREFIX = "STEPALIGN_"
 DELIMITER = "__"
 DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?)$"
+
+
+def _leaves_the_rest(options: dict[str, Any]) -> dict[str, Any]:
+    taken = sorted(OWN_OPTIONS & options.keys())
+    if taken:
+        raise ValueError(f"{', '.join(taken)}: the prompts' rendering sets it; remove it")
+    return options
+
+
+TemplateOptions = Annotated[dict[str, Any], AfterValidator(_leaves_the_rest)]
+"""Options of a chat template."""
 
 
 class Section(BaseModel):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stepalign_run.config.base import DEVICE, Dtype, Section
+from stepalign_run.config.base import DEVICE, Dtype, Section, TemplateOptions
 
 _Omittable = Literal["max_tokens", "temperature"]
 _OWN_BODY_FIELDS = {
@@ -129,7 +129,7 @@ class CriticServerSection(Section):
     """Name in the entry-point group ``stepalign.checkers`` (backend ``program``)."""
     prompts: str = "chat-v1"
     """Prompt set of the critic."""
-    chat_template_options: dict[str, Any] = Field(default_factory=dict)
+    chat_template_options: TemplateOptions = Field(default_factory=dict)
     """Options of the critic's chat template."""
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     """A torch device, or ``auto``: CUDA, then MPS, then CPU."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from stepalign.prompts import OWN_OPTIONS
 from stepalign_run.config.arm import ArmSection
-from stepalign_run.config.base import DEVICE, Dtype, Section
+from stepalign_run.config.base import DEVICE, Dtype, Section, TemplateOptions
 from stepalign_run.config.critic import RunCriticSection
 from stepalign_run.config.solver import EvaluationSection, SolverSection
 from stepalign_run.config.trainer import AlarmsSection, TrainerSection
@@ -44,18 +43,10 @@ class ModelSection(Section):
     """A torch device, or ``auto``: CUDA, then MPS, then CPU."""
     dtype: Dtype = Dtype.FLOAT32
     """Number format of the weights."""
-    chat_template_options: dict[str, Any] = Field(default_factory=dict)
+    chat_template_options: TemplateOptions = Field(default_factory=dict)
     """Options of the chat template for the student, such as ``enable_thinking = false``."""
-    teacher_chat_template_options: dict[str, Any] = Field(default_factory=dict)
+    teacher_chat_template_options: TemplateOptions = Field(default_factory=dict)
     """Options of the chat template for the teacher, with any context; empty, they are the student's."""
-
-    @field_validator("chat_template_options", "teacher_chat_template_options")
-    @classmethod
-    def _leaves_the_rest(cls, options: dict[str, Any]) -> dict[str, Any]:
-        taken = sorted(OWN_OPTIONS & options.keys())
-        if taken:
-            raise ValueError(f"{', '.join(taken)}: the prompts' rendering sets it; remove it")
-        return options
 
 
 class DataSection(Section):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stepalign.errors import ConfigError
-from stepalign_models.loading import load_policy
+from stepalign_models.loading import load_policy, load_tokenizer
 from stepalign_run.config import ModelSection
 from support.numeric import assert_close_to_norm
 
@@ -45,3 +45,5 @@ def test_each_load_starts_from_the_base(tmp_path: Path, model_path: Path, save_a
 def test_a_folder_without_a_model_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no model there"):
         load_policy(ModelSection(path=tmp_path / "nowhere", device="cpu"), None, merge=True)
+    with pytest.raises(ConfigError, match=r"there is no model there"):
+        load_tokenizer(tmp_path / "nowhere")

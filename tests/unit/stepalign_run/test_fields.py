@@ -64,6 +64,7 @@ def toml(tmp_path: Path) -> Path:
         (["--model.chat_template_options", '{"a": NaN}'], "model.chat_template_options: a: no finite number (nan)"),
         (["--model.chat_template_options", '{"a": "\\ud800"}'], "model.chat_template_options: a: there is half of a"),
         (["--model.chat_template_options", "tokenize=true"], "tokenize: the prompts' rendering sets it; remove it"),
+        (["--critic.chat_template_options", "messages=[]"], "messages: the prompts' rendering sets it; remove it"),
         (["--model.teacher_chat_template_options", "messages=1"], "messages: the prompts' rendering sets it"),
         (["--trainer.steps", "2147483648"], "trainer.steps"),
         (["--trainer.max_grad_norm", "inf"], "trainer.max_grad_norm: Input should be a finite number"),

@@ -35,16 +35,15 @@ def probe_worker(ctx: typer.Context, config: ConfigPath) -> None:
     settings.own_folder.require()
     plan = read_plan(settings.folder.probe_plan)
 
-    from transformers import AutoTokenizer
-
     from stepalign.plugins import load_checker, load_grader
+    from stepalign_models.loading import load_tokenizer
     from stepalign_run.policy_store import PolicyVersion, open_policy_store
     from stepalign_run.queue import open_queue
     from stepalign_trainer.batch.critiques import await_critic, open_critic
     from stepalign_trainer.probe.measure import OUTCOME, Probe, claim_batch
     from stepalign_trainer.update.learner import Learner
 
-    learner = Learner(settings, AutoTokenizer.from_pretrained(settings.model.path, local_files_only=True))
+    learner = Learner(settings, load_tokenizer(settings.model.path))
     grader = load_grader(settings.data.grader)
     checker = load_checker(settings.data.checker) if settings.data.checker is not None else None
     critic = open_critic(settings.critic) if any(arm.needs_critic for arm in plan.arms.values()) else None
