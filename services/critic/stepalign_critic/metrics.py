@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import (
@@ -66,21 +67,27 @@ class Metrics:
             "The shared cache was asked and was of no use",
             registry=self.registry,
         )
+        # Their library looks for a series under a lock, which takes longer than to count. There are few.
+        self._of_requests = cache(self.requests.labels)
+        self._of_critiques = cache(self.critiques.labels)
+        self._of_sources = cache(self.sources.labels)
+        self._of_answers = cache(self.answers.labels)
+        self._of_tokens = cache(self.tokens.labels)
 
     def count_request(self, path: str, status: int) -> None:
         """Count an HTTP request."""
-        self.requests.labels(path, str(status)).inc()
+        self._of_requests(path, str(status)).inc()
 
     def count_critique(self, response: CritiqueResponse, source: Source) -> None:
         """Count a response to a client."""
-        self.critiques.labels(outcome_of(response)).inc()
-        self.sources.labels(source).inc()
+        self._of_critiques(outcome_of(response)).inc()
+        self._of_sources(source).inc()
 
     def count_answer(self, answer: ModelAnswer) -> None:
         """Count an answer of the model, also one that no response holds."""
-        self.answers.labels(answer.prompt, _label(answer.outcome)).inc()
-        self.tokens.labels("prompt").inc(answer.prompt_tokens)
-        self.tokens.labels("completion").inc(answer.completion_tokens)
+        self._of_answers(answer.prompt, _label(answer.outcome)).inc()
+        self._of_tokens("prompt").inc(answer.prompt_tokens)
+        self._of_tokens("completion").inc(answer.completion_tokens)
 
     def render(self) -> bytes:
         """The text exposition format."""
