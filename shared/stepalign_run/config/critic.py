@@ -6,7 +6,6 @@ critic that the run starts, and how the trainer asks it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -55,10 +54,6 @@ class OpenAISection(Section):
         refused = sorted(fields.keys() & _OWN_BODY_FIELDS.keys())
         if refused:
             raise ValueError("; ".join(f"{name}: {_OWN_BODY_FIELDS[name]}" for name in refused))
-        try:
-            json.dumps(fields, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"a request is JSON, and this cannot stand in it: {error}") from None
         return fields
 
     @model_validator(mode="after")
