@@ -34,7 +34,7 @@ from stepalign_lab.domain import (
 )
 from stepalign_lab.pretrain import Phase, pretrain, small_llama
 from stepalign_lab.tokenizer import MARKS, VERDICTS, Tokenizer, build_tokenizer
-from stepalign_run.folder.outputs import require_new_folder
+from stepalign_run.folder.outputs import prepare_new_folder
 
 TEMPERATURE = 1.1
 BAND_SAMPLES, BAND_BELOW = 16, 5
@@ -256,8 +256,7 @@ def write_assets(target: Path, solver: LlamaForCausalLM, critic: LlamaForCausalL
     check_gates(figures)
     band, never = select_band(solver, build_tokenizer(), seed, log)
     figures["band_never_solved"] = never
-    require_new_folder(target)
-    target.mkdir(parents=True, exist_ok=True)
+    prepare_new_folder(target)
     for name, model, tokenizer in (
         ("solver", solver, build_tokenizer()),
         ("critic", critic, build_tokenizer(critic=True)),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stepalign_run.folder.outputs import require_new_file, require_new_folder, write_new_file
+from stepalign_run.folder.outputs import prepare_new_file, prepare_new_folder, write_new_file
 
 lab = typer.Typer(no_args_is_help=True, help="The lab's models: build them, or convert SmolLM2.")
 
@@ -19,7 +19,7 @@ def build(
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
 ) -> None:
     """Make the lab's models and problem lists from seeds (about half an hour on a CPU)."""
-    require_new_folder(target)
+    prepare_new_folder(target)
 
     from stepalign_lab.build import build_assets
 
@@ -42,7 +42,7 @@ def sums(
     seed: Annotated[int, typer.Option(help="Seed of the numbers.")] = 0,
 ) -> None:
     """Write sums of one-digit numbers as a problem file."""
-    require_new_file(target)
+    prepare_new_file(target)
 
     from stepalign_lab.sums import sample_sums
 

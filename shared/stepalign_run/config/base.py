@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from stepalign.prompts import OWN_OPTIONS
 from stepalign_run.fields import CompletionTokens, Temperature, TopK, TopP, check_travels
@@ -27,10 +28,22 @@ TemplateOptions = Annotated[dict[str, Any], AfterValidator(_leaves_the_rest)]
 """Options of a chat template."""
 
 
+def _takes_path(annotation: Any) -> bool:
+    return annotation is Path or any(_takes_path(part) for part in get_args(annotation))
+
+
 class Section(BaseModel):
     """A table of the configuration: its keys are fixed, and it does not change once it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _names_a_path(cls, value: Any, info: ValidationInfo) -> Any:
+        """An unset variable of a shell would else be the working directory."""
+        if value == "" and info.field_name is not None and _takes_path(cls.model_fields[info.field_name].annotation):
+            raise ValueError("the path is empty: name a file or folder, or leave the key out")
+        return value
 
     @field_validator("*")
     @classmethod

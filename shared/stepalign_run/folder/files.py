@@ -26,12 +26,23 @@ def replace_text(path: Path, text: str) -> None:
             raise
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder that a user has named, if it is missing. Raises ConfigError when it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except PermissionError:
+        # Has a line of its own at the command line, with the user who may not.
+        raise
+    except OSError as error:
+        raise ConfigError(f"the folder {path} cannot be made ({error.strerror}): choose another place") from error
+
+
 def lock_file(path: Path, in_use: str) -> IO[str]:
     """A lock that is held until the file or this process ends, however it ends.
 
-    Raises ConfigError with the text ``in_use`` when another process holds it.
+    Raises ConfigError with the text ``in_use`` when another process holds it, and when its folder cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # Not "w": a file of that name may be somebody else's, and keeps its text.
     lock = path.open("a")
     try:

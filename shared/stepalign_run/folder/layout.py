@@ -154,13 +154,3 @@ class RunFolder:
         """Whether the folder is missing or holds nothing but its marker."""
         markers = (RUN_MARKER, COMPARISON_MARKER)
         return not self.path.exists() or all(path.name in markers for path in self.path.iterdir())
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All files and folders that a run or a probe may have right inside its folder."""
-        return (
-            *(self.path / RUN_MARKER, self.trainer_lock, self.record, self.failure, self.critic_url),
-            *(self.metrics, self.outcomes, self.published, self.tokens, self.evaluations, self.evaluation),
-            *(self.report, self.page, self.probe_plan, self.probe),
-            *(self.adapters, self.checkpoints, self.logs, self.redis),
-        )

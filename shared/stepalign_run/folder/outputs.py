@@ -10,27 +10,34 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from stepalign_run.folder.files import replace_text
+from stepalign_run.folder.files import make_folder, replace_text
 from stepalign_run.folder.ownership import NotOursError
 
 
-def require_new_file(path: Path) -> None:
-    """Raises NotOursError when anything but an empty file is there. To be asked before the work that fills it."""
+def prepare_new_file(path: Path) -> None:
+    """Make the folder of a file, before the work that fills it.
+
+    Raises NotOursError when anything but an empty file is there, and ConfigError when the folder cannot be made.
+    """
     if os.path.lexists(path) and not (_is_plain_file(path) and path.stat().st_size == 0):
         raise NotOursError(f"{path} is there already, and is left as it is: give the name of a new file")
+    make_folder(path.parent)
 
 
 def write_new_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises NotOursError as :func:`require_new_file`."""
-    require_new_file(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file whole or not at all. Raises as :func:`prepare_new_file`."""
+    prepare_new_file(path)
     replace_text(path, text)
 
 
-def require_new_folder(path: Path) -> None:
-    """Raises NotOursError when anything but an empty folder is there."""
+def prepare_new_folder(path: Path) -> None:
+    """Make a folder, before the work that fills it.
+
+    Raises NotOursError when anything but an empty folder is there, and ConfigError when it cannot be made.
+    """
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise NotOursError(f"{path} is not empty, and is left as it is: give a new folder")
+    make_folder(path)
 
 
 def require_own_file(path: Path, is_ours: Callable[[str], bool], remedy: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.errors import ConfigError
-from stepalign_run.folder.files import lock_file
+from stepalign_run.folder.files import lock_file, make_folder
 from stepalign_run.folder.layout import COMPARISON_MARKER, RECORD_KEYS, RUN_MARKER, RunFolder
 from stepalign_run.folder.replaced import move_into_room
 
@@ -65,8 +65,14 @@ class OwnFolder:
         return self.parent / self.name
 
     def require(self) -> None:
-        """Raises NotOursError unless the folder is missing, empty or ours."""
+        """Raises NotOursError unless the folder is missing, empty or ours; ConfigError where none can be."""
         path = self.path
+        try:
+            path.lstat()
+        except (FileNotFoundError, PermissionError):
+            pass
+        except OSError as error:
+            raise ConfigError(f"{path} can be no folder ({error.strerror}): {self._remedy}") from error
         if os.path.lexists(path) and not path.is_dir():
             raise NotOursError(f"{path} is no folder, and is left alone: {self._remedy}")
         # In this order: what is not empty any more has its marker.
@@ -82,17 +88,12 @@ class OwnFolder:
         Raises NotOursError as :meth:`require`, ConfigError when it cannot be made.
         """
         self.require()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError), (self.path / self.kind.value).open("x", encoding="utf-8") as marker:
-                marker.write(
-                    f"stepalign keeps a {self.kind.noun} here. This file tells it that the folder is its own, which "
-                    "--overwrite may move aside.\n"
-                )
-        except PermissionError:
-            raise
-        except OSError as error:
-            raise ConfigError(f"{self.path} cannot be made ({error.strerror}): {self._remedy}") from error
+        make_folder(self.path)
+        with suppress(FileExistsError), (self.path / self.kind.value).open("x", encoding="utf-8") as marker:
+            marker.write(
+                f"stepalign keeps a {self.kind.noun} here. This file tells it that the folder is its own, which "
+                "--overwrite may move aside.\n"
+            )
 
     def move_aside(self, needed: Iterable[Path] = ()) -> Path | None:
         """Move an earlier folder out of the way, and return its new place; None where there is nothing in it.

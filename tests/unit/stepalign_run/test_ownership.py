@@ -12,7 +12,7 @@ from stepalign.errors import ConfigError
 from stepalign_run.folder.files import lock_file
 from stepalign_run.folder.layout import RECORD_KEYS, RunFolder
 from stepalign_run.folder.ownership import Kind, NotOursError, OwnFolder
-from stepalign_run.folder.replaced import KEPT, ROOM
+from stepalign_run.folder.replaced import ROOM
 
 
 def made(parent: Path, name: str = "run", kind: Kind = Kind.RUN, update: str = "{}\n") -> OwnFolder:
@@ -165,65 +165,12 @@ def test_a_folder_keeps_its_name_and_its_files(tmp_path: Path) -> None:
     assert aside.name == "run" and RunFolder(aside).metrics.read_text() == "first\n"
 
 
-def test_the_newest_stay_and_nothing_of_another_name_goes(tmp_path: Path) -> None:
-    made(tmp_path, "other").move_aside()
-    for number in range(KEPT + 2):
-        made(tmp_path, update=f"{number}\n").move_aside()
-    kept = [RunFolder(path).metrics.read_text() for path in replaced(tmp_path)]
-    assert kept == [f"{number}\n" for number in range(2, KEPT + 2)]
-    assert len(replaced(tmp_path, "other")) == 1
-    assert len(list((tmp_path / ROOM).iterdir())) == KEPT + 1
-
-
-def test_attempts_without_a_figure_push_out_no_run(tmp_path: Path) -> None:
-    made(tmp_path, update="long\n").move_aside()
-    for _ in range(KEPT + 2):
-        own = OwnFolder(tmp_path, "run")
-        own.claim()
-        RunFolder(own.path).logs.mkdir()
-        own.move_aside()
-    assert len(replaced(tmp_path)) == KEPT + 1
-    assert RunFolder(replaced(tmp_path)[0]).metrics.read_text() == "long\n"
-
-
-def test_an_old_folder_with_a_file_of_its_users_stays(tmp_path: Path) -> None:
+def test_nothing_that_was_moved_is_ever_deleted(tmp_path: Path) -> None:
     own = made(tmp_path)
-    (own.path / "notes.md").write_text("mine")
-    for number in range(KEPT + 2):
+    RunFolder(own.path).logs.mkdir()
+    (RunFolder(own.path).logs / "notes.md").write_text("mine")
+    for number in range(8):
         assert own.move_aside() is not None
         made(tmp_path, update=f"{number}\n")
-    assert len(replaced(tmp_path)) == KEPT + 1 and (replaced(tmp_path)[0] / "notes.md").read_text() == "mine"
-
-
-def test_an_old_comparison_goes_if_all_of_it_is_ours(tmp_path: Path) -> None:
-    for number in range(KEPT + 2):
-        whole = made(tmp_path, "demo", Kind.COMPARISON)
-        RunFolder(whole.path).metrics.unlink()
-        made(whole.path, "grpo-0").move_aside()
-        made(whole.path, "grpo-0", update=f"{number}\n")
-        RunFolder(whole.path).comparison.write_text("{}")
-        lock_file(RunFolder(whole.path / "grpo-0").lock, "taken").close()
-        if number == 0:
-            (whole.path / "grpo-0" / "thesis.tex").write_text("mine")
-        assert whole.move_aside() is not None
-    assert [RunFolder(path / "grpo-0").metrics.read_text() for path in replaced(tmp_path, "demo")] == [
-        f"{number}\n" for number in (0, *range(2, KEPT + 2))
-    ]
-
-
-def test_an_old_folder_that_is_in_use_or_a_link_or_another_disk_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second, third = ((made(tmp_path).move_aside() or tmp_path) for _ in range(3))
-    elsewhere = made(tmp_path / "disk", "run").path
-    mounted = RunFolder(second).checkpoints
-    mounted.mkdir()
-    linked = third.parent / "linked"
-    third.rename(linked)
-    third.symlink_to(elsewhere)
-    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == mounted)
-    with lock_file(RunFolder(first).lock, "taken"):
-        for _ in range(KEPT + 1):
-            made(tmp_path).move_aside()
-    assert first.exists() and mounted.exists() and third.exists() and RunFolder(elsewhere).metrics.exists()
-    assert len(replaced(tmp_path)) == KEPT + 3
+    assert len(replaced(tmp_path)) == 8
+    assert (RunFolder(replaced(tmp_path)[0]).logs / "notes.md").read_text() == "mine"

@@ -44,7 +44,7 @@ def start(
     ctx: typer.Context,
     config: ConfigPath,
     problems: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--problems", metavar="PATH", help="Problems to train on (data.train): a file or a folder."),
     ] = None,
     resume: Resume = False,
@@ -59,7 +59,9 @@ def start(
 
     Exits with 1 when nothing was trained, because every rollout was skipped.
     """
-    overrides = [*ctx.args, *(["--data.train", str(problems.absolute())] if problems is not None else [])]
+    # As a text: an empty one is refused by the configuration, and no working directory.
+    train = problems and str(Path(problems).absolute())
+    overrides = [*ctx.args, *(["--data.train", train] if train is not None else [])]
     local = LocalRun(config, overrides)
     found = carry_out(Terminal(), local, resume=resume, overwrite=overwrite)
     if not found.trained and not allow_untrained:
@@ -88,4 +90,4 @@ def carry_out(console: Terminal, local: LocalRun, *, resume: bool, overwrite: bo
 def say_replaced(console: Terminal, replaced: Path | None) -> None:
     """Tell where an earlier folder has gone, if there was one."""
     if replaced is not None:
-        console.print(f"the earlier one is kept in {replaced}", soft_wrap=True)
+        console.print(f"the earlier one is kept in {replaced}, which you may remove", soft_wrap=True)
