@@ -72,14 +72,14 @@ def expected_ids(bench: Bench, version: int) -> set[str]:
 
 
 async def with_worker(bench: Bench, work: Callable[[], Awaitable[None]]) -> None:
-    """Run ``work`` beside the worker, and wait for the worker to end by itself."""
-    task = asyncio.create_task(bench.worker.run())
+    """Run ``work`` beside the worker, and wait for the worker to end by itself. An error of either ends both."""
+    worker, beside = asyncio.create_task(bench.worker.run()), asyncio.ensure_future(work())
     try:
-        await work()
-        async with asyncio.timeout(60):
-            await task
+        async with asyncio.timeout(120):
+            await asyncio.gather(worker, beside)
     finally:
-        task.cancel()
+        worker.cancel()
+        beside.cancel()
 
 
 def test_each_version_gets_exactly_its_batch(
@@ -213,17 +213,19 @@ def test_a_worker_that_starts_before_a_prolonged_runs_trainer_waits_for_it(
 ) -> None:
     """The store still says "finished" from the shorter run; version 1 of 2 is not the end of this one."""
     bench = make_bench()
+    # Before the worker starts, which would read files that are being written.
+    first, second = policy_version(1), policy_version(2)
 
     async def work() -> None:
-        await bench.store.publish(policy_version(1))
+        await bench.store.publish(first)
         await bench.store.finish()
         await asyncio.sleep(0.05)
-        await bench.store.publish(policy_version(1))  # what the resumed trainer does
+        await bench.store.publish(first)  # what the resumed trainer does
         await bench.until(lambda status: status.published == 4)
-        await bench.store.publish(policy_version(2))
+        await bench.store.publish(second)
         await bench.store.finish()
 
-    asyncio.run(bench.store.publish(policy_version(1)))
+    asyncio.run(bench.store.publish(first))
     asyncio.run(bench.store.finish())
     asyncio.run(with_worker(bench, work))
     assert asyncio.run(bench.store.last_sampled()) == 1
