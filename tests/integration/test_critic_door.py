@@ -35,6 +35,7 @@ process.DoorSettings = functools.partial(process.DoorSettings, head_seconds={HEA
 PARSERS = {"httptools": HURRIED, "h11": f"import sys\nsys.modules['httptools'] = None\n{HURRIED}"}
 READY = b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /v1/critiques HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+AWAITING = b"Expect: 100-continue\r\n\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 LIMIT = DoorSettings().max_head_bytes
 
@@ -214,6 +215,30 @@ def test_a_client_that_pipelines_and_never_reads_is_cut_off(url: str) -> None:
     wait_until(lambda: metric(url, "stepalign_critic_connections") <= 1)
 
 
+def test_who_hangs_up_with_requests_behind_another_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    backend = HeldBackend()
+    body = json.dumps({**CORRECT, "attempt": "held"}).encode()
+    with serving(CriticService(backend, "lab-v1")) as url:
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        with connected(url) as connection:
+            connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body + READY * 3)
+            wait_until(lambda: "held" in backend.held)
+        wait_until(lambda: backend.cancelled == ["held"])
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_who_pipelines_and_never_reads_leaves_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    document = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    service = CriticService(HeldBackend(), "lab-v1")
+    with serving(service, door=DoorSettings(unread_seconds=0.3)) as url, connected(url) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with pytest.raises(OSError, match=r"reset|[Pp]ipe"):
+            for _ in range(2000):
+                connection.sendall(document * 1000)
+        wait_until(lambda: metric(url, "stepalign_critic_connections") <= 1)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 @pytest.mark.parametrize(
     ("sent", "said"),
     [
@@ -262,6 +287,21 @@ def test_an_upgrade_that_is_offered_is_passed_over(url: str) -> None:
         assert status_of(connection) == 200
 
 
+@pytest.mark.parametrize(("target", "status"), [(b"/health", 405), (b"/v1/critiques", 405), (b"x:443", 404)])
+def test_connect_is_one_request_and_its_last(url: str, target: bytes, status: int) -> None:
+    """A client that wants a tunnel speaks no HTTP behind it."""
+    got, error = refused(url, b"CONNECT %s HTTP/1.1\r\nHost: x\r\nX-Request-Id: req_1\r\n\r\n" % target)
+    assert (got, error["code"]) == (status, "not_found" if status == 404 else "method_not_allowed")
+
+
+def test_a_target_that_is_no_url_is_named(url: str) -> None:
+    with connected(url) as connection:
+        connection.sendall(b"GET http://x:99999999/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = rest(connection)
+    # h11 hands on any target, and there is nothing of that name.
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 404")) and b"User callback" not in answer
+
+
 def test_refusals_without_a_request_are_counted(url: str) -> None:
     line = 'stepalign_critic_requests_total{path="other",status="400"}'
     before = metric(url, line)
@@ -286,6 +326,39 @@ def test_idle_connections_lock_nobody_out(tmp_path: Path) -> None:
             assert connection.recv(1) == b""
 
 
+@pytest.mark.parametrize("parser", list(PARSERS))
+def test_bodies_that_do_not_come_lock_nobody_out(tmp_path: Path, parser: str) -> None:
+    """Whose body has not come is waited for, as whose head has not."""
+    config = write_config(tmp_path, max_connections=4)
+    with critic_process(config, PARSERS[parser]) as (_, url), ExitStack() as stack:
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        for line in (b"POST /health", b"POST /v1/critiques"):
+            for _ in range(4 + SPARE_CONNECTIONS):
+                connection = stack.enter_context(connected(url))
+                connection.sendall(line + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n" + AWAITING)
+                # The head has been read.
+                assert connection.recv(4096)
+            assert httpx.get(f"{url}/health/ready").status_code == 200
+            assert httpx.post(f"{url}/v1/critiques", json=CORRECT).status_code == 200
+
+
+def test_a_body_is_waited_for_from_its_head_on(tmp_path: Path) -> None:
+    """Else a connection of a pool would lose its place amid a request for the time that it was idle before."""
+    body = json.dumps(CORRECT).encode()
+    with critic_process(write_config(tmp_path, max_connections=2)) as (_, url):
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        with connected(url) as sending, connected(url) as idle:
+            for connection in (sending, idle):
+                connection.sendall(READY)
+                assert status_of(connection) == 200
+            sending.sendall(POST + b"Content-Length: %d\r\n" % len(body) + AWAITING)
+            assert sending.recv(4096) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            assert httpx.get(f"{url}/health/ready").status_code == 200
+            assert rest(idle) == b""
+            sending.sendall(body)
+            assert status_of(sending) == 200
+
+
 def test_where_all_connections_are_answered_only_health_is() -> None:
     backend = HeldBackend()
     attempts = [f"attempt {number}" for number in range(2)]
@@ -301,7 +374,10 @@ def test_where_all_connections_are_answered_only_health_is() -> None:
             wait_until(lambda attempt=attempt: attempt in backend.held)
         ready = httpx.get(f"{url}/health/ready")
         assert (ready.status_code, ready.headers["connection"]) == (200, "close")
-        for answer in (httpx.post(f"{url}/v1/critiques", json=CORRECT), httpx.get(f"{url}/version")):
+        assert httpx.head(f"{url}/health/live").status_code == 200
+        for asked in ("POST /v1/critiques", "GET /version", "POST /health", "OPTIONS /health"):
+            method, path = asked.split()
+            answer = httpx.request(method, url + path)
             assert (answer.status_code, error_of(answer)["code"]) == (503, "too_many_connections")
             assert (answer.headers["retry-after"], answer.headers["connection"]) == ("1", "close")
         # More than the spare ones, and none of them sends anything.

@@ -16,10 +16,11 @@ from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.base import Generation, RenderedPrompt
 from stepalign_critic.backends.program import ProgramBackend
 from stepalign_critic.http.access import ApiKeys
+from stepalign_critic.http.admission import MAX_HEADERS
 from stepalign_critic.service import CriticService
 from stepalign_run.config import CriticServerSection, load_critic_config
 from support.critic_processes import critic_process, write_config
-from support.critic_servers import CORRECT, error_of, serving, wait_until
+from support.critic_servers import CORRECT, error_of, metric, serving, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -138,10 +139,47 @@ def test_a_page_of_a_named_origin_may_ask_and_its_preflight_needs_no_key(shared:
 def test_other_pages_may_not(shared: str) -> None:
     asked = preflight(shared, "https://evil.example.org")
     assert (asked.status_code, error_of(asked)["code"]) == (400, "cors_refused")
-    assert "Disallowed CORS origin; critic.cors_origins" in error_of(asked)["message"]
+    said = "pages of https://evil.example.org may not ask; critic.cors_origins names the origins that may"
+    assert error_of(asked)["message"] == said
     assert "access-control-allow-origin" not in asked.headers
     answer = httpx.get(f"{shared}/health", headers={"origin": "https://evil.example.org"})
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "said"),
+    [
+        ("PUT", "authorization", "pages may not use PUT; GET, HEAD, POST, OPTIONS are allowed"),
+        (
+            "POST",
+            "authorization, X-Mine,x-other",
+            "pages may not send the headers 'x-mine, x-other'; allowed are accept, ",
+        ),
+        ("PUT", "x-mine", "are allowed; pages may not send the headers 'x-mine'; "),
+        ("POST", "", "pages may not send the headers ''; allowed are"),
+    ],
+    ids=["method", "headers", "both", "empty"],
+)
+def test_a_refused_preflight_says_what_is_refused(shared: str, method: str, headers: str, said: str) -> None:
+    asked = preflight(shared, PAGE, method, headers)
+    assert (asked.status_code, error_of(asked)["code"]) == (400, "cors_refused")
+    assert said in error_of(asked)["message"] and "cors_origins" not in error_of(asked)["message"]
+    # By it a page's console tells the refused header from the refused page.
+    assert asked.headers["access-control-allow-origin"] == PAGE
+
+
+def test_preflights_are_requests_too() -> None:
+    """They have ids, are counted, and are refused by their heads as others are."""
+    with serving(service(), AppSettings(cors_origins=(PAGE,))) as url:
+        for origin, status in ((PAGE, 200), ("https://evil.example.org", 400)):
+            line = f'stepalign_critic_requests_total{{path="/v1/critiques",status="{status}"}}'
+            before = metric(url, line)
+            assert preflight(url, origin).headers["x-request-id"].startswith("req_")
+            assert metric(url, line) == before + 1
+        asked = {"origin": PAGE, "access-control-request-method": "POST", **{f"x-{n}": "" for n in range(MAX_HEADERS)}}
+        answer = httpx.request("OPTIONS", f"{url}/v1/critiques", headers=asked)
+        assert (answer.status_code, error_of(answer)["code"]) == (431, "headers_too_large")
+        assert answer.headers["access-control-allow-origin"] == PAGE
 
 
 def test_errors_can_be_read_by_the_page_too() -> None:

@@ -28,7 +28,7 @@ from stepalign_critic.http.access import ApiKeys, RequireApiKey
 from stepalign_critic.http.admission import RefuseByHead
 from stepalign_critic.http.answering import Answering
 from stepalign_critic.http.batch_route import add_batch_route
-from stepalign_critic.http.cors import Cors
+from stepalign_critic.http.cors import CorsHeaders, Preflights
 from stepalign_critic.http.critique_route import add_critique_route
 from stepalign_critic.http.envelope import detail_of, enveloped, error_response, invalid_detail, message_of
 from stepalign_critic.http.examples import DocumentedApp, error_answers
@@ -106,10 +106,12 @@ def create_app(service: CriticService, settings: AppSettings | None = None, metr
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
     if settings.api_keys is not None:
         app.add_middleware(RequireApiKey, keys=settings.api_keys)
+    if settings.cors_origins:
+        app.add_middleware(Preflights, origins=settings.cors_origins)
     app.add_middleware(RefuseByHead)
     app.add_middleware(RequestContext, metrics=metrics, paths=paths, lifecycle=service.lifecycle)
     if settings.cors_origins:
-        app.add_middleware(Cors, origins=settings.cors_origins)
+        app.add_middleware(CorsHeaders, origins=settings.cors_origins)
     return app
 
 

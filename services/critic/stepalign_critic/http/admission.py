@@ -12,13 +12,15 @@ from stepalign_critic.http.envelope import error_response
 from stepalign_critic.http.middleware import answer_unread
 
 MAX_HEADERS = 256
+_CHECKS = ("GET", "HEAD")
 _CLOSE = {"connection": "close"}
 
 
 class RefuseByHead:
     """Answers 431 to more than ``MAX_HEADERS`` headers, and 503 to all but health on a connection over the limit.
 
-    After a check of health such a connection is closed, since its next request may be another.
+    After a check of health such a connection is closed, since its next request may be another. So is one that a client
+    wanted for a tunnel (CONNECT): what it sends next is no HTTP.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -31,7 +33,7 @@ class RefuseByHead:
         refusal = self._refusal(scope)
         if refusal is not None:
             await answer_unread(refusal, receive, send)
-        elif IS_SPARE in scope.get("state", ()):
+        elif IS_SPARE in scope.get("state", ()) or scope["method"] == "CONNECT":
             await self._app(scope, receive, _closing(send))
         else:
             await self._app(scope, receive, send)
@@ -41,7 +43,8 @@ class RefuseByHead:
         if count > MAX_HEADERS:
             said = f"{count} headers are over the limit of {MAX_HEADERS}"
             return error_response(431, said, "headers_too_large", headers=_CLOSE)
-        if IS_SPARE in scope.get("state", ()) and scope["path"] not in OPEN_PATHS:
+        checks = scope["method"] in _CHECKS and scope["path"] in OPEN_PATHS
+        if IS_SPARE in scope.get("state", ()) and not checks:
             headers = {"retry-after": "1", **_CLOSE}
             return error_response(503, TOO_MANY, "too_many_connections", headers=headers)
         return None

@@ -4,8 +4,9 @@ uvicorn limits neither the bytes nor the time of a request's head, and its answe
 connection of ours is uvicorn's own with limits around its parser, whichever that is; it counts bytes and time as long
 as it waits for its client. The answers that it gives by itself have the envelope of all others.
 
-Over ``max_connections`` a new connection takes the place of the one that has waited longest for its client. While all
-of them are being answered, a few more are let in for checks of health, and requests for anything else get 503.
+Over ``max_connections`` a new connection takes the place of the one that has waited longest for its client: for a
+request, or for the rest of one. While all of them are being answered, a few more are let in for checks of health, and
+requests for anything else get 503.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Door:
             self._waiting.setdefault(connection)
 
     def answers(self, connection: GuardedConnection) -> None:
-        """Note that a connection has a request to be answered."""
+        """Note that a connection has a whole request, which is to be answered."""
         self._waiting.pop(connection, None)
 
     def forget(self, connection: GuardedConnection) -> None:
@@ -132,6 +133,7 @@ class GuardedConnection(_Connection):
         self._deadline: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._later: tuple[int, str, str] | None = None
+        self._awaited: Any = None
         self._refused = False
         self._discarded = 0
 
@@ -247,8 +249,14 @@ class GuardedConnection(_Connection):
         if self._refused or self.transport.is_closing():
             return
         if self._unanswered():
-            self.door.answers(self)
             self._no_deadline()
+            if not self._in_body():
+                self.door.answers(self)
+            elif self._awaited is not self.cycle:
+                # Its body is waited for from now on, however long the connection was idle before.
+                self._awaited = self.cycle
+                self.door.answers(self)
+                self.door.waits(self)
             return
         self.door.waits(self)
         if not self._run and not self._in_body():

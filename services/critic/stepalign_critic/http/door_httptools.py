@@ -1,7 +1,11 @@
 """The door around httptools, which parses all that it is given at once, and keeps the headers of trailers too.
 
 Where a client offers another protocol (``Upgrade: h2c``, as ``curl --http2`` and Java's client do), httptools stops
-before the body, and uvicorn goes on without it. Here such a request is parsed again without its offer.
+before the body, and uvicorn goes on without it. Here such a request is parsed again without its offer. CONNECT always
+stops it, and is answered as a request without a body.
+
+httptools parses several short requests at once. uvicorn then tells only the last of them that its client hung up; here
+the one that is being answered is told too.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from stepalign_critic.http.door import Door, GuardedConnection
 
@@ -21,6 +25,17 @@ class GuardedHttpTools(GuardedConnection, HttpToolsProtocol):  # pyright: ignore
         super().__init__(door, *arguments, **named)
         self._body_comes = False
         self._upgrade_offered = False
+        self._answering: RequestResponseCycle | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _in_body(self) -> bool:
         return self._body_comes
@@ -33,7 +48,8 @@ class GuardedHttpTools(GuardedConnection, HttpToolsProtocol):  # pyright: ignore
         try:
             self.parser.feed_data(part)
         except httptools.HttpParserUpgrade as upgrade:
-            self._pass_over_upgrade(part[upgrade.args[0] :])
+            if self.parser.get_method() != b"CONNECT":
+                self._pass_over_upgrade(part[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("")
 
@@ -46,13 +62,22 @@ class GuardedHttpTools(GuardedConnection, HttpToolsProtocol):  # pyright: ignore
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._parse(b"\r\n".join([start, *kept, b"", rest]))
 
+    def _malformed(self, error: BaseException | None) -> tuple[int, str, str]:
+        if isinstance(error, httptools.HttpParserCallbackError):
+            # It says no more than that; of the calls from the parser only the one that reads the URL can fail.
+            error = error.__context__
+        return super()._malformed(error)
+
     def on_header(self, name: bytes, value: bytes) -> None:
         # Trailers come after all decisions that headers are for.
         if not self._body_comes:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+        if self.parser.get_method() == b"CONNECT":
+            # What it names is a host, of which the parser of URLs makes nothing.
+            self.url = self.url if self.url.startswith(b"/") else b"/" + self.url
+        elif self.parser.should_upgrade():
             self._upgrade_offered = True
             return
         super().on_headers_complete()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from codecs import BOM_UTF8
 from collections.abc import Callable, Coroutine
 from email.message import Message
@@ -94,9 +95,10 @@ def read_json(body: bytes) -> Any:
         said = f"the body is no JSON: {error.msg} at character {error.pos} (line {error.lineno}, column {error.colno})"
     except RecursionError:
         said = "arrays and objects of the body are nested too deeply; those of a request are three levels deep"
-    except ValueError as error:
+    except ValueError:
         # The only one that is left: Python reads no integers of thousands of digits.
-        said = f"the body has an integer of too many digits, and no field takes any: {error}"
+        most = sys.get_int_max_str_digits()
+        said = f"the body has an integer of over {most} digits, which no field takes; send fewer, or a string"
     raise _unread(said)
 
 
