@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, Field
@@ -29,8 +30,19 @@ def well_formed(text: str) -> str:
     return text
 
 
+_FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+"""Letters, marks and signs that show nothing."""
+
+
+def _shows(character: str) -> bool:
+    """Whether a reader sees anything: no blank, control or format character, and none that fills a place."""
+    category = unicodedata.category(character)
+    is_selector = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    return category[0] != "Z" and category not in ("Cc", "Cf") and character not in _FILLERS and not is_selector
+
+
 def _not_blank(text: str) -> str:
-    if not text.strip():
+    if not any(map(_shows, text)):
         raise ValueError("it is blank; give it a text or remove the problem")
     return text
 

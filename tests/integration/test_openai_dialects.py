@@ -163,10 +163,23 @@ STREAM = events(
 BODIES: dict[str, Reply] = {
     "parts": Reply(completion([{"type": "text", "text": WRITTEN[:HALF]}, {"type": "text", "text": WRITTEN[HALF:]}])),
     "thinking among parts": Reply(completion([{"type": "thinking", "text": "hm"}, {"type": "text", "text": WRITTEN}])),
+    "one part": Reply(completion({"type": "text", "text": WRITTEN})),
+    "a value in a part": Reply(completion([{"type": "text", "text": {"value": WRITTEN}}])),
+    "a long number beside it": Reply(
+        json.dumps(completion(WRITTEN)).encode()[:-1] + b', "created": ' + b"9" * 5000 + b"}"
+    ),
     "plain parts": Reply(completion([WRITTEN[:HALF], WRITTEN[HALF:]])),
     "byte order mark": Reply(b"\xef\xbb\xbf" + json.dumps(completion(WRITTEN)).encode()),
     "stream": Reply(STREAM, headers={"content-type": "text/event-stream; charset=utf-8"}),
     "stream called JSON": Reply(STREAM),
+    "stream of two choices": Reply(
+        events(
+            chunk(content=WRITTEN[:HALF]),
+            {"choices": [{"index": 1, "delta": {"content": "another"}, "finish_reason": "length"}]},
+            {"choices": [{"index": 1, "delta": {"content": "one"}}, *chunk("stop", content=WRITTEN[HALF:])["choices"]]},
+        )
+    ),
+    "stream without a reason": Reply(events(chunk(content=WRITTEN))),
     "stream with bare line ends": Reply(STREAM.replace(b"\n", b"\r"), headers={"content-type": "text/event-stream"}),
     "keep-alive blanks": Reply(b"\n\n   \n" + json.dumps(completion(WRITTEN)).encode(), pieces=40),
     "called text": Reply(completion(WRITTEN), headers={"content-type": "text/plain"}),
@@ -255,6 +268,12 @@ ERRORS: dict[str, tuple[Reply, int, str, str]] = {
         "engine_error",
         "it died",
     ),
+    "cut stream": (
+        Reply(events(chunk(content=WRITTEN), end=""), headers={"content-type": "text/event-stream"}),
+        502,
+        "engine_error",
+        "ended its stream before the end",
+    ),
     "broken": (Reply(SAID, 500), 502, "engine_error", "status 500: the tokens of this day"),
     "plain words": (Reply(b"no worker is left", 500), 502, "engine_error", "no worker is left"),
     "Ollama's words": (Reply({"error": "model runner has stopped"}, 500), 502, "engine_error", "runner has stopped"),
@@ -327,6 +346,7 @@ def test_no_words_of_a_server_carry_a_key_a_link_or_control_characters(tmp_path:
         f"Incorrect API key provided: {KEY}.\x1b[31m\nred\u202e\u00ad\U000e0041\ue000",
         "Incorrect API key provided: sk-Tq8**********0451.",
         f"sent: Authorization: Bearer {KEY}",
+        f"API key not valid: AIza{'Tq8'}{'x-_' * 10}45, it is expired",
         "1 validation error\n  For further information visit https://errors.pydantic.dev/2.14/v/missing",
         "Client error '400'\nFor more information check: https://developer.mozilla.org/en-US/docs/Web/HTTP/Status/400",
         "long " * 2000,
@@ -433,6 +453,27 @@ def test_a_server_that_refuses_our_fields_later_makes_the_critic_unhealthy_until
         model.answer = lambda _: Reply(completion(WRITTEN))
         wait_until(lambda: state_of(url) == "ready")
         assert outcome_of(post(url)) == "critique"
+
+
+def test_no_caller_is_told_the_servers_address(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither of a server that refuses our fields nor of one that stops a start; the log names it."""
+
+    def told_by(url: str) -> str:
+        return post(url).text + httpx.get(f"{url}/health/ready").text
+
+    told: list[str] = []
+    with critic(lambda _: Reply(completion(WRITTEN))) as (url, model):
+        model.answer = lambda _: Reply(SAID, 401)
+        told.append(told_by(url))
+        assert state_of(url) == "unhealthy"
+    lists = [None, Reply({"data": []}), Reply(SAID, 401), Reply(SAID, 503), Reply(raw=b"what?\r\n\r\n")]
+    for models in lists:
+        with critic(without("max_tokens", UNSUPPORTED), models, timeout_seconds=0.2) as (url, _):
+            told.append(told_by(url))
+            assert state_of(url) == "failed"
+    assert not [message for message in told if "127.0.0.1" in message or "/v1" in message]
+    logged = capsys.readouterr().out
+    assert logged.count("cannot be used") == len(lists) and "base_url=http://127.0.0.1" in logged
 
 
 def test_a_key_that_is_refused_later_makes_the_critic_unhealthy_at_once() -> None:

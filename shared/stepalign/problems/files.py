@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import stat
 import zlib
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
 
 from stepalign.errors import ProblemFileError, RefusedRow
 
@@ -19,6 +19,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz",
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 2**20
+_BUFFER = 2**16
 _LISTED = 8
 
 
@@ -65,15 +66,16 @@ def _check_regular(mode: int, name: str = "") -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Generator[IO[bytes]]:
+def opened(path: Path) -> Generator[io.BufferedReader]:
     """The file's content, unpacked where it is packed by gzip. Raises ValueError where it cannot be read."""
     try:
         with path.open("rb") as plain:
             if plain.peek(2)[:2] != _GZIP:
                 yield plain
                 return
-            with gzip.GzipFile(fileobj=plain) as unpacked:
-                yield cast(IO[bytes], unpacked)
+            packed: io.BufferedReader = io.BufferedReader(gzip.GzipFile(fileobj=plain), _BUFFER)
+            with packed as unpacked:
+                yield unpacked
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"the gzip file is cut off or damaged ({error}); copy it again") from None
     except OSError as error:

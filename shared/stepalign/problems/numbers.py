@@ -18,10 +18,10 @@ class WrittenNumber(float):
         number.text = text
         return number
 
-    @classmethod
-    def whole(cls, text: str) -> int | Self:
-        """A whole number; one that is too long for any use stays text, and is infinite."""
-        return int(text) if len(text) <= MAX_DIGITS else cls(text)
+    @staticmethod
+    def whole(text: str) -> int:
+        """A whole number; of one that is too long for any use as many digits as make it be refused for that."""
+        return int(text[: MAX_DIGITS + 1])
 
 
 def plain_digits(number: float | Decimal) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from io import BufferedReader
+from typing import Any
 
 from stepalign.fields import MAX_DEPTH
 from stepalign.problems.files import ProblemFile, is_packed, opened
@@ -15,11 +17,31 @@ from stepalign.problems.numbers import WrittenNumber
 MAX_ROW_BYTES = 4 * 2**20
 """A longer row is refused: it is another kind of file, or one that unpacks without an end."""
 
+MAX_BLANK_BYTES = 64 * 2**20
+"""More blanks in one place are refused, since a small packed file unpacks to any number of them."""
+
 PARQUET = b"PAR1"
 _OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
-_BLANK = " \t\r\n"
+_BLANK = b" \t\r\n"
+_BLANKS = re.compile(r"[ \t\r\n]*")
+_OTHER_KINDS = {
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"\x28\xb5\x2f\xfd": "packed by zstd; unpack it, or pack it by gzip",
+    b"BZh": "packed by bzip2; unpack it, or pack it by gzip",
+    b"\xfd7zXZ\x00": "packed by xz; unpack it, or pack it by gzip",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"\x1f\x8b": "packed by gzip twice; unpack it once",
+    b"version https://git-lfs": "a Git LFS pointer in place of the file; fetch it with `git lfs pull`",
+    b"ARROW1": "an Arrow file; write it as Parquet or JSON Lines",
+    b"SQLite format 3": "a SQLite database; write its rows as JSON Lines",
+    b"<": "a web page or XML; download the file itself, or write its rows as JSON Lines",
+}
+"""What begins so, as people see it, and what to do."""
+_CSV = re.compile(rb"""["']?[A-Za-z_][\w .-]*["']?([,;\t] ?["']?[A-Za-z_][\w .-]*["']?)+""")
+"""A line of columns' names."""
 _HEAD, _CHUNK = 1024, 2**16
 _TOO_LONG = f"the row is longer than {MAX_ROW_BYTES // 2**20} MiB; write one problem a row. The rest was not read"
+_TOO_BLANK = f"there are more than {MAX_BLANK_BYTES // 2**20} MiB of blanks in one place; remove them"
 _TOO_DEEP = f"nested too deeply; {MAX_DEPTH} levels are the most"
 
 
@@ -59,7 +81,12 @@ def rows_of(file: ProblemFile) -> tuple[str, Iterator[Row]]:
         from stepalign.problems.parquet import parquet_rows
 
         return "row", parquet_rows(file.path)
-    beginning = head.removeprefix(codecs.BOM_UTF8).lstrip(_BLANK.encode())
+    beginning = head.removeprefix(codecs.BOM_UTF8).lstrip(_BLANK)
+    other = next((kind for mark, kind in _OTHER_KINDS.items() if beginning.startswith(mark)), None)
+    if other is not None:
+        raise ValueError(f"the file seems to be {other}")
+    if _CSV.fullmatch(beginning.split(b"\n", 1)[0].strip()):
+        raise ValueError("the file seems to be CSV; write its rows as JSON Lines or Parquet")
     if beginning.startswith(b"["):
         return "row", _of(file, _array)
     if beginning.split(b"\n", 1)[0].strip() == b"{":
@@ -72,16 +99,33 @@ def _of(file: ProblemFile, read: Any) -> Iterator[Row]:
         yield from read(stream)
 
 
-def _lines(stream: IO[bytes]) -> Iterator[Row]:
-    number = 0
-    while line := stream.readline(MAX_ROW_BYTES + 1):
-        number += 1
+def _lines(stream: BufferedReader) -> Iterator[Row]:
+    number = blank = 0
+    while True:
+        passed = _blank_lines(stream)
+        line = stream.readline(MAX_ROW_BYTES + 1)
+        number += passed.count(b"\n") + 1
+        blank += len(passed)
+        if blank > MAX_BLANK_BYTES:
+            raise ValueError(_TOO_BLANK)
+        if not line:
+            return
         if len(line) > MAX_ROW_BYTES:
             yield Row(number, fault=_TOO_LONG)
             return
         line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if line.strip():
+            blank = 0
             yield _row(number, line)
+        else:
+            blank += len(line)
+
+
+def _blank_lines(stream: BufferedReader) -> bytes:
+    """The whole blank lines at the beginning of what is buffered, passed over: line by line, they take minutes."""
+    seen = stream.peek()
+    blank = seen[: len(seen) - len(seen.lstrip(_BLANK))]
+    return stream.read(blank.rfind(b"\n") + 1)
 
 
 def _row(number: int, line: bytes) -> Row:
@@ -98,7 +142,7 @@ def _row(number: int, line: bytes) -> Row:
 class _Window:
     """The part of the text that is looked at. It grows at its end while an element does not fit."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: BufferedReader) -> None:
         self._stream = stream
         self._decode = codecs.getincrementaldecoder("utf-8-sig")()
         self._ended = False
@@ -119,17 +163,25 @@ class _Window:
         return not self._ended
 
     def next_character(self) -> str:
-        """The next one that is not blank, which is not passed over; empty at the end."""
+        """The next one that is not blank, which is not passed over; empty at the end.
+
+        Raises ValueError when there are too many blanks before it.
+        """
+        passed = 0
         while True:
-            while self.at < len(self.text):
-                if self.text[self.at] not in _BLANK:
-                    return self.text[self.at]
-                self.at += 1
+            start = self.at
+            blanks = _BLANKS.match(self.text, start)
+            self.at = start if blanks is None else blanks.end()
+            passed += self.at - start
+            if passed > MAX_BLANK_BYTES:
+                raise ValueError(_TOO_BLANK)
+            if self.at < len(self.text):
+                return self.text[self.at]
             if not self.grow():
                 return ""
 
 
-def _array(stream: IO[bytes]) -> Iterator[Row]:
+def _array(stream: BufferedReader) -> Iterator[Row]:
     """The elements, one at a time. What is no JSON ends the reading: nobody knows where the next one begins."""
     window = _Window(stream)
     window.next_character()

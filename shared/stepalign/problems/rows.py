@@ -3,9 +3,9 @@
 Columns that are null count as absent, and so does a blank ``reference_solution``. Numbers become text without an
 exponent, and a list of one answer is that answer.
 
-**GSM8K** writes its solution into the answer: ``… #### 18``, with the calculator's notes ``<<48/2=24>>`` in it. What
-follows ``####`` is then the answer, without commas between thousands. What precedes it is the reference solution,
-without the notes, unless the row has a ``reference_solution`` of its own.
+**GSM8K** writes its solution into the answer, with the calculator's notes ``<<48/2=24>>`` in it, and ends with a line
+``#### 18``. What follows ``####`` is then the answer; a number loses the commas between thousands and a full stop. What
+precedes it is the reference solution, without the notes, unless the row has a ``reference_solution`` of its own.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ LONGEST_ANSWER = 200
 _COLUMNS = tuple(Problem.model_fields)
 _REQUIRED = ("question", "answer")
 _MARK = re.compile(r"(?<!#)####(?!#)")
+_MARKED_LINE = re.compile(r"^[^\S\n]*####(?!#)", re.MULTILINE)
+_AMOUNT = re.compile(rf"([+-]?[$€£¥]? ?)({THOUSANDS.pattern}|\d+(?:\.\d+)?)( ?[$€£¥%]?)\.?")
 _NOTE = re.compile(r"<<[^<>\n]*>>")
 _NO_ANSWERS = frozenset({"nan", "nat", "none", "null", "n/a", "<na>"})
 _LISTED, _LONGEST_SHOWN = 12, 40
@@ -39,6 +41,12 @@ def problem_of(row: object) -> Problem:
         raise ValueError("not a JSON object")
     if isinstance(row, RepeatedKey):
         raise ValueError("a key stands twice in the object; keep one of the two")
+    holder = _holder_of_rows(cast(dict[str, Any], row))
+    if holder is not None:
+        raise ValueError(
+            f"no problem, but an object that holds rows in {holder[:_LONGEST_SHOWN]!r}; write one row a line, or the "
+            "array of them alone"
+        )
     fields = {name: value for name, value in cast(dict[str, Any], row).items() if value is not None}
     faults = _missing_columns(fields)
     unknown = _unknown_columns(fields)
@@ -71,6 +79,14 @@ def problem_of(row: object) -> Problem:
             return problem
     told = [f"{name}: {fault}" for name, fault in faults.items()]
     raise ValueError("; ".join(told if unknown is None else [*told, unknown]))
+
+
+def _holder_of_rows(row: dict[str, Any]) -> str | None:
+    """The name of the rows in an object around them, such as ``{"data": [{…}, …]}``."""
+    if any(name in row for name in _REQUIRED):
+        return None
+    lists = ((name, cast("list[object]", value)) for name, value in row.items() if isinstance(value, list) and value)
+    return next((name for name, members in lists if all(isinstance(member, dict) for member in members)), None)
 
 
 def _missing_columns(fields: dict[str, Any]) -> dict[str, str]:
@@ -120,23 +136,34 @@ def _only(answers: list[object]) -> str:
 
 
 def _split_gsm8k(fields: dict[str, Any]) -> None:
-    """Replace the answer of GSM8K's form. Raises ValueError for one that has the mark and is none of that form."""
-    parts: list[str] = _MARK.split(fields["answer"])
-    if len(parts) == 1:
+    """Replace the answer of GSM8K's form. Raises ValueError for one that has such a line and is none of that form.
+
+    A mark inside a line is the answer's own, as in a grid of ``#``.
+    """
+    marks = list(_MARKED_LINE.finditer(fields["answer"]))
+    if not marks:
         return
-    answer = parts[-1].strip()
-    if len(parts) > 2 or not answer or "\n" in answer:
+    answer = fields["answer"][marks[0].end() :].strip()
+    if not answer or "\n" in answer or _MARK.search(answer):
         raise ValueError("#### stands before the final answer, as in GSM8K: once, with one line after it; mend the row")
-    fields["answer"] = answer.replace(",", "") if THOUSANDS.fullmatch(answer.strip("$ ")) else answer
-    solution = _NOTE.sub("", parts[0]).strip()
+    solution = _NOTE.sub("", fields["answer"][: marks[0].start()]).strip()
+    fields["answer"] = _plain_amount(answer)
     reference = fields.get("reference_solution")
     if reference is None or (isinstance(reference, str) and not reference.strip()):
         fields["reference_solution"] = solution
 
 
+def _plain_amount(answer: str) -> str:
+    """``$-1,234.5.`` → ``$-1234.5``; what is no number stays as it is."""
+    amount = _AMOUNT.fullmatch(answer)
+    return answer if amount is None else "".join(amount.groups()).replace(",", "").removesuffix(".")
+
+
 def why_unusable(answer: str) -> str | None:
     """Why no tagged answer can equal this one, as the end of a sentence about it; None where one may."""
     text = answer.strip()
+    if _MARK.search(text):
+        return "holds ####, which GSM8K writes at the start of the last line"
     if "\n" in text:
         return "has several lines, as a worked solution has"
     if len(text) > LONGEST_ANSWER:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import sys
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from pyarrow import parquet
 
 from stepalign.errors import ProblemFileError, RefusedRow
 from stepalign.problems import load_problems, problems_sha256
-from stepalign.problems.readers import MAX_ROW_BYTES
+from stepalign.problems.readers import MAX_BLANK_BYTES, MAX_ROW_BYTES
 from stepalign.types import Problem
 
 ROWS: list[dict[str, Any]] = [
@@ -117,6 +119,47 @@ def test_what_unpacks_without_an_end_is_not_unpacked(tmp_path: Path) -> None:
             file.write(opening + b'"' + bytes(MAX_ROW_BYTES * 8))
         (row,) = refused(bomb)
         assert row.number == 1 and row.reason.startswith("the row is longer than 4 MiB")
+
+
+@pytest.mark.parametrize(
+    ("content", "seems"),
+    [
+        (b"question,answer\nwhat,1\n", "CSV"),
+        (codecs.BOM_UTF8 + b'"id";"the question";"answer"\r\n', "CSV"),
+        (b"question\tanswer\nwhat\t1\n", "CSV"),
+        (b"\n<!DOCTYPE html><html></html>", "a web page"),
+        (b"PK\x03\x04abc", "a zip archive; unpack it"),
+        (b"\x28\xb5\x2f\xfdabc", "packed by zstd; unpack it"),
+        (bz2.compress(LINES.encode()), "packed by bzip2; unpack it"),
+        (lzma.compress(LINES.encode()), "packed by xz; unpack it"),
+        (gzip.compress(gzip.compress(LINES.encode())), "packed by gzip twice; unpack it once"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a Git LFS pointer"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_what_to_do(tmp_path: Path, content: bytes, seems: str) -> None:
+    (tmp_path / "p").write_bytes(content)
+    (row,) = refused(tmp_path / "p")
+    assert row.number == 0 and row.reason.startswith(f"the file seems to be {seems}")
+
+
+@pytest.mark.parametrize("opening", [b"", b"[", LINES.encode(), b"[" + json.dumps(ROWS[0]).encode()])
+@pytest.mark.parametrize("blank", [b"\n", b" \t\r\n"])
+def test_blanks_without_an_end_are_not_read(tmp_path: Path, opening: bytes, blank: bytes) -> None:
+    bomb = tmp_path / "bomb.gz"
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        file.write(opening + blank * (MAX_BLANK_BYTES // len(blank) + 2**20))
+    rows = refused(bomb)
+    assert rows == [RefusedRow(0, "there are more than 64 MiB of blanks in one place; remove them")]
+
+
+def test_lines_are_counted_behind_many_blank_ones(tmp_path: Path) -> None:
+    blanks = ["\n" * 200_000, " \r\n" * 70_000, "  \n\x0b\n"]
+    content = "".join(blank + line + "\n" for blank, line in zip(blanks, [*LINES.splitlines(), "broken"], strict=True))
+    (tmp_path / "p").write_text(content, newline="")
+    (row,) = refused(tmp_path / "p")
+    assert row.number == content[: content.index("broken")].count("\n") + 1
+    (tmp_path / "p").write_text(content.replace("broken", ""), newline="")
+    assert load_problems(tmp_path / "p") == PROBLEMS
 
 
 def test_missing_columns_of_parquet_are_named_with_those_there_are(tmp_path: Path) -> None:

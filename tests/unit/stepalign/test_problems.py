@@ -104,12 +104,29 @@ def test_gsm8k_gives_its_answer_and_its_solution_without_the_calculators_notes(t
 
 @pytest.mark.parametrize(
     ("written", "answer"),
-    [("#### 65,960", "65960"), ("#### -1,234.5 ", "-1234.5"), ("#### 1,2", "1,2"), ("x#### no", "no")],
+    [
+        ("#### 65,960", "65960"),
+        ("x\n #### -1,234.5. \n\n", "-1234.5"),
+        ("x\n#### $1,800.00", "$1800.00"),
+        ("x\n#### -€1,234,567.", "-€1234567"),
+        ("x\n####1,800 %", "1800 %"),
+        ("#### 18.", "18"),
+        ("#### 1,2", "1,2"),
+        ("x\n#### 18 dollars.", "18 dollars."),
+    ],
 )
-def test_gsm8k_answers_lose_the_commas_between_thousands(tmp_path: Path, written: str, answer: str) -> None:
+def test_numbers_of_gsm8k_lose_the_commas_between_thousands_and_a_full_stop(
+    tmp_path: Path, written: str, answer: str
+) -> None:
     problem = load_row(tmp_path, answer=written)
     assert problem.answer == answer
     assert problem.reference_solution == ("x" if written.startswith("x") else None)
+
+
+@pytest.mark.parametrize("answer", ["The grid is #### in text", "x#### no", "a #### 1 #### 2", "##### 3"])
+def test_a_mark_inside_a_line_is_the_answers_own(tmp_path: Path, answer: str) -> None:
+    problem = load_row(tmp_path, answer=answer)
+    assert problem.answer == answer and problem.reference_solution is None
 
 
 def test_a_reference_of_its_own_is_kept_beside_gsm8ks(tmp_path: Path) -> None:
@@ -157,6 +174,7 @@ def test_a_number_becomes_the_digits_that_the_grader_compares(tmp_path: Path, wr
         ('"answer": []', "answer: a list of 0 answers"),
         ('"answer": {"value": 1}', "answer: dict is neither text nor number"),
         ('"answer": "  "', "answer: it is blank"),
+        ('"answer": "\u200b\\u2060 \\u3164\\ufe0f\\u0000"', "answer: it is blank"),
         ('"answer": null', "answer: missing; columns found: 'question'"),
         ('"answer": "1", "answer": "2"', "a key stands twice"),
         ('"answer": "\\ud800"', "answer: there is half of a surrogate pair"),
@@ -168,6 +186,7 @@ def test_a_number_becomes_the_digits_that_the_grader_compares(tmp_path: Path, wr
         ('"answer": "1", "metadata": {"\\ud800": 1}', "metadata: a key of it: there is half of a surrogate pair"),
         ('"answer": "1", "metadata": {"a": NaN}', "metadata: a: no finite number (nan)"),
         ('"answer": "1", "metadata": {"a": 1e999}', "metadata: a: no finite number (inf)"),
+        ('"answer": "1", "metadata": {"a": -' + "9" * 5000 + "}", "metadata: a: a whole number of more than 64 bits"),
         ('"answer": "1", "metadata": {"a": 9223372036854775808}', "metadata: a: a whole number of more than 64 bits"),
         ('"answer": "1", "metadata": {"a": ' + "[" * 300 + "]" * 300 + "}", "metadata: nested deeper than 32 levels"),
         ('"answer": "1", "metadata": {"a": ' + "[" * 9999 + "]" * 9999 + "}", "nested too deeply; 32 levels"),
@@ -179,6 +198,11 @@ def test_what_nobody_could_grade_or_carry_is_refused_by_line(tmp_path: Path, fie
     found = refusal_of(tmp_path, f'{{"question": "q", {fields}}}')
     # Python 3.12 and later read deeper before they give up.
     assert found.startswith((reason, "metadata: nested deeper") if "too deeply" in reason else reason)
+
+
+def test_an_object_around_rows_is_named(tmp_path: Path) -> None:
+    found = refusal_of(tmp_path, '{"version": 1, "data": [{"question": "q", "answer": "1"}]}')
+    assert found.startswith("no problem, but an object that holds rows in 'data'; write one row a line, or the array")
 
 
 def test_null_is_absent_and_a_number_may_be_an_id(tmp_path: Path) -> None:
@@ -218,6 +242,7 @@ def test_a_fault_of_many_rows_is_told_once_and_reading_ends(tmp_path: Path) -> N
         (["First 2.\nThen 3.", "One.\nTwo."], "has several lines, as a worked solution has"),
         (["long " * 60], "has more than 200 characters"),
         (["$\\boxed{3}$", "\\boxed{4}"], "stands in \\boxed{}"),
+        (["x #### 18", "y #### 19"], "holds ####, which GSM8K writes at the start of the last line"),
         (["nan", "None"], "says that there is none"),
         (["<answer> 3 </answer>"], "holds the tag that an answer stands in"),
     ],

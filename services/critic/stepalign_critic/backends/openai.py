@@ -6,6 +6,8 @@ does not do so itself reads an attempt's ``<|im_end|>`` as the end of a turn. Ba
 A server may refuse the fields that every request has, as some do ``max_tokens``. That is the configuration's fault and
 no request's. So the backend asks for one word with the same fields: at the start, and after a refusal that may be
 theirs. A refusal of the word stops the start; later it makes the backend unhealthy until the word is given.
+
+Callers read the messages of errors, those of a start that failed too. The server's address stands in the log alone.
 """
 
 from __future__ import annotations
@@ -103,6 +105,15 @@ class OpenAIBackend:
 
         Raises ConfigError when it refuses our key or our fields, does not serve the model, or never answers.
         """
+        try:
+            await self._wait_for_server()
+        except ConfigError as error:
+            _log.error("the model's server cannot be used", base_url=self._url, reason=str(error))
+            raise
+        self._silence = None
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _wait_for_server(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.timeout_seconds
         told = ""
@@ -110,19 +121,19 @@ class OpenAIBackend:
             try:
                 self._model = await self._find_model()
                 await self._ask_for_word_at_start()
-                break
+                return
             except (_NotYet, httpx.HTTPError) as error:
                 reason = _reason(error)
                 if loop.time() > deadline:
+                    said = _kind(error) if isinstance(error, httpx.HTTPError) else reason
+                    waited = f"{self._settings.timeout_seconds:g} s"
                     raise ConfigError(
-                        f"{self._url} took no requests in {self._settings.timeout_seconds:g} s: {reason}"
+                        f"the server of critic.openai.base_url took no requests in {waited}: {said}"
                     ) from None
                 if reason != told:
                     told = reason
                     _log.warning("waiting for the model's server", base_url=self._url, reason=reason)
                 await asyncio.sleep(_START_LOOK_SECONDS)
-        self._silence = None
-        self._watching = asyncio.create_task(self._watch())
 
     def render(self, messages: list[Message]) -> None:
         return None
@@ -164,7 +175,7 @@ class OpenAIBackend:
         answer = await self._get_models()
         listed = read_models(answer.content) if answer.status == 200 else None
         if listed is not None:
-            return choose_model(self._settings.model, listed, self._url)
+            return choose_model(self._settings.model, listed)
         if answer.status == 429 or (answer.status >= 500 and answer.status != 501):
             raise _NotYet(f"/models says {answer.status}: {words_of(answer)}")
         if self._settings.model is not None:
@@ -172,7 +183,7 @@ class OpenAIBackend:
             return self._settings.model
         if answer.status in (401, 403):
             raise ConfigError(
-                f"{self._url} refuses the key: status {answer.status}; set critic.openai.api_key_file, or "
+                f"the model's server refuses the key: status {answer.status}; set critic.openai.api_key_file, or "
                 "critic.openai.model if it is the list of models alone that it refuses"
             )
         if answer.status == 404:
@@ -219,7 +230,7 @@ class OpenAIBackend:
         found = await self._refusal_of_a_word(_MAY_BE_OURS)
         refusal = None if found is None else found[1]
         if refusal is not None and self._refusal is None:
-            _log.error("the model's server takes no requests", reason=refusal)
+            _log.error("the model's server takes no requests", base_url=self._url, reason=refusal)
         self._refusal, self._taken = refusal, refusal is None
 
     async def _refusal_of_a_word(self, also: Sequence[int] | frozenset[int]) -> tuple[int, str] | None:
@@ -238,7 +249,7 @@ class OpenAIBackend:
         return (status, self._blame(status, answer)) if status in _REFUSED or status in also else None
 
     def _blame(self, status: int, answer: Answer) -> str:
-        refused = f"{self._url} refuses the model {self._model!r} and what every request has"
+        refused = f"the model's server refuses the model {self._model!r} and what every request has"
         remedy = REMEDIES.get(status)
         if remedy is not None:
             return f"{refused}: status {status}: {words_of(answer)}{remedy}"
@@ -276,8 +287,7 @@ class OpenAIBackend:
         except httpx.HTTPError as error:
             # An error's own words hold addresses, which are no caller's business.
             _log.warning("the model's server gave no answer", error=_reason(error))
-            kind = type(error.__cause__ or error).__name__
-            raise EngineError(f"the model's server gave no answer: {kind}") from error
+            raise EngineError(f"the model's server gave no answer: {_kind(error)}") from error
 
     async def _send(self, method: str, path: str, **options: Any) -> Answer:
         """Raises httpx.HTTPError when there is no whole answer, or none that anybody would read."""
@@ -298,7 +308,7 @@ class OpenAIBackend:
             silence = await self._look()
             if (silence is None) is not (self._silence is None):
                 said = "answers again" if silence is None else "does not answer"
-                _log.warning(f"the model's server {said}", reason=silence)
+                _log.warning(f"the model's server {said}", base_url=self._url, reason=silence)
             self._silence = silence
             if self._refusal is not None and looks % _LOOKS_BETWEEN_WORDS == 0:
                 async with self._asking_for_word:
@@ -334,12 +344,17 @@ def _aiohttp_transport() -> httpx.AsyncBaseTransport:
     return Transport(client=session)
 
 
+def _kind(error: httpx.HTTPError) -> str:
+    """What went wrong on the way, without the addresses that an error's own words hold."""
+    return type(error.__cause__ or error).__name__
+
+
 def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, _NotYet) else f"{type(error).__name__}: {error}"
 
 
 def _shown(base_url: str) -> str:
-    """The address for messages, without a password. Raises ConfigError when it is none."""
+    """The address for the log, without a password. Raises ConfigError when it is none."""
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:

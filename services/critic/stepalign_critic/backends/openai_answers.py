@@ -41,9 +41,11 @@ REMEDIES = {
 AFTER_TIMEOUT_SECONDS = 60.0
 """When to ask again for what took too long, unless the server says it."""
 _MOST_COUNTED = 10**12
+_MOST_DIGITS = 400
+_END_OF_STREAM = "[DONE]"
 _MOST_QUOTED = 400
 _LINK = re.compile(r"\s*For (?:more|further) information,? (?:check|visit|see):? \S+", re.IGNORECASE)
-_SECRET = re.compile(r"(?i)\bbearer\s+\S+|\b(?:sk|pk|gsk|hf|xai)[-_][\w*.\-…]{4,}|\S*\*{3,}\S*")
+_SECRET = re.compile(r"(?i)\bbearer\s+\S+|\b(?:sk|pk|gsk|hf|xai)[-_][\w*.\-…]{4,}|\bAIza[\w\-]{20,}|\S*\*{3,}\S*")
 _HIDDEN = "[hidden]"
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _THINKING = ("thinking", "reasoning", "reasoning_text")
@@ -74,6 +76,8 @@ def read_completion(answer: Answer) -> Generation:
         if hidden is not None:
             raise _error(hidden, _quote(failed, answer), answer)
         raise EngineError(f"the model's server sent no chat completion: {_quote(failed, answer)}")
+    if isinstance(completion, _CutStream):
+        raise EngineError("the model's server ended its stream before the end of the answer")
     read, written = _usage(completion)
     text, remark = _said(choice)
     return Generation(whole(text), _finish_reason(choice), read, written, remark)
@@ -129,36 +133,61 @@ def _parsed(answer: Answer) -> Any:
         return None
     if answer.content_type.startswith("text/event-stream") or re.match(r"\s*(data|event|id|retry)?:", content):
         return _joined(_events(content))
-    return _json(content)
+    return read_json(content)
 
 
-def _json(text: str) -> Any:
+def read_json(text: str) -> Any:
+    """The value; None where the text is no JSON."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole_number)
     except (ValueError, RecursionError):
         return None
 
 
-def _events(content: str) -> Iterator[dict[str, Any]]:
-    """The chunks of a stream. A server that streams though it was not asked to says the same in more words."""
+def _whole_number(text: str) -> int | float:
+    """Python refuses integers of thousands of digits, which would cost the answer that they stand beside."""
+    return int(text) if len(text) <= _MOST_DIGITS else float(text)
+
+
+class _CutStream(dict[str, Any]):
+    """The completion of a stream that neither ended its answer nor itself."""
+
+
+def _events(content: str) -> Iterator[dict[str, Any] | None]:
+    """The chunks of a stream, and None for the mark of its end.
+
+    A server that streams though it was not asked to says the same in more words.
+    """
     # Not by splitlines, which ends a line inside a text as well, at U+2028.
     for line in _LINE_END.split(content):
         name, _, value = line.partition(":")
-        chunk = _json(value) if name == "data" else None
+        if name != "data":
+            continue
+        if value.strip() == _END_OF_STREAM:
+            yield None
+            continue
+        chunk = read_json(value)
         if isinstance(chunk, dict):
             yield chunk
 
 
-def _joined(chunks: Iterator[dict[str, Any]]) -> dict[str, Any]:
+def _joined(chunks: Iterator[dict[str, Any] | None]) -> dict[str, Any]:
     texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
     calls: Any = None
     choice: dict[str, Any] = {}
     whole_stream: dict[str, Any] = {}
+    index: Any = None
+    ended = False
     for chunk in chunks:
+        if chunk is None:
+            ended = True
+            continue
         whole_stream.update({key: chunk[key] for key in ("usage", "error") if chunk.get(key)})
-        part = _choice(chunk)
+        # Settings can ask for more choices than one. Their parts come in turn, and the first one's are read.
+        part = next((part for part in _choices(chunk) if index is None or part.get("index", 0) == index), None)
         if part is None:
             continue
+        index = part.get("index", 0)
         choice.update({key: part[key] for key in ("finish_reason", "error") if part.get(key)})
         message = _message(part)
         for name, said in texts.items():
@@ -166,14 +195,21 @@ def _joined(chunks: Iterator[dict[str, Any]]) -> dict[str, Any]:
         calls = calls or message.get("tool_calls")
         whole_stream["choices"] = [choice]
     choice["message"] = {name: "".join(said) for name, said in texts.items()} | {"tool_calls": calls}
-    return {"error": whole_stream["error"]} if whole_stream.get("error") else whole_stream
+    if whole_stream.get("error"):
+        return {"error": whole_stream["error"]}
+    return whole_stream if ended or choice.get("finish_reason") else _CutStream(whole_stream)
 
 
 def _choice(completion: Any) -> dict[str, Any] | None:
-    """The first choice that is one."""
+    """The first choice, where it is one."""
     choices = completion.get("choices") if isinstance(completion, dict) else None
     first = choices[0] if isinstance(choices, list) and choices else None
     return first if isinstance(first, dict) else None
+
+
+def _choices(chunk: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = chunk.get("choices")
+    return [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
 
 
 def _message(choice: dict[str, Any]) -> dict[str, Any]:
@@ -202,15 +238,15 @@ def _said(choice: dict[str, Any]) -> tuple[str, str | None]:
     ) else "the answer is empty"
 
 
-def _text(content: Any) -> str:
-    """Text, also from a list of parts; thinking among them is passed over."""
+def _text(content: Any, depth: int = 4) -> str:
+    """Text, also from a part, a list of parts and the ``value`` in a part; thinking among them is passed over."""
     if isinstance(content, str):
         return content
-    if not isinstance(content, list):
+    if isinstance(content, list) and depth:
+        return "".join(_text(part, depth - 1) for part in content)
+    if not isinstance(content, dict) or not depth or content.get("type") in _THINKING:
         return ""
-    parts = [{"text": part} if isinstance(part, str) else part for part in content]
-    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") not in _THINKING]
-    return "".join(text for text in texts if isinstance(text, str))
+    return _text(content.get("text", content.get("value")), depth - 1)
 
 
 def _finish_reason(choice: dict[str, Any]) -> FinishReason:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from stepalign.errors import ConfigError
-from stepalign_critic.backends.openai_answers import whole
+from stepalign_critic.backends.openai_answers import read_json, whole
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class ModelList:
 def read_models(content: bytes) -> ModelList | None:
     """The list in an answer's body, in the shapes that servers give it; None where there is none."""
     try:
-        body: Any = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
+        body = read_json(content.decode("utf-8-sig"))
+    except UnicodeDecodeError:
         return None
     listed = body
     if isinstance(body, dict):
@@ -49,7 +48,7 @@ def _name(entry: Any) -> str | None:
     return whole(entry) if isinstance(entry, str) and entry else None
 
 
-def choose_model(wanted: str | None, listed: ModelList, base_url: str) -> str:
+def choose_model(wanted: str | None, listed: ModelList) -> str:
     """The model to ask for. Raises ConfigError when it is not served, and when none is wanted and one is not all."""
     if wanted is None and listed.whole and len(listed.names) == 1:
         return listed.names[0]
@@ -57,4 +56,4 @@ def choose_model(wanted: str | None, listed: ModelList, base_url: str) -> str:
         return wanted
     served = ", ".join(listed.names[:20]) or "no model"
     more = ", and more" if len(listed.names) > 20 or not listed.whole else ""
-    raise ConfigError(f"critic.openai.model is {wanted!r}; {base_url} serves {served}{more}")
+    raise ConfigError(f"critic.openai.model is {wanted!r}; the model's server serves {served}{more}")
