@@ -256,3 +256,24 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(home: Path, wor
 def test_an_empty_path_is_not_the_working_directory(home: Path, option: str) -> None:
     (home / "settings.json").write_text('[{"question": "private", "answer": "1"}]')
     assert "the path is empty" in refused(home, "run", str(LAB), option, "", "--run.name", "z", *DOOMED)
+
+
+@pytest.mark.parametrize(
+    "words", [["run", str(LAB), "--resume"], ["solver", str(LAB), *UNREACHABLE]], ids=lambda w: w[0]
+)
+def test_a_run_with_other_settings_is_refused_before_anything_is_published(home: Path, words: list[str]) -> None:
+    """Rollouts of other problems would wait in its queue, and be trained on once it is continued as it should be."""
+    earlier = OwnFolder(home / "runs", "earlier")
+    earlier.claim()
+    noted = {"fingerprint": "of other problems", "seed": 0, "arm": "stepalign_scoped", "started_at": 0.0, "threads": 1}
+    (earlier.path / "run.json").write_text(json.dumps(noted), encoding="utf-8")
+    before = contents(earlier.path)
+    done = command(home, *words, "--run.dir", "runs", "--run.name", "earlier")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stdout + done.stderr
+    assert "was made with another arm, seed, configuration, problem file or model" in done.stderr
+    assert contents(earlier.path) == before
+
+
+def test_a_run_is_continued_or_replaced_and_not_both(home: Path) -> None:
+    said = refused(home, "run", str(LAB), "--run.name", "x", "--resume", "--overwrite", *DOOMED)
+    assert "give one of them" in said

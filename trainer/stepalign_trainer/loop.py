@@ -13,6 +13,7 @@ from typing import Any
 from stepalign.errors import NonFiniteError, QueueUnavailableError
 from stepalign.plugins import load_grader
 from stepalign_run.config import Config
+from stepalign_run.fingerprint import fingerprint
 from stepalign_run.folder.files import replace_text
 from stepalign_run.folder.layout import ADAPTER_FILE
 from stepalign_run.logging import get_logger
@@ -30,7 +31,6 @@ from stepalign_trainer.durable.checkpoint import (
     publish_adapter,
     save_checkpoint,
 )
-from stepalign_trainer.durable.fingerprint import fingerprint
 from stepalign_trainer.durable.retention import prune
 from stepalign_trainer.durable.settlement import Settlement
 from stepalign_trainer.durable.step_journal import StepJournal

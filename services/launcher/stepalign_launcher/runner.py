@@ -18,6 +18,7 @@ from stepalign.problems import load_problems
 from stepalign.prompts import load_prompt
 from stepalign_launcher.supervisor import POLL_SECONDS, Child, Supervisor
 from stepalign_run.config import load_config
+from stepalign_run.fingerprint import require_same_run
 from stepalign_run.folder.files import lock_file
 from stepalign_run.folder.layout import RunFolder
 from stepalign_run.logging import configure_console_logging
@@ -83,6 +84,8 @@ class LocalProcesses(ABC):
         queued = url is not None and asyncio.run(self._queue_status(url)).published > 0
         if resume and not used:
             raise ConfigError(f"{config.run_dir}: there is nothing to resume")
+        if resume:
+            require_same_run(config)
         if (used or queued) and not (resume or overwrite):
             where = config.run_dir if used else "the Redis server"
             raise ConfigError(

@@ -19,6 +19,7 @@ from stepalign.errors import ConfigError
 from stepalign.problems import load_problems
 from stepalign_run.commands.arguments import ConfigPath
 from stepalign_run.config import Config, load_config
+from stepalign_run.fingerprint import require_same_run
 from stepalign_run.folder.outputs import prepare_new_file, write_new_file
 from stepalign_run.heartbeat import Heartbeat
 from stepalign_run.logging import configure_logging
@@ -34,6 +35,7 @@ def solver(ctx: typer.Context, config: ConfigPath) -> None:
     structlog.contextvars.bind_contextvars(run_id=settings.run.name)
     problems = load_training_problems(settings)
     settings.own_folder.claim()
+    require_same_run(settings)
 
     from stepalign_models.loading import load_policy, load_tokenizer
     from stepalign_models.sampling import Sampler

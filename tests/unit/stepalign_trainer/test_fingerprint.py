@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from stepalign_run.config import Config, load_config, shipped_arms
-from stepalign_trainer.durable.fingerprint import fingerprint, shaping_settings
+from stepalign_run.fingerprint import fingerprint, shaping_settings
 
 LAB = Path(__file__).parents[3] / "configs" / "lab.toml"
 OF_THE_LAB = {

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from stepalign_lab.checker import exact_critique
+from stepalign_run.fingerprint import fingerprint
 from stepalign_trainer import loop as loop_module
 from stepalign_trainer.durable.checkpoint import load_checkpoint
-from stepalign_trainer.durable.fingerprint import fingerprint
 from stepalign_trainer.update.learner import Learner
 
 pytestmark = [pytest.mark.slow, pytest.mark.numeric]

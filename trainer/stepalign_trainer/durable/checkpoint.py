@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from stepalign.errors import CheckpointError
+from stepalign_run.fingerprint import OTHER_RUN
 from stepalign_run.folder.files import replace_text
 from stepalign_run.folder.layout import ADAPTER_FILE, RunFolder
 from stepalign_run.logging import get_logger
@@ -40,12 +41,6 @@ from stepalign_trainer.update.learner import Learner
 STATE = "state.json"
 OPTIMIZER = "optimizer.pt"
 RANDOM = "random.pt"
-
-OTHER_RUN = (
-    "{} was made with another arm, seed, configuration, problem file or model; resume with the settings of the first, "
-    "or start a run under another name"
-)
-
 
 _log = get_logger(__name__)
 

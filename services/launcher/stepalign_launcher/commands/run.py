@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from stepalign.commands.application import OVERRIDES
 from stepalign.commands.terminal import Terminal
-from stepalign.errors import NothingTrainedError
+from stepalign.errors import ConfigError, NothingTrainedError
 from stepalign_launcher.commands.audit import audit
 from stepalign_launcher.runner import LocalRun
 from stepalign_run.commands.arguments import ConfigPath
@@ -59,6 +59,8 @@ def start(
 
     Exits with 1 when nothing was trained, because every rollout was skipped.
     """
+    if resume and overwrite:
+        raise ConfigError("--resume continues an earlier run and --overwrite replaces it; give one of them")
     # As a text: an empty one is refused by the configuration, and no working directory.
     train = problems and str(Path(problems).absolute())
     overrides = [*ctx.args, *(["--data.train", train] if train is not None else [])]

@@ -6,9 +6,26 @@ import hashlib
 import json
 from typing import Any
 
+from stepalign.errors import ConfigError
 from stepalign.problems import problems_sha256
 from stepalign_run.config import Config
 from stepalign_run.policy_store import weights_sha256
+
+OTHER_RUN = (
+    "{} was made with another arm, seed, configuration, problem file or model; resume with the settings of the first, "
+    "or start a run under another name"
+)
+
+
+def require_same_run(config: Config) -> None:
+    """Raises ConfigError when the run's folder was made with other settings, by the trainer's record.
+
+    To be asked by whoever works on a run before it does: rollouts of other problems in the run's queue would be trained
+    on once the run is continued as it was meant to be.
+    """
+    record = config.folder.record
+    if record.exists() and json.loads(record.read_bytes())["fingerprint"] != fingerprint(config):
+        raise ConfigError(OTHER_RUN.format(config.run_dir))
 
 
 def fingerprint(config: Config) -> str:
