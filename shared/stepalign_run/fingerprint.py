@@ -21,9 +21,13 @@ def require_same_run(config: Config) -> None:
     """Raises ConfigError when the run's folder was made with other settings, by the trainer's record.
 
     To be asked by whoever works on a run before it does: rollouts of other problems in the run's queue would be trained
-    on once the run is continued as it was meant to be.
+    on once the run is continued as it was meant to be. A solver may work where the critic's weights are not: there only
+    the trainer can tell.
     """
     record = config.folder.record
+    weights = config.critic.path if config.arm.needs_critic else None
+    if weights is not None and not weights.is_dir():
+        return
     if record.exists() and json.loads(record.read_bytes())["fingerprint"] != fingerprint(config):
         raise ConfigError(OTHER_RUN.format(config.run_dir))
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from stepalign.errors import ConfigError
 from stepalign_run.config import Config, load_config, shipped_arms
-from stepalign_run.fingerprint import fingerprint, shaping_settings
+from stepalign_run.fingerprint import fingerprint, require_same_run, shaping_settings
 
 LAB = Path(__file__).parents[3] / "configs" / "lab.toml"
 OF_THE_LAB = {
@@ -102,6 +103,20 @@ def test_other_weights_or_problems_are_another_run(
         "problems": lambda: ("--data.train", str(problems)),
     }[changed]()
     assert fingerprint(make_config(*other)) != fingerprint(make_config())
+
+
+def test_who_lacks_the_critics_weights_leaves_the_comparison_to_the_trainer(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    there, elsewhere = make_config("--critic.path", str(tmp_path)), make_config("--critic.path", str(tmp_path / "none"))
+    record = there.folder.record
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"fingerprint": fingerprint(there)}))
+    require_same_run(there)
+    record.write_text(json.dumps({"fingerprint": "another"}))
+    require_same_run(elsewhere)
+    with pytest.raises(ConfigError, match="was made with another arm"):
+        require_same_run(there)
 
 
 def test_problems_are_known_by_their_content(make_config: Callable[..., Config], tmp_path: Path) -> None:
