@@ -23,6 +23,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from stepalign.client import CriticClient
 from stepalign.errors import CriticUnavailableError
@@ -455,7 +456,7 @@ def test_a_server_that_refuses_our_fields_later_makes_the_critic_unhealthy_until
         assert outcome_of(post(url)) == "critique"
 
 
-def test_no_caller_is_told_the_servers_address(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_caller_is_told_the_servers_address() -> None:
     """Neither of a server that refuses our fields nor of one that stops a start; the log names it."""
 
     def told_by(url: str) -> str:
@@ -467,13 +468,14 @@ def test_no_caller_is_told_the_servers_address(capsys: pytest.CaptureFixture[str
         told.append(told_by(url))
         assert state_of(url) == "unhealthy"
     lists = [None, Reply({"data": []}), Reply(SAID, 401), Reply(SAID, 503), Reply(raw=b"what?\r\n\r\n")]
-    for models in lists:
-        with critic(without("max_tokens", UNSUPPORTED), models, timeout_seconds=0.2) as (url, _):
-            told.append(told_by(url))
-            assert state_of(url) == "failed"
+    with capture_logs() as logs:
+        for models in lists:
+            with critic(without("max_tokens", UNSUPPORTED), models, timeout_seconds=0.2) as (url, _):
+                told.append(told_by(url))
+                assert state_of(url) == "failed"
     assert not [message for message in told if "127.0.0.1" in message or "/v1" in message]
-    logged = capsys.readouterr().out
-    assert logged.count("cannot be used") == len(lists) and "base_url=http://127.0.0.1" in logged
+    logged = [entry["base_url"] for entry in logs if entry["event"] == "the model's server cannot be used"]
+    assert len(logged) == len(lists) and all(url.startswith("http://127.0.0.1") for url in logged)
 
 
 def test_a_key_that_is_refused_later_makes_the_critic_unhealthy_at_once() -> None:

@@ -64,15 +64,19 @@ class OwnFolder:
     def path(self) -> Path:
         return self.parent / self.name
 
-    def require(self) -> None:
-        """Raises NotOursError unless the folder is missing, empty or ours; ConfigError where none can be."""
-        path = self.path
+    def require_place(self) -> None:
+        """Raises ConfigError where no folder can be: below a file, or with a name that is too long."""
         try:
-            path.lstat()
+            self.path.lstat()
         except (FileNotFoundError, PermissionError):
-            pass
+            return
         except OSError as error:
-            raise ConfigError(f"{path} can be no folder ({error.strerror}): {self._remedy}") from error
+            raise ConfigError(f"{self.path} can be no folder ({error.strerror}): {self._remedy}") from error
+
+    def require(self) -> None:
+        """Raises NotOursError unless the folder is missing, empty or ours; ConfigError as :meth:`require_place`."""
+        self.require_place()
+        path = self.path
         if os.path.lexists(path) and not path.is_dir():
             raise NotOursError(f"{path} is no folder, and is left alone: {self._remedy}")
         # In this order: what is not empty any more has its marker.

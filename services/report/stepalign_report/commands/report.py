@@ -36,7 +36,7 @@ def report(
 ) -> None:
     """Print the report of a run, and write it once the run has ended."""
     settings = load_config(config, ctx.args)
-    settings.own_folder.require()
+    settings.own_folder.require_place()
     console = Terminal(stderr=as_json)
     with _ended_in_order():
         found = stored_report(settings)
