@@ -52,8 +52,8 @@ def refused(path: Path) -> list[RefusedRow]:
         codecs.BOM_UTF8 + LINES.replace("\n", "\r\n").encode(),
         json.dumps(ROWS).encode(),
         codecs.BOM_UTF8 + b"\r\n" + json.dumps(ROWS, indent=2, ensure_ascii=False).encode() + b"\n",
-        gzip.compress(LINES.encode()),
-        gzip.compress(json.dumps(ROWS).encode()),
+        gzip.compress(LINES.encode(), mtime=0),
+        gzip.compress(json.dumps(ROWS).encode(), mtime=0),
     ],
     ids=["lines", "blank line", "BOM and CRLF", "array", "indented array with BOM", "gzip", "array in gzip"],
 )
@@ -96,9 +96,12 @@ DAMAGED = None
         (b"[" + GOOD, RefusedRow(2, "not JSON: the file's end where a comma or ] belongs", "row")),
         (b"[" + GOOD + b"] x", RefusedRow(0, "there is more after the array's end; a file holds one array")),
         (b"[" * 99999, RefusedRow(1, "nested too deeply; 32 levels are the most", "row")),
-        (gzip.compress(LINES.encode())[:-9], DAMAGED),
-        (gzip.compress(LINES.encode())[:20] + b"\0" * 50, DAMAGED),
-        (gzip.compress(b"PAR1" + b"0" * 99), RefusedRow(0, "a Parquet file that is packed by gzip; unpack it")),
+        (gzip.compress(LINES.encode(), mtime=0)[:-9], DAMAGED),
+        (gzip.compress(LINES.encode(), mtime=0)[:20] + b"\0" * 50, DAMAGED),
+        (
+            gzip.compress(b"PAR1" + b"0" * 99, mtime=0),
+            RefusedRow(0, "a Parquet file that is packed by gzip; unpack it"),
+        ),
         (b"PAR1" + b"0" * 99, DAMAGED),
     ],
 )
@@ -132,7 +135,7 @@ def test_what_unpacks_without_an_end_is_not_unpacked(tmp_path: Path) -> None:
         (b"\x28\xb5\x2f\xfdabc", "packed by zstd; unpack it"),
         (bz2.compress(LINES.encode()), "packed by bzip2; unpack it"),
         (lzma.compress(LINES.encode()), "packed by xz; unpack it"),
-        (gzip.compress(gzip.compress(LINES.encode())), "packed by gzip twice; unpack it once"),
+        (gzip.compress(gzip.compress(LINES.encode()), mtime=0), "packed by gzip twice; unpack it once"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a Git LFS pointer"),
     ],
 )
@@ -236,7 +239,7 @@ def test_an_empty_file_of_a_folder_is_named(folder: Path) -> None:
 def test_a_digest_is_of_the_content_unpacked(tmp_path: Path, folder: Path) -> None:
     plain, packed = tmp_path / "p.jsonl", tmp_path / "q.gz"
     plain.write_text(LINES)
-    packed.write_bytes(gzip.compress(LINES.encode()))
+    packed.write_bytes(gzip.compress(LINES.encode(), mtime=0))
     assert problems_sha256(plain) == problems_sha256(packed) == hashlib.sha256(LINES.encode()).hexdigest()
     listing = "".join(f"{problems_sha256(folder / name)}  {name}\n" for name in ("A.JSON", "b.jsonl.gz", "c.parquet"))
     assert problems_sha256(folder) == hashlib.sha256(listing.encode()).hexdigest()
@@ -276,7 +279,7 @@ def damaged(draw: Callable[..., Any]) -> bytes:
     packed = draw(st.sampled_from(["no", "whole", "cut off"]))
     if packed == "no":
         return bytes(content)
-    return gzip.compress(bytes(content))[: None if packed == "whole" else draw(st.integers(1, 30))]
+    return gzip.compress(bytes(content), mtime=0)[: None if packed == "whole" else draw(st.integers(1, 30))]
 
 
 def problems_or_places(path: Path, content: bytes) -> None:
