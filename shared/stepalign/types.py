@@ -208,6 +208,20 @@ class AttemptReading(Wire):
     tagged: str | None
 
 
+class Forced(StrEnum):
+    """A part of a critique that the known answer settled, whatever the critic's model would have written."""
+
+    ANSWER = "answer"
+    """The critique's answer is the known one."""
+    NO_ERROR = "no_error"
+    """The attempt's answer is right, so no step was called wrong."""
+    ERROR = "error"
+    """The attempt's answer is wrong, so an error was placed where the model finds one likeliest."""
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
 class CritiqueResponse(Wire):
     """A critique or a failure, never both: a model's unaligned answer is an answer, not an HTTP error."""
 
@@ -219,6 +233,11 @@ class CritiqueResponse(Wire):
     """The ready-made context of the mode that was asked for; None with a failure."""
     retried: FailureReason | None = None
     """Why a first answer of the critic was refused, when it was asked once more, and more strictly."""
+    p_wrong: list[Probability] | None = None
+    """For each step of the attempt, the probability that the critic's model calls it wrong, given that the steps
+    before it are right. What the known answer forced changes none of it. None where the backend does not tell."""
+    forced: list[Forced] = Field(default_factory=list[Forced])
+    """What the known answer settled, in the order of :class:`Forced`."""
     critic: CriticIdentity
     usage: Usage
     """Tokens of all answers that this one took."""

@@ -38,6 +38,7 @@ PUBLIC = [
     "ErrorDetail",
     "FailureReason",
     "FinishReason",
+    "Forced",
     "GradedSample",
     "GraderError",
     "ModelInfo",

@@ -73,6 +73,8 @@ RESPONSE_EXAMPLE: dict[str, Any] = {
     "failure": None,
     "context": _CONTEXT,
     "retried": None,
+    "p_wrong": None,
+    "forced": [],
     "critic": {"model": "critic-4b", **_IDENTITY},
     "usage": {"prompt_tokens": 1268, "completion_tokens": 112},
 }
