@@ -1,12 +1,14 @@
-"""Attempts of solvers that write no step tags → steps, by one stated rule, with spans that point into the sent text.
+"""Attempts as models and people write them → steps and the answer, by one stated rule, with spans into the sent text.
+
+Read first: line ends become line feeds and characters that show nothing are dropped (:mod:`.sheet`); thinking,
+``<think>…</think>``, is no part of the attempt, finished or not (:mod:`.loose_tags`).
 
 The first rule that applies is used, and named in the result:
 
 ==================  ===================================================================================================
-``tags``            The text holds a tag of the step-tagged grammar (:mod:`.trace`); it stays as it is.
-``numbered_lines``  Lines open with ``1.``, ``2)``, ``Step 3:`` or ``**Step 4**`` and count 1, 2, 3, … without a gap,
-                    at least to 2. A step runs to the next such line; the number is no part of it. Text before the
-                    first one belongs to step 1.
+``tags``            The text is in the step-tagged grammar (:mod:`.trace`), or breaks off in it. It stays as it is.
+``repaired_tags``   The text has step tags in any spelling (:mod:`.loose_tags`). It is written anew in the grammar.
+``numbered_lines``  Lines or headings are numbered 1, 2, 3, … (:mod:`.markers`). A blank line parts what precedes them.
 ``paragraphs``      Blank lines part the text into at least two blocks.
 ``lines``           There are at least two lines that are not blank.
 ``sentences``       All other text: sentences end with ``.``, ``!`` or ``?``, closing quotes and brackets included,
@@ -14,45 +16,36 @@ The first rule that applies is used, and named in the result:
                     none. One sentence is one step.
 ==================  ===================================================================================================
 
-The final answer is the last ``\\boxed{…}``; else the text after ``####`` on the last such line; else the text after
-the last ``answer is`` or ``answer:`` on its line. A step that is nothing but the answer becomes the answer and is no
-step. Without any of them the attempt has no answer: it counts as one that breaks off.
+Code, displayed mathematics and tables are never split (:mod:`.blocks`).
+
+The answer is that of the ``<answer>`` tag; else :mod:`.final_answer` looks for it. Without any the attempt counts as
+one that breaks off. A line or sentence that is nothing but the answer becomes the answer and is no step. So does a
+paragraph or a numbered step that only marks it (``**Answer:** 7``), but not one that says it in a sentence. Steps that
+were sent one by one all stay.
 
 Spans are half-open ``(start, end)`` in code points.
 """
 
 from __future__ import annotations
 
-import re
+from bisect import bisect_right
 from collections.abc import Sequence
-from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from stepalign.critique.trace import Span, contains_tag, parse_trace
+from stepalign.critique.final_answer import find_answer, is_only_answer
+from stepalign.critique.loose_tags import LooseSteps, contains_loose_tag, read_loose_tags, without_thinking
+from stepalign.critique.rules import AnswerRule, SplitRule
+from stepalign.critique.sheet import Sheet, normalised
+from stepalign.critique.structure import split_untagged
+from stepalign.critique.trace import Span, Trace, TraceIssue, parse_trace
 
+__all__ = ["AnswerRule", "Segment", "SplitAttempt", "SplitRule", "join_steps", "split_attempt"]
 
-class SplitRule(StrEnum):
-    """The rule by which an attempt was split into steps: see the module's table."""
-
-    TAGS = "tags"
-    STEPS = "steps"
-    """The request held the steps one by one."""
-    NUMBERED_LINES = "numbered_lines"
-    PARAGRAPHS = "paragraphs"
-    LINES = "lines"
-    SENTENCES = "sentences"
-
-
-class AnswerRule(StrEnum):
-    """The rule by which the final answer was found."""
-
-    TAG = "tag"
-    BOXED = "boxed"
-    HASHES = "hashes"
-    PHRASE = "phrase"
+_BROKEN_OFF = {TraceIssue.UNCLOSED, TraceIssue.NO_ANSWER}
+_IN_SENTENCES = {SplitRule.LINES, SplitRule.SENTENCES}
 
 
 class Segment(NamedTuple):
@@ -72,9 +65,12 @@ class SplitAttempt(BaseModel):
     tagged: str
     rule: SplitRule
     steps: tuple[Span, ...]
-    """Where each step stands in ``text``; tags included where they were sent."""
+    """Where each step stands in ``text``; by the rule ``tags`` with its tags."""
     answer: Span | None
     answer_rule: AnswerRule | None
+    starts: tuple[int, ...] = Field(repr=False)
+    """Places in ``tagged``, from each of which it goes on as ``text`` does from the same place of ``origins``."""
+    origins: tuple[int, ...] = Field(repr=False)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -98,177 +94,144 @@ class SplitAttempt(BaseModel):
             raise ValueError(f"{tagged_span} is the span of no step or answer")
         return found
 
+    def place_in_text(self, segment: Segment, place: int) -> int:
+        """Where in ``text`` the character stands that ``segment`` has at ``place`` of ``tagged``.
 
-_MARKER = re.compile(r"^[ \t]*(?:\*\*)?(?:step\s+)?(\d{1,3})(?:\*\*)?[.:)](?:\*\*)?(?=\s|$)[ \t]*", re.I | re.M)
-_BARE_MARKER = re.compile(r"^[ \t]*(?:\*\*|#{1,6}[ \t]+)step\s+(\d{1,3})(?:\*\*)?[ \t]*$", re.I | re.M)
-_BLANK = re.compile(r"\n[ \t]*\n\s*")
-# Texts are hostile: possessive quantifiers keep every pattern linear.
-_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++[\"'”’)\]]*+(?=\s++[^\sa-z]|\s*+$)")
-_ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|cf|vs|approx|resp|eq|fig|no|dr|mr|mrs|ms|st)\.$", re.I)
-_LONGEST_ABBREVIATION = len(" approx.")
-_LIST_NUMBER = re.compile(r"\s*\d{1,3}\.")
-_BRACE = re.compile(r"(\\boxed\s*+)?\{|\}")
-_HASHES = re.compile(r"^[ \t]*+####(.++)$", re.M)
-_PHRASE = re.compile(r"\banswer(?:\s++is\b\s*+:?|\s*+[:=])(.++)$", re.I | re.M)
-_WRAPPING = re.compile(r"[\s*_$.!]++")
-_ONLY_ANSWER = re.compile(
-    r"(?:therefore|so|thus|hence)?[\s,]*+(?:the\s++)?(?:final\s++)?(?:answer(?:\s++is)?)?[\s:=*_$.!#]*+", re.I
-)
+        A tag that is not in the span sent lies at the segment's first character or at its last.
+        """
+        if self.rule is not SplitRule.TAGS:
+            place = min(max(place, segment.tagged_body[0]), segment.tagged_body[1] - 1)
+        run = bisect_right(self.starts, place) - 1
+        return min(self.origins[run] + place - self.starts[run], segment.sent[1] - 1)
 
 
 # The service reads the attempt of a request more than once.
 @lru_cache(maxsize=64)
 def split_attempt(text: str) -> SplitAttempt:
     """Read an attempt as it was sent. Every text has a result; a blank one has no steps."""
-    if contains_tag(text):
-        trace = parse_trace(text)
-        return SplitAttempt(
-            text=text,
-            tagged=text,
-            rule=SplitRule.TAGS,
-            steps=tuple(step.span for step in trace.steps),
-            answer=trace.answer.span if trace.answer is not None else None,
-            answer_rule=AnswerRule.TAG if trace.answer is not None else None,
-        )
-    rule, spans = _segments(text)
-    return _assembled(text, rule, spans)
+    sheet = normalised(text)
+    trace = parse_trace(sheet.text)
+    if not trace.well_formed:
+        sheet = without_thinking(sheet)
+        trace = parse_trace(sheet.text)
+    if trace.well_formed or (trace.steps and trace.answer is not None and set(trace.issues) == {TraceIssue.TRAILING}):
+        end = trace.answer.span[1] if trace.answer is not None and trace.issues else len(sheet.text)
+        return _as_tagged(text, sheet.part(0, end))
+    loose = read_loose_tags(sheet)
+    found, rule = (None, AnswerRule.TAG) if loose.answer is not None else find_answer(loose.untagged.text)
+    if found is None and loose.answer is None and _breaks_off(trace, loose):
+        return _as_tagged(text, sheet)
+    if loose.steps:
+        answer = loose.untagged.part(*found) if found is not None else loose.answer
+        return _assembled(text, SplitRule.REPAIRED_TAGS, loose.steps, answer, rule, open_end=loose.last_open)
+    return _untagged(text, loose, found, rule)
 
 
 def join_steps(steps: Sequence[str]) -> SplitAttempt:
-    """An attempt sent step by step; ``text`` joins the steps by line breaks.
+    """An attempt sent step by step; ``text`` joins the steps by line breaks. Every step stays one.
 
-    Raises ValueError when a step is blank or holds a tag of the step-tagged grammar.
+    Raises ValueError when a step is blank or holds a tag of the step-tagged grammar, in whatever spelling.
     """
     return _joined(tuple(steps))
 
 
 @lru_cache(maxsize=64)
 def _joined(steps: tuple[str, ...]) -> SplitAttempt:
-    for number, step in enumerate(steps, start=1):
-        if not step.strip():
-            raise ValueError(f"step {number} is blank")
-        if contains_tag(step):
-            raise ValueError(f"step {number} holds a step or answer tag; send tagged text as the attempt")
-    text = "\n".join(steps)
-    spans: list[Span] = []
+    read: list[Sheet] = []
     start = 0
-    for step in steps:
-        spans.append((start, start + len(step)))
+    for number, step in enumerate(steps, start=1):
+        sheet = normalised(step).trimmed()
+        # A step of characters that show nothing is still a step.
+        sheet = sheet if sheet.text else Sheet(step).trimmed()
+        if not sheet.text:
+            raise ValueError(f"step {number} is blank")
+        if contains_loose_tag(sheet.text):
+            raise ValueError(f"step {number} holds a step or answer tag; send tagged text as the attempt")
+        read.append(sheet.moved(start))
         start += len(step) + 1
-    return _assembled(text, SplitRule.STEPS, spans)
+    text = "\n".join(steps)
+    whole = without_thinking(normalised(text))
+    answer, rule = find_answer(whole.text)
+    return _assembled(text, SplitRule.STEPS, read, whole.part(*answer) if answer is not None else None, rule)
 
 
-def _assembled(text: str, rule: SplitRule, spans: Sequence[Span]) -> SplitAttempt:
-    stripped = [trimmed for span in spans if (trimmed := _trim(text, span)) is not None]
-    answer, answer_rule = _find_answer(text)
-    steps = [span for span in stripped if answer is None or not _is_only_answer(text, span, answer)]
-    parts = [f"<step_{i}>{text[start:end]}</step_{i}>" for i, (start, end) in enumerate(steps, start=1)]
-    if answer is not None:
-        parts.append(f"<answer>{text[slice(*answer)]}</answer>")
+def _breaks_off(trace: Trace, loose: LooseSteps) -> bool:
+    """Whether the text is in the grammar as far as it goes: its steps are closed, but for the last, where it ends."""
+    whole = all(step.closed for step in trace.complete_steps) and set(trace.issues) <= _BROKEN_OFF
+    return bool(trace.steps) and whole and len(loose.steps) == sum(bool(step.body.strip()) for step in trace.steps)
+
+
+def _as_tagged(text: str, sheet: Sheet) -> SplitAttempt:
+    trace = parse_trace(sheet.text)
     return SplitAttempt(
-        text=text, tagged="\n".join(parts), rule=rule, steps=tuple(steps), answer=answer, answer_rule=answer_rule
+        text=text,
+        tagged=sheet.text,
+        rule=SplitRule.TAGS,
+        steps=tuple(sheet.part(*step.span).sent for step in trace.steps),
+        answer=sheet.part(*trace.answer.span).sent if trace.answer is not None else None,
+        answer_rule=AnswerRule.TAG if trace.answer is not None else None,
+        starts=sheet.starts,
+        origins=sheet.origins,
     )
 
 
-def _trim(text: str, span: Span) -> Span | None:
-    """The span without whitespace around it; None when nothing is left."""
-    piece = text[slice(*span)]
-    if not piece.strip():
-        return None
-    return span[0] + len(piece) - len(piece.lstrip()), span[1] - (len(piece) - len(piece.rstrip()))
+def _untagged(text: str, loose: LooseSteps, found: Span | None, answer_rule: AnswerRule | None) -> SplitAttempt:
+    sheet = loose.untagged
+    rule, spans = split_untagged(sheet.text)
+    if found is not None and rule is SplitRule.NUMBERED_LINES:
+        spans[-1] = _without_last_mark(sheet.text, spans[-1], found)
+    steps = [
+        sheet.part(*span).trimmed()
+        for span in spans
+        if found is None or not is_only_answer(sheet.text, span, found, sentences=rule in _IN_SENTENCES)
+    ]
+    answer = sheet.part(*found) if found is not None else loose.answer
+    return _assembled(text, rule, [step for step in steps if step.text], answer, answer_rule)
 
 
-def _segments(text: str) -> tuple[SplitRule, list[Span]]:
-    numbered = _numbered(text)
-    if numbered:
-        return SplitRule.NUMBERED_LINES, numbered
-    for rule, separator in ((SplitRule.PARAGRAPHS, _BLANK), (SplitRule.LINES, re.compile(r"\n"))):
-        spans = [span for span in _between(text, separator) if text[slice(*span)].strip()]
-        if len(spans) > 1:
-            return rule, spans
-    return SplitRule.SENTENCES, _sentences(text)
-
-
-def _numbered(text: str) -> list[Span]:
-    found = sorted([*_MARKER.finditer(text), *_BARE_MARKER.finditer(text)], key=lambda match: match.start())
-    chosen: list[re.Match[str]] = []
-    for match in found:
-        if int(match[1]) == len(chosen) + 1:
-            chosen.append(match)
-        elif int(match[1]) != len(chosen):
-            return []
-    if len(chosen) < 2:
-        return []
-    starts = [match.end() for match in chosen]
-    ends = [match.start() for match in chosen[1:]] + [len(text)]
-    if text[: chosen[0].start()].strip():
-        starts[0] = 0
-    return list(zip(starts, ends, strict=True))
-
-
-def _between(text: str, separator: re.Pattern[str]) -> list[Span]:
-    spans: list[Span] = []
-    start = 0
-    for match in separator.finditer(text):
-        spans.append((start, match.start()))
-        start = match.end()
-    return [*spans, (start, len(text))]
-
-
-def _sentences(text: str) -> list[Span]:
-    spans: list[Span] = []
-    start = 0
-    for match in _SENTENCE_END.finditer(text):
-        end = match.end()
-        numbered = end - start < _LONGEST_ABBREVIATION and _LIST_NUMBER.fullmatch(text, start, end)
-        if match[0] == "." and (numbered or _ABBREVIATION.search(text, max(start, end - _LONGEST_ABBREVIATION), end)):
-            continue
-        spans.append((start, match.end()))
-        start = match.end()
-    return [*spans, (start, len(text))]
-
-
-def _find_answer(text: str) -> tuple[Span | None, AnswerRule | None]:
-    for rule, spans in (
-        (AnswerRule.BOXED, _boxed(text)),
-        (AnswerRule.HASHES, [match.span(1) for match in _HASHES.finditer(text)]),
-        (AnswerRule.PHRASE, [match.span(1) for match in _PHRASE.finditer(text)]),
-    ):
-        bare = [span for found in spans if (span := _unwrapped(text, found)) is not None]
-        if bare:
-            return bare[-1], rule
-    return None, None
-
-
-def _boxed(text: str) -> list[Span]:
-    """The inside of each balanced ``\\boxed{…}``."""
-    if "\\boxed" not in text:
-        return []
-    spans: list[Span] = []
-    opened: list[re.Match[str]] = []
-    for match in _BRACE.finditer(text):
-        if match[0] != "}":
-            opened.append(match)
-        elif opened and (opening := opened.pop())[1] is not None:
-            spans.append((opening.end(), match.start()))
-    return spans
-
-
-def _unwrapped(text: str, span: Span) -> Span | None:
-    """Without the emphasis, dollar signs and full stops around it; None when nothing is left."""
+def _without_last_mark(text: str, span: Span, answer: Span) -> Span:
+    """The last step of a numbered text without a last paragraph that only marks the answer."""
     start, end = span
-    opening = _WRAPPING.match(text, start, end)
-    start = opening.end() if opening is not None else start
-    while end > start and _WRAPPING.fullmatch(text, end - 1, end):
-        end -= 1
-    return (start, end) if start < end else None
+    blank = text.rfind("\n\n", start, end)
+    only_mark = blank >= 0 and is_only_answer(text, (blank, end), answer, sentences=False)
+    return (start, blank) if only_mark and text[start:blank].strip() else span
 
 
-def _is_only_answer(text: str, span: Span, answer: Span) -> bool:
-    """Whether the segment holds the answer and besides it only words that announce it."""
-    start, end = span
-    if not (start <= answer[0] and answer[1] <= end):
-        return False
-    before = re.sub(r"\\boxed\s*\{$", "", text[start : answer[0]])
-    after = text[answer[1] : end]
-    return _ONLY_ANSWER.fullmatch(before) is not None and re.fullmatch(r"[\s*_$.!}]*", after) is not None
+def _assembled(
+    text: str,
+    rule: SplitRule,
+    steps: Sequence[Sheet],
+    answer: Sheet | None,
+    answer_rule: AnswerRule | None,
+    *,
+    open_end: bool = False,
+) -> SplitAttempt:
+    parts: list[str] = []
+    starts: list[int] = []
+    origins: list[int] = []
+    length = 0
+
+    def write(opening: str, sheet: Sheet, closing: str) -> None:
+        nonlocal length
+        before = ("\n" if parts else "") + opening
+        body = length + len(before)
+        starts.extend(body + start for start in sheet.starts)
+        origins.extend(sheet.origins)
+        parts.append(before + sheet.text + closing)
+        length += len(parts[-1])
+
+    for i, step in enumerate(steps, start=1):
+        breaks_off = open_end and answer is None and i == len(steps)
+        write(f"<step_{i}>", step, "" if breaks_off else f"</step_{i}>")
+    if answer is not None:
+        write("<answer>", answer, "</answer>")
+    return SplitAttempt(
+        text=text,
+        tagged="".join(parts),
+        rule=rule,
+        steps=tuple(step.sent for step in steps),
+        answer=answer.sent if answer is not None else None,
+        answer_rule=answer_rule if answer is not None else None,
+        starts=tuple(starts),
+        origins=tuple(origins),
+    )

@@ -1,12 +1,10 @@
-"""Untagged attempts: which rule applies, what the steps are, and that spans point into what was sent."""
+"""Attempts: which rule applies, what the steps are, and that spans point into what was sent."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stepalign.critique.splitting import AnswerRule, SplitAttempt, SplitRule, join_steps, split_attempt
 from stepalign.critique.trace import parse_trace
@@ -21,7 +19,7 @@ CASES: dict[str, tuple[str, SplitRule, list[str], str | None, AnswerRule | None]
         "<answer>4</answer>",
         AnswerRule.TAG,
     ),
-    "a stray tag is a tag": ("1. a\n2. b </step_2>", SplitRule.TAGS, [], None, None),
+    "a closer of nothing is no tag": ("1. a\n2. b </step_2>", SplitRule.NUMBERED_LINES, ["a", "b"], None, None),
     "numbers with stops": (
         "1. Add.\n2. Halve: 7.\n3. So 7",
         SplitRule.NUMBERED_LINES,
@@ -90,8 +88,15 @@ CASES: dict[str, tuple[str, SplitRule, list[str], str | None, AnswerRule | None]
         AnswerRule.BOXED,
     ),
     "a box that never closes is none": (r"So \boxed{3", SplitRule.SENTENCES, [r"So \boxed{3"], None, None),
-    "a boxed answer in a paragraph of its own": (
+    "a paragraph that says the answer": (
         "We add: 7.\n\nThe final answer is: $\\boxed{7}$.",
+        SplitRule.PARAGRAPHS,
+        ["We add: 7.", "The final answer is: $\\boxed{7}$."],
+        "7",
+        AnswerRule.BOXED,
+    ),
+    "a paragraph that only marks the answer": (
+        "We add: 7.\n\n**Final Answer:** $\\boxed{7}$",
         SplitRule.PARAGRAPHS,
         ["We add: 7."],
         "7",
@@ -119,7 +124,7 @@ def test_each_rule_splits_as_it_says(case: str) -> None:
     assert (None if split.answer is None else text[slice(*split.answer)], split.answer_rule) == (answer, answer_rule)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("a stray")])
+@pytest.mark.parametrize("case", CASES)
 def test_the_tagged_text_holds_the_same_steps_and_spans_lead_back(case: str) -> None:
     split = split_attempt(CASES[case][0])
     trace = parse_trace(split.tagged)
@@ -144,72 +149,23 @@ def test_steps_that_were_sent_one_by_one_are_joined_by_line_breaks() -> None:
     split = join_steps(["3 + 4 = 7", " 7 * 2 = 14\nand done", "#### 14"])
     assert split.rule is SplitRule.STEPS
     assert split.text == "3 + 4 = 7\n 7 * 2 = 14\nand done\n#### 14"
-    assert pieces(split) == ["3 + 4 = 7", "7 * 2 = 14\nand done"]
+    assert pieces(split) == ["3 + 4 = 7", "7 * 2 = 14\nand done", "#### 14"]
     assert split.answer is not None and split.text[slice(*split.answer)] == "14"
-    assert split.tagged == "<step_1>3 + 4 = 7</step_1>\n<step_2>7 * 2 = 14\nand done</step_2>\n<answer>14</answer>"
+    assert split.tagged == (
+        "<step_1>3 + 4 = 7</step_1>\n<step_2>7 * 2 = 14\nand done</step_2>\n<step_3>#### 14</step_3>\n"
+        "<answer>14</answer>"
+    )
 
 
 @pytest.mark.parametrize(
-    ("steps", "message"), [(["a", " "], "step 2 is blank"), (["<step_1>a"], "step 1 holds a step")]
+    ("steps", "message"),
+    [
+        (["a", " "], "step 2 is blank"),
+        (["<step_1>a"], "step 1 holds a step"),
+        (["a", "<STEP 1>b"], "step 2 holds a step"),
+        (["<st\u200bep_1>a"], "step 1 holds a step"),
+    ],
 )
 def test_steps_that_cannot_be_steps_are_refused(steps: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         join_steps(steps)
-
-
-PARTS = st.sampled_from(
-    [
-        "1. ",
-        "2. ",
-        "Step 3: ",
-        "\n",
-        "\n\n",
-        " ",
-        ". ",
-        "x = 4",
-        "the answer is 4",
-        r"\boxed{",
-        "}",
-        "#### 9",
-        "É😀",
-        "<step_1>",
-    ]
-)
-
-
-@given(st.lists(PARTS | st.text(max_size=8), max_size=14).map("".join))
-def test_no_text_breaks_the_rules(text: str) -> None:
-    split = split_attempt(text)
-    assert split == split_attempt(text)
-    ends = [0, *(end for _, end in split.steps)]
-    assert all(start >= before and start < end for before, (start, end) in zip(ends, split.steps, strict=False))
-    if split.rule is not SplitRule.TAGS:
-        trace = parse_trace(split.tagged)
-        assert [step.body for step in trace.steps] == pieces(split)
-        assert (trace.answer is None) == (split.answer is None)
-        covered = "".join(pieces(split)) + ("" if split.answer is None else split.text[slice(*split.answer)])
-        left = re.sub(r"\s", "", text)
-        assert len(re.sub(r"\s", "", covered)) <= 2 * len(left)
-        if split.answer is None and split.rule is not SplitRule.NUMBERED_LINES:
-            assert re.sub(r"\s", "", covered) == left
-
-
-HOSTILE = {
-    "dots": "." * 60_000 + "a",
-    "boxes that never close": "\\boxed{" * 9_000,
-    "braces that never open": "}" * 60_000,
-    "abbreviations": "no. " * 15_000,
-    "spaces after an answer": "the answer is x" + " " * 60_000 + "y",
-    "spaces after so": "So" + " " * 60_000 + "x the answer is 4",
-    "spaces after a stop": ("." + " " * 200 + "a") * 300,
-    "blank lines": "\n " * 30_000 + "x",
-    "numbers": "".join(f"{i}. x\n" for i in range(1, 9_000)),
-    "hashes": "#### " * 12_000,
-}
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_text_is_split_in_linear_time(name: str) -> None:
-    split = split_attempt(HOSTILE[name])
-    assert split.text == HOSTILE[name]

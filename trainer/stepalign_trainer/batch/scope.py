@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stepalign.critique.forms import first_uncopied
-from stepalign.critique.splitting import Segment, SplitAttempt, SplitRule, split_attempt
+from stepalign.critique.splitting import Segment, SplitAttempt, split_attempt
 from stepalign.critique.trace import Span, parse_trace
 from stepalign.errors import UnusableReason, UnusableRolloutError
 from stepalign.types import Critique, FinishReason, Verdict
@@ -106,10 +106,7 @@ def first_error_token(critique: Critique, rollout: Rollout, spans: Sequence[Span
         return len(spans) - 1 if rollout.finish_reason is FinishReason.STOP else None
     split, segment = found
     shared = _shared_length(split.tagged[slice(*segment.tagged)], _counterpart(critique))
-    # A tag that the text does not have lies before the segment's first character or behind its last.
-    opening = 0 if split.rule is SplitRule.TAGS else segment.tagged_body[0] - segment.tagged[0]
-    start, end = segment.sent
-    character = min(max(start + shared - opening, start), end - 1)
+    character = split.place_in_text(segment, segment.tagged[0] + shared)
     return next(i for i, (_, end) in enumerate(spans) if end > character)
 
 
