@@ -3,7 +3,7 @@
 ====================== ======================================================================================
 ``stepalign.checkers`` ``(question, attempt) -> critique text``: a domain's exact critic; ValueError on a question
                        that it cannot handle
-``stepalign.graders``  ``(answer, known_answer) -> bool``: whether two answers are the same
+``stepalign.graders``  ``(answer, known_answer) -> bool | None``: whether two answers are the same; None: unknown
 ====================== ======================================================================================
 """
 
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from stepalign.critique.answers import Grader
 from stepalign.errors import ConfigError
 
 CHECKERS = "stepalign.checkers"
 GRADERS = "stepalign.graders"
 
 Checker = Callable[[str, str], str]
-Grader = Callable[[str, str], bool]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,6 @@ def load_checker(name: str) -> Checker:
     return load_plugin(CHECKERS, "data.checker", name).function
 
 
-def load_grader(name: str) -> Grader:
-    """The grader that ``data.grader`` names. Raises ConfigError as above."""
-    return load_plugin(GRADERS, "data.grader", name).function
+def load_grader(name: str, key: str = "data.grader") -> Grader:
+    """The grader ``name``, which ``key`` names. Raises ConfigError as above, and where its extra is not installed."""
+    return load_plugin(GRADERS, key, name).function

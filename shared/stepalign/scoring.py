@@ -4,8 +4,9 @@ A sample without an answer is wrong and casts no vote. A sample on which the gra
 it is counted, leaves the figures, and casts no vote. Definitions, over the n ≤ k graded samples of a problem:
 
 - Avg@k: mean over problems of the share of right samples.
-- Maj@k: the answer with the most votes among the samples, by equivalence of answers; of tied answers each counts for
-  its share, so that the order of samples has no influence; no vote at all is wrong.
+- Maj@k: the class of equal answers with the most votes among the samples (``critique/answers.py``: an answer joins the
+  first class whose first member the grader finds equal; unknown is not equal). Right answers make the first class, the
+  others follow as they were sampled. Of tied classes each counts for its share; no vote at all is wrong.
 - Pass@k: ``1 − C(n − c, k) / C(n, k)`` for c right ones of n samples, the unbiased estimator (Chen et al. 2021,
   arXiv 2107.03374), at k = n.
 - Trace@k: as Avg@k, right being that an exact checker finds every step right too.
@@ -13,19 +14,21 @@ it is counted, leaves the figures, and casts no vote. Definitions, over the n �
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import comb
 from typing import Any
 
 from stepalign.critique.alignment import in_sent_text, validate_critique
-from stepalign.critique.answers import answer_key, answers_equal
+from stepalign.critique.answers import Grader, answers_equal, equal_classes, same_text
 from stepalign.critique.splitting import split_attempt
 from stepalign.critique.trace import Trace, parse_trace
 from stepalign.errors import ConfigError, GraderError
-from stepalign.plugins import Checker, Grader
+from stepalign.plugins import Checker
 from stepalign.types import Critique, FinishReason, Problem, Verdict
+
+_MOST_SHOWN = 200
+"""Characters of an answer in a message."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class GradedSample:
 
     answer: str | None
     correct: bool | None
-    """None when the grader or the checker failed."""
+    """None when the grader or the checker failed, or the grader could not tell."""
     well_formed: bool
     tokens: int
     trace_correct: bool | None = None
@@ -108,18 +111,25 @@ def is_right(
 ) -> bool:
     """Whether a solution has a tagged answer, equal to the known one, and the model ended it by itself.
 
-    Raises GraderError on any exception of the grader.
+    Raises GraderError on any exception of the grader, and where it cannot tell.
     """
     answer = trace.answer.body if trace.answer is not None else ""
     if not answer or (needs_eos and finish_reason is not FinishReason.STOP):
         return False
     try:
-        return bool(grader(answer, problem.answer))
+        said = grader(answer, problem.answer)
     except Exception as error:
-        raise GraderError(f"the grader failed on {answer!r}: {type(error).__name__}: {error}") from error
+        raise GraderError(f"the grader failed on {_shown(answer)}: {type(error).__name__}: {error}") from error
+    if said is None and not same_text(answer, problem.answer):
+        raise GraderError(f"the grader cannot tell whether {_shown(answer)} is {_shown(problem.answer)}")
+    return said is None or bool(said)
 
 
-def trace_critique(problem: Problem, text: str, checker: Checker) -> Critique | None:
+def _shown(answer: str) -> str:
+    return repr(answer if len(answer) <= _MOST_SHOWN else f"{answer[:_MOST_SHOWN]}…")
+
+
+def trace_critique(problem: Problem, text: str, checker: Checker, grader: Grader = answers_equal) -> Critique | None:
     """The exact critique of a solution; None where the checker's does not validate, so that no alignment is known.
 
     As the critic does, the checker reads an untagged solution with tags. Raises ConfigError when the checker cannot
@@ -132,7 +142,7 @@ def trace_critique(problem: Problem, text: str, checker: Checker) -> Critique | 
         raise ConfigError(f"data.checker cannot handle problem {problem.id!r}: {error}") from None
     except Exception as error:
         raise GraderError(f"the checker failed on a solution: {type(error).__name__}: {error}") from error
-    critique = validate_critique(said, split.tagged, known_answer=problem.answer)
+    critique = validate_critique(said, split.tagged, known_answer=problem.answer, grader=grader)
     return in_sent_text(critique, split) if isinstance(critique, Critique) else None
 
 
@@ -154,7 +164,7 @@ def grade(
     try:
         correct = is_right(trace, finish_reason, problem, grader)
         if checker is not None and correct:
-            critique = trace_critique(problem, text, checker)
+            critique = trace_critique(problem, text, checker, grader)
             every_step = critique is not None and critique.verdict is Verdict.CORRECT
     except GraderError:
         correct = None
@@ -174,20 +184,30 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - comb(n - correct, k) / comb(n, k)
 
 
-def majority_share(samples: Sequence[GradedSample]) -> float:
-    """1 when the most voted answer is right, 0 when it is wrong, the right share of a tie in between."""
-    graded = [s for s in samples if s.correct is not None]
-    votes = Counter(answer_key(s.answer) for s in graded if s.answer is not None)
-    if not votes:
+def majority_share(samples: Sequence[GradedSample], grader: Grader = answers_equal) -> float:
+    """1 when the most voted class of answers is right, 0 when it is wrong, the right share of a tie in between.
+
+    A class is right when a sample in it is.
+    """
+    voted = [(s.answer, s.correct) for s in samples if s.answer is not None and s.correct is not None]
+    right = {answer for answer, correct in voted if correct}
+    if not voted:
         return 0.0
-    most = max(votes.values())
-    winners = {key for key, count in votes.items() if count == most}
-    right = {answer_key(s.answer) for s in graded if s.answer is not None and s.correct}
-    return len(winners & right) / len(winners)
+    # The grader found all right answers equal to the known one: they are one class, whatever it says of two of them.
+    seed = next((answer for answer, correct in voted if correct), None)
+    others = [answer for answer, _ in voted if answer not in right]
+    classes = equal_classes(others if seed is None else [seed, *others], grader)
+    classes[0] |= right
+    votes = [sum(answer in members for answer, _ in voted) for members in classes]
+    winners = [members for members, count in zip(classes, votes, strict=True) if count == max(votes)]
+    return sum(not right.isdisjoint(members) for members in winners) / len(winners)
 
 
-def score(samples: Sequence[Sequence[GradedSample]], truncated: int = 0) -> Score:
-    """Score problems × samples. Raises ValueError when problems have different numbers of samples, or none."""
+def score(samples: Sequence[Sequence[GradedSample]], truncated: int = 0, grader: Grader = answers_equal) -> Score:
+    """Score problems × samples, whose answers ``grader`` graded.
+
+    Raises ValueError when problems have different numbers of samples, or none.
+    """
     counts = {len(of_problem) for of_problem in samples}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"every problem needs the same number of samples, at least one; got {sorted(counts)}")
@@ -196,7 +216,7 @@ def score(samples: Sequence[Sequence[GradedSample]], truncated: int = 0) -> Scor
     figures = ProblemFigures(
         correct=[sum(s.correct is True for s in of_problem) for of_problem in samples],
         graded=[sum(s.correct is not None for s in of_problem) for of_problem in samples],
-        majority=[majority_share(of_problem) for of_problem in samples],
+        majority=[majority_share(of_problem, grader) for of_problem in samples],
         trace_correct=None if None in checked[0] else [sum(map(bool, of_problem)) for of_problem in checked],
     )
 

@@ -27,7 +27,7 @@ def trainer(ctx: typer.Context, config: ConfigPath) -> None:
 
 
 def _train(settings: Config) -> None:
-    from stepalign.plugins import load_checker
+    from stepalign.plugins import load_checker, load_grader
     from stepalign_models.loading import load_tokenizer
     from stepalign_run.policy_store import open_policy_store
     from stepalign_run.queue import open_queue
@@ -52,7 +52,8 @@ def _train(settings: Config) -> None:
             if critic is not None:
                 await await_critic(critic)
             checker = load_checker(settings.data.checker) if settings.data.checker is not None else None
-            contexts = Contexts(settings.arm.context, critic, settings.critic.concurrency, checker)
+            grader = load_grader(settings.data.grader)
+            contexts = Contexts(settings.arm.context, critic, settings.critic.concurrency, checker, grader)
             trainer = Trainer(settings, learner, queue, policies, contexts, StepJournal(settings.folder.metrics))
             await trainer.train()
         finally:

@@ -162,7 +162,8 @@ class Trainer:
     async def _train_on(self, deliveries: Sequence[Delivery]) -> None:
         rollouts = [delivery.rollout for delivery in deliveries]
         contexts = await self.contexts.fetch(rollouts)
-        rewards = self.learner.objective.rewards(rollouts, self.grader)
+        # In a thread: a grader may take seconds, in which the claims must be kept alive.
+        rewards = await asyncio.to_thread(self.learner.objective.rewards, rollouts, self.grader)
         items = make_items(self.config, self.learner.tokenizer, self.learner.limits, deliveries, contexts, rewards)
         try:
             metrics = await self._update(items)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stepalign.critique.answers import Grader
 from stepalign.critique.trace import parse_trace
 from stepalign.errors import GraderError, UnusableRolloutError
-from stepalign.plugins import Grader
 from stepalign.scoring import is_right
 from stepalign_run.context import Context, ContextKind
 from stepalign_run.folder.files import replace_text

@@ -73,6 +73,8 @@ class LocalProcesses(ABC):
         for prompts, name in ((config.model.prompts, "student"), (config.critic.prompts, "critique")):
             load_prompt(prompts, name)
         load_grader(config.data.grader)
+        if self.needs_critic and config.critic.url is None:
+            load_grader(config.critic.grader, "critic.grader")
         if config.data.checker is not None:
             load_checker(config.data.checker)
         self._require_model("model.path", config.model.path)

@@ -51,12 +51,14 @@ def evaluate(sampler: Sampler, prompts: StudentPrompts, problems: list[Problem],
         ]
         completions = sampler.sample([prompts.token_ids[problem.id] for problem, _ in part], parameters)
         for (problem, _), completion in zip(part, completions, strict=True):
+            # A grader may take seconds for one answer.
+            heartbeat.beat()
             truncated += completion.finish_reason is FinishReason.LENGTH
             length = len(completion.token_ids)
             graded[problem.id].append(
                 grade(completion.text, length, completion.finish_reason, problem, grader, checker)
             )
-    return score([graded[problem.id] for problem in problems], truncated)
+    return score([graded[problem.id] for problem in problems], truncated, grader)
 
 
 class Evaluator:

@@ -24,6 +24,7 @@ from stepalign.errors import ConfigError
 from stepalign_run.config.arm import TableSection
 from stepalign_run.config.base import DELIMITER, ENV_PREFIX
 from stepalign_run.config.critic import CriticClientSection, CriticConfig
+from stepalign_run.config.graders import with_run_graders
 from stepalign_run.config.run import Config, RunSection
 
 _PATHS = (
@@ -63,9 +64,11 @@ def load_critic_config(
     The run's other sections and the client's keys are passed over, in the environment and on the command line too.
     Raises ConfigError with a message that names every unknown key, and every invalid one of the critic's.
     """
-    given = [_of_the_critic(values) for values in _read_sources(path, overrides, environ)]
+    given = _merge(_read_sources(path, overrides, environ))
+    # The run's sections go, and with them how the run judges answers, which is how its critic does.
+    of_a_run = not given.keys().isdisjoint({"model", "data"})
     try:
-        return CriticConfig.model_validate(_merge(given))
+        return CriticConfig.model_validate(_of_the_critic(with_run_graders(given) if of_a_run else given))
     except ValidationError as error:
         raise _refusal(error, str(path), overrides) from None
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from stepalign_run.config.arm import ArmSection
 from stepalign_run.config.base import DEVICE, Dtype, Section, TemplateOptions
 from stepalign_run.config.critic import RunCriticSection
+from stepalign_run.config.graders import AUTO, DEFAULT_PROMPTS, with_run_graders
 from stepalign_run.config.solver import EvaluationSection, SolverSection
 from stepalign_run.config.trainer import AlarmsSection, TrainerSection
 from stepalign_run.fields import ArmName, RunName, RunSeed
@@ -37,7 +38,7 @@ class ModelSection(Section):
 
     path: Path
     """Folder of the solver model: safetensors, tokenizer, config.json."""
-    prompts: str = "chat-v1"
+    prompts: str = DEFAULT_PROMPTS
     """Prompt set of the student and the teacher."""
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     """A torch device, or ``auto``: CUDA, then MPS, then CPU."""
@@ -58,8 +59,10 @@ class DataSection(Section):
     """Problems that pick the checkpoint."""
     test: Path | None = None
     """Problems of the reported figures."""
-    grader: str = "exact"
-    """How answers are compared: a name in the group ``stepalign.graders``. ``exact``: as numbers, else as text."""
+    grader: str = AUTO
+    """How answers are compared: a name in the group ``stepalign.graders``. ``exact``: as numbers, else as text.
+    ``math``: by what they mean, LaTeX too. ``auto``: ``math`` beside ``model.prompts`` that begin with ``chat``, else
+    ``exact``."""
     checker: str | None = None
     """An exact checker of these problems, a name in the group ``stepalign.checkers``. It serves figures only: the share
     of traces in which every step is right, and where the first error is in arms without a critic."""
@@ -99,6 +102,11 @@ class Config(Section):
     evaluation: EvaluationSection = EvaluationSection()
     arm: ArmSection = ArmSection()
     alarms: AlarmsSection = AlarmsSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_judge(cls, values: Any) -> Any:
+        return with_run_graders(values)
 
     @model_validator(mode="after")
     def _queue_holds_what_two_checkpoints_need(self) -> Config:

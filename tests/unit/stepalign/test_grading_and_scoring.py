@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from stepalign import FinishReason
-from stepalign.critique.answers import answer_key, answers_equal
+from stepalign.critique.answers import answers_equal, equal_classes
 from stepalign.critique.trace import parse_trace
 from stepalign.errors import ConfigError, GraderError
 from stepalign.scoring import (
@@ -44,7 +44,7 @@ CHAIN = Problem(id="chain", question="3 + 4 * 7", answer="9")
 )
 def test_answers_are_compared_as_numbers_else_as_text(left: str, right: str, equal: bool) -> None:
     assert answers_equal(left, right) is equal
-    assert (answer_key(left) == answer_key(right)) is equal
+    assert (len(equal_classes([left, right], answers_equal)) == 1) is equal
 
 
 def sample(answer: str | None, correct: bool = False) -> GradedSample:
@@ -74,6 +74,64 @@ def test_pass_at_k_refuses_too_few_samples() -> None:
 )
 def test_majority_votes_by_equivalence_with_shared_ties(votes: list[GradedSample], share: float) -> None:
     assert majority_share(votes) == share
+
+
+NEAR = {frozenset(pair) for pair in (("a", "b"), ("b", "c"), ("7", "seven"), ("7.0", "7"))}
+
+
+def near(answer: str, known_answer: str) -> bool | None:
+    """Equal to its neighbours, which is not transitive; unknown with a question mark; broken on an exclamation mark."""
+    if "!" in answer + known_answer:
+        raise RuntimeError("cannot compare")
+    return None if "?" in answer + known_answer else answer == known_answer or {answer, known_answer} in NEAR
+
+
+@pytest.mark.parametrize(
+    ("answers", "classes"),
+    [
+        (["7", "seven", "8", "7"], [{"7", "seven"}, {"8"}]),
+        # c is near b, which is no first member: an answer is compared with first members alone.
+        (["a", "b", "c"], [{"a", "b"}, {"c"}]),
+        (["b", "a", "c"], [{"a", "b", "c"}]),
+        (["7", "7?", "7?", "7!"], [{"7"}, {"7?"}, {"7!"}]),
+        ([], []),
+    ],
+)
+def test_every_answer_is_in_the_class_of_the_first_one_that_it_equals(
+    answers: list[str], classes: list[set[str]]
+) -> None:
+    assert equal_classes(answers, near) == classes
+
+
+@pytest.mark.parametrize(
+    ("votes", "share"),
+    [
+        ([sample("7", True), sample("seven", True), sample("8"), sample("8"), sample("9")], 0.5),
+        ([sample("7", True), sample("seven", True), sample("7.0", True), sample("8"), sample("8")], 1.0),
+        # Right answers are one class, whatever the grader says of two of them: seven is not near 7.0.
+        ([sample("8"), sample("seven", True), sample("7.0", True)], 1.0),
+        # Wrong ones are many: of five, no two are known to be equal.
+        ([sample("7", True), sample("7", True), sample("5?"), sample("6?"), sample("8?")], 1.0),
+        # Without an end it is wrong, and yet a vote for the right class.
+        ([sample("7", True), sample("seven"), sample("8"), sample("8")], 0.5),
+    ],
+)
+def test_votes_are_counted_by_classes_of_equal_answers(votes: list[GradedSample], share: float) -> None:
+    assert majority_share(votes, near) == share
+    assert score([votes], grader=near).maj == 100 * share
+
+
+def test_an_evaluation_compares_distinct_answers_alone() -> None:
+    """60 problems of 12 samples with three different answers each, one of them right."""
+    asked: list[tuple[str, str]] = []
+
+    def counting(answer: str, known_answer: str) -> bool:
+        asked.append((answer, known_answer))
+        return answer == known_answer
+
+    samples = [[sample("1", True), sample("2"), sample("3")] * 4 for _ in range(60)]
+    assert score(samples, grader=counting).maj == pytest.approx(100 / 3)
+    assert len(asked) == 60 * 3
 
 
 def test_scores_are_percentages_over_problems() -> None:
@@ -108,6 +166,19 @@ def graded(answer: str) -> GradedSample:
 def test_what_a_grader_raises_is_one_error_that_names_the_answer() -> None:
     with pytest.raises(GraderError, match="failed on '7': RuntimeError: no sevens"):
         is_right(parse_trace("<answer>7</answer>"), FinishReason.STOP, FOUR, broken_on_seven)
+
+
+def test_a_grader_that_cannot_tell_is_an_error_unless_the_words_are_the_same() -> None:
+    def unsure(answer: str, known_answer: str) -> None:
+        return None
+
+    with pytest.raises(GraderError, match="cannot tell whether '7' is '4'"):
+        is_right(parse_trace("<answer>7</answer>"), FinishReason.STOP, FOUR, unsure)
+    assert is_right(parse_trace("<answer> 4 </answer>"), FinishReason.STOP, FOUR, unsure)
+    assert grade("<step_1>a</step_1><answer>7</answer>", 9, FinishReason.STOP, FOUR, unsure).correct is None
+    with pytest.raises(GraderError) as failed:
+        is_right(parse_trace(f"<answer>{'7' * 100_000}</answer>"), FinishReason.STOP, FOUR, unsure)
+    assert len(str(failed.value)) < 500
 
 
 def test_without_eos_an_answer_is_right_only_where_no_end_is_asked_for() -> None:

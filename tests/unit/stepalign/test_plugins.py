@@ -10,12 +10,14 @@ import pytest
 from stepalign import plugins
 from stepalign.critique.answers import answers_equal
 from stepalign.errors import ConfigError
+from stepalign.graders.math import math_equal
 from stepalign.plugins import CHECKERS, GRADERS, load_checker, load_grader, load_plugin
 from stepalign_lab.checker import exact_critique
 
 
 def test_what_is_installed_is_found_by_its_name() -> None:
     assert load_grader("exact") is answers_equal
+    assert load_grader("math") is math_equal
     assert load_checker("lab") is exact_critique
 
 
@@ -33,7 +35,7 @@ def test_a_revision_names_the_distribution_and_its_version() -> None:
 @pytest.mark.parametrize(
     ("group", "key", "name", "installed"),
     [
-        (GRADERS, "data.grader", "symbolic", ["exact"]),
+        (GRADERS, "data.grader", "symbolic", ["exact", "math"]),
         (CHECKERS, "data.checker", "nobody", ["lab", "sums"]),
         (CHECKERS, "critic.checker", None, ["lab", "sums"]),
     ],
@@ -49,6 +51,8 @@ def test_an_unknown_name_is_refused_with_its_key_and_the_known_names(
 def test_the_two_keys_of_problems_are_named() -> None:
     with pytest.raises(ConfigError, match=r"data\.grader is 'nobody'"):
         load_grader("nobody")
+    with pytest.raises(ConfigError, match=r"critic\.grader is 'nobody'"):
+        load_grader("nobody", "critic.grader")
     with pytest.raises(ConfigError, match=r"data\.checker is 'nobody'"):
         load_checker("nobody")
 

@@ -167,6 +167,14 @@ SOLUTIONS = {
     "silent": "<step_1> 3 + 4 = 7 </step_1>",
 }
 
+LATEX = {
+    "half": r"<step_1> so </step_1> <answer> \frac12 </answer>",
+    "boxed": r"<step_1> so </step_1> <answer> \boxed{1/2} </answer>",
+    "third": r"<step_1> so </step_1> <answer> \frac13 </answer>",
+    "named": r"<step_1> so </step_1> <answer> x = \frac{1}{3} </answer>",
+    "costly": "<step_1> so </step_1> <answer> 9**9**9 </answer>",
+}
+
 
 class Scripted(Sampler):
     """Gives these solutions, in the order of the draws; a name that ends in ``…`` is cut off before EOS."""
@@ -179,7 +187,7 @@ class Scripted(Sampler):
         return [
             Completion(
                 token_ids=[1] * 10,
-                text=SOLUTIONS[name.rstrip("…")],
+                text=(SOLUTIONS | LATEX)[name.rstrip("…")],
                 finish_reason=FinishReason.LENGTH if name.endswith("…") else FinishReason.STOP,
                 logprobs=[0.0] * 10,
             )
@@ -232,6 +240,30 @@ def test_a_trace_is_right_only_with_a_right_answer_and_eos(
     scored = scripted_score(make_config, tokenizer, monkeypatch, ["right", "right…", "lucky", "wrong", "silent"])
     assert (scored.by_problem.correct, scored.by_problem.trace_correct) == ([2], [1])
     assert scored.as_report()["trace_at_5"] == 20.0 <= scored.as_report()["avg_at_5"] == 40.0
+
+
+@pytest.mark.parametrize(
+    ("grader", "correct", "majority", "errors"), [("math", [3, 2], [1.0, 0.0], 1), ("exact", [0, 0], [0.0, 0.0], 0)]
+)
+def test_a_report_judges_answers_by_what_they_mean(
+    make_config: Callable[..., Config],
+    tokenizer: Any,
+    grader: str,
+    correct: list[int],
+    majority: list[float],
+    errors: int,
+) -> None:
+    """Of the second problem's answers three thirds outvote two halves; the costly one is neither right nor wrong."""
+    names = [
+        ["half", "boxed", "half", "third", "third", "costly"],
+        ["half", "boxed", "third", "named", "named", "third"],
+    ]
+    config = make_config("--evaluation.samples", "6", "--data.grader", grader)
+    problems = [Problem(id=f"v{i}", question=QUESTION, answer="0.5") for i in range(2)]
+    prompts = StudentPrompts(config, tokenizer, problems, Path("problems.jsonl"))
+    scored = evaluate(Scripted([name for of in names for name in of]), prompts, problems, config, "test")
+    assert scored.by_problem.correct == correct and scored.by_problem.majority == majority
+    assert scored.as_report()["grader_errors"] == errors
 
 
 def figures_of(row: dict[str, Any], samples: int) -> dict[str, float]:

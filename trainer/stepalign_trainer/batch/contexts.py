@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from stepalign.critique.answers import Grader, answers_equal
 from stepalign.errors import ConfigError, GraderError
 from stepalign.plugins import Checker
 from stepalign.scoring import trace_critique
@@ -127,23 +128,31 @@ class ContextResult:
     critique_outcome: str | None = None
 
 
-def checked_critique(rollout: Rollout, checker: Checker) -> Critique | None:
+def checked_critique(rollout: Rollout, checker: Checker, grader: Grader = answers_equal) -> Critique | None:
     """The exact checker's critique; None, and a line in the log, where it fails on this rollout.
 
     Raises ConfigError when it cannot handle the problem.
     """
     try:
-        return trace_critique(rollout.problem, rollout.text, checker)
+        return trace_critique(rollout.problem, rollout.text, checker, grader)
     except GraderError as error:
         log.warning("no exact critique", rollout_id=rollout.rollout_id, error=str(error))
         return None
 
 
 class Contexts:
-    """Makes the contexts of one kind. ``checker`` says where errors are in arms without a critic; figures only."""
+    """Makes the contexts of one kind. ``checker`` says where errors are in arms without a critic; figures only.
+
+    ``grader`` says whether the answers of its critiques are right.
+    """
 
     def __init__(
-        self, kind: ContextKind, critic: CritiqueSource | None, concurrency: int, checker: Checker | None = None
+        self,
+        kind: ContextKind,
+        critic: CritiqueSource | None,
+        concurrency: int,
+        checker: Checker | None = None,
+        grader: Grader = answers_equal,
     ) -> None:
         """Raises ConfigError for critiques without a critic."""
         if kind.needs_critic and critic is None:
@@ -151,6 +160,7 @@ class Contexts:
         self.kind = kind
         self.critiques = Critiques(critic, concurrency) if kind.needs_critic and critic is not None else None
         self.checker = checker
+        self.grader = grader
 
     async def fetch(self, rollouts: Sequence[Rollout]) -> list[ContextResult]:
         """One result per rollout, in order."""
@@ -161,7 +171,8 @@ class Contexts:
         if self.critiques is not None:
             return Source(rollout, await self.critiques.ask(rollout, CONTEXTS[self.kind].mode))
         if self.checker is not None:
-            return Source(rollout, Critiqued(checked_critique(rollout, self.checker)))
+            critique = await asyncio.to_thread(checked_critique, rollout, self.checker, self.grader)
+            return Source(rollout, Critiqued(critique))
         return Source(rollout, Critiqued(None))
 
     def _result(self, index: int, sources: Sequence[Source]) -> ContextResult:

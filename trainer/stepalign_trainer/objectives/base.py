@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from stepalign.plugins import Grader
+from stepalign.critique.answers import Grader
 from stepalign_run.config.arm import Needs
 from stepalign_run.rollout import Rollout
 from stepalign_trainer.batch.examples import Example

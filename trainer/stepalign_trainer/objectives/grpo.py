@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stepalign.plugins import Grader
+from stepalign.critique.answers import Grader
 from stepalign_run.config import GrpoSection
 from stepalign_run.config.arm import OBJECTIVES
 from stepalign_run.rollout import Rollout

@@ -1,4 +1,4 @@
-"""The binary reward: 1 for a right final answer, 0 otherwise, and no reward where the grader failed."""
+"""The binary reward: 1 for a right final answer, 0 otherwise, and no reward where the grader failed or cannot tell."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from stepalign.critique.answers import Grader
 from stepalign.critique.trace import parse_trace
 from stepalign.errors import GraderError
-from stepalign.plugins import Grader
 from stepalign.scoring import is_right
 from stepalign_run.logging import get_logger
 from stepalign_run.rollout import Rollout

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stepalign.critique.answers import Grader
 from stepalign.critique.trace import Span
-from stepalign.plugins import Grader
 from stepalign.types import Critique
 from stepalign_run.config import ArmSection
 from stepalign_run.context import ContextKind

@@ -19,8 +19,9 @@ from importlib.metadata import version
 
 from transformers import AutoConfig
 
+from stepalign.critique.answers import Grader
 from stepalign.errors import ConfigError, UnusableRolloutError
-from stepalign.plugins import Checker, Grader
+from stepalign.plugins import Checker
 from stepalign.problems import problems_sha256
 from stepalign.prompts.content_tokens import content_token_ids
 from stepalign.scoring import grade
@@ -166,7 +167,7 @@ class Probe:
 
     def _subject(self, rollout: Rollout, critique: Critique | None) -> Subject:
         if critique is None and self.checker is not None:
-            critique = checked_critique(rollout, self.checker)
+            critique = checked_critique(rollout, self.checker, self.grader)
         check_readable(rollout, rollout.prompt_token_ids, self.learner.limits)
         spans = token_spans(rollout, self.learner.tokenizer)
         return Subject(rollout, critique, spans, token_groups("through_first_error", rollout, critique, spans))

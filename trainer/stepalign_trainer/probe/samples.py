@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from stepalign.plugins import Checker, Grader
+from stepalign.critique.answers import Grader
+from stepalign.plugins import Checker
 from stepalign.scoring import GradedSample, grade
 from stepalign_models.sampling import Completion, Sampler
 from stepalign_run.config import SamplingSection
