@@ -33,10 +33,11 @@ from pydantic import BaseModel, ValidationError
 
 from stepalign.errors import ConfigError, CriticError, CriticRequestError, CriticUnavailableError
 from stepalign.retry_after import read_retry_after
-from stepalign.types import MAX_REQUEST_TIMEOUT_MS, REQUEST_TIMEOUT_HEADER, CritiqueRequest, CritiqueResponse
+from stepalign.types import MAX_REQUEST_TIMEOUT_MS, REQUEST_TIMEOUT_HEADER, CritiqueRequest, CritiqueResponse, ModelList
 from stepalign.validation import explain
 
 T = TypeVar("T")
+M = TypeVar("M", CritiqueResponse, ModelList)
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 _RETRIED_ERRORS = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, TimeoutError)
 _CONNECT_SECONDS = 5.0
 _TIMEOUT_SECONDS = 120.0
+_NOUNS = {CritiqueResponse: "critique response", ModelList: "list of models"}
 ENGINE_ERROR = "engine_error"
 ENGINE_TIMEOUT = "engine_timeout"
 """The code of a critic whose engine took longer than it may for one answer."""
@@ -124,7 +126,7 @@ class CriticClient:
             try:
                 sent = headers | _timeout_header(deadline - self._clock())
                 answer = await self._send("POST", "/v1/critiques", deadline, content=body, headers=sent)
-                return _read(answer)
+                return _read(answer, CritiqueResponse)
             except CriticUnavailableError as error:
                 if error.code == ENGINE_TIMEOUT:
                     raise
@@ -176,6 +178,15 @@ class CriticClient:
             if answer.status_code != 200:
                 raise CriticError(f"{self._http.base_url} is no critic: /health/ready gave {answer.status_code}")
             return
+
+    async def models(self) -> ModelList:
+        """The served critics, by the identities that their critiques carry. One try.
+
+        Raises CriticUnavailableError when the critic cannot be reached or is not ready, CriticRequestError when it
+        refuses the key, and CriticError when something else than a critic answers.
+        """
+        answer = await self._send("GET", "/v1/models", self._clock() + self._timeout)
+        return _read(answer, ModelList)
 
     async def _send(self, method: str, path: str, deadline: float, **options: Any) -> httpx.Response:
         """One try. Raises CriticUnavailableError on a trouble that may pass."""
@@ -261,6 +272,10 @@ class SyncCriticClient:
         """As CriticClient.critique_many."""
         return self._call(lambda: self._client.critique_many(requests, concurrency=concurrency))
 
+    def models(self) -> ModelList:
+        """As CriticClient.models."""
+        return self._call(self._client.models)
+
     def wait_ready(self, timeout: float = 60.0, poll: float = 0.1) -> None:
         """As CriticClient.wait_ready."""
         self._call(lambda: self._client.wait_ready(timeout, poll))
@@ -301,7 +316,7 @@ def _check_url(base_url: str) -> None:
         raise ConfigError(f"the critic's address is {base_url!r}; it must look like http://127.0.0.1:8300")
 
 
-def _read(answer: httpx.Response) -> CritiqueResponse:
+def _read(answer: httpx.Response, form: type[M]) -> M:
     if 400 <= answer.status_code < 500:
         message, code = _explain(answer)
         if answer.status_code == 404:
@@ -311,9 +326,9 @@ def _read(answer: httpx.Response) -> CritiqueResponse:
         message, code = _explain(answer)
         raise CriticError(f"the critic answered {_status(answer, code)}: {message}")
     try:
-        return CritiqueResponse.model_validate_json(answer.content)
+        return form.model_validate_json(answer.content)
     except ValidationError as error:
-        raise CriticError(f"the critic's answer is no critique response: {explain(error)}") from error
+        raise CriticError(f"the critic's answer is no {_NOUNS[form]}: {explain(error)}") from error
 
 
 def _status(answer: httpx.Response, code: str | None) -> str:

@@ -12,7 +12,9 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from stepalign_report.comparison import compare, read_runs
+from stepalign_report.critic_quality.summary import write_summary
 from stepalign_report.page import write_page
+from support.labelled import quality_summary
 from support.page_runs import write_run
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -56,7 +58,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
         page.on("dialog", lambda dialog: complaints.append(f"dialog {dialog.message}") or dialog.dismiss())
         page.on("request", lambda request: complaints.append(request.url) if not _is_own(request.url) else None)
         page.goto(path.as_uri())
-        page.locator("#curves svg.chart, #curves p").first.wait_for()
+        page.locator("#curves svg.chart, #curves p, #quality table").first.wait_for()
         return page
 
     yield open_
@@ -87,6 +89,14 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in (0, 1)
     ]
     return write_page(root / "report.html", runs, compare(read_runs(runs), resamples=500).as_json())
+
+
+@pytest.fixture(scope="session")
+def critics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of two critics against people's labels, without a run."""
+    folder = tmp_path_factory.mktemp("critics")
+    write_summary(folder / "critic_quality.json", quality_summary())
+    return write_page(folder / "report.html", [])
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,9 @@ import pytest
 from playwright.sync_api import Locator, Page
 
 from stepalign_report.comparison import compare, read_runs
+from stepalign_report.critic_quality.summary import write_summary
 from stepalign_report.page import write_page
+from support.labelled import quality_summary
 from support.page_runs import write_run
 
 OpenPage = Callable[..., Page]
@@ -320,9 +322,51 @@ def test_everything_is_reached_by_the_keyboard(single: Path, open_page: OpenPage
     assert wanted <= reached and any("token" in str(name) and "active" in str(name) for name in reached)
 
 
+def test_a_critic_against_peoples_labels_has_a_page_of_its_own(critics: Path, open_page: OpenPage) -> None:
+    page = open_page(critics)
+    assert page.locator("nav a").all_inner_texts() == ["Critic"]
+    assert page.locator("main > section").count() == 1 and page.locator("h1").inner_text() == "labelled.jsonl"
+    found = data_of(page)["quality"]
+    figures = page.get_by_role("region", name="Against people's labels", exact=True)
+    for each, column in zip(found["critics"], (0, 1), strict=True):
+        shown = figures.locator("tbody tr").first.locator("td").nth(column).locator(".value").inner_text()
+        assert shown == f"{each['figures']['f1']['value']:.1f}"
+    assert page.locator("#quality svg.chart .series .marker").count() == sum(
+        bin["steps"] > 0 for bin in found["critics"][0]["figures"]["calibration"]["bins"]
+    )
+    difference = page.get_by_role("region", name="A beside B").locator("tbody tr").first
+    assert difference.locator("[aria-label='apart from equal']").count() == 1
+    assert f"+{found['comparison']['f1_difference']['value']:.1f}" in difference.inner_text()
+    assert "wrote <b>this</b>" in page.get_by_role("region", name="A: by the solution's author").inner_text()
+
+
+def test_the_page_of_a_run_shows_the_critic_that_was_measured_in_its_folder(
+    tmp_path: Path, single: Path, open_page: OpenPage
+) -> None:
+    assert "Critic" not in open_page(single).locator("nav a").all_inner_texts()
+    folder = write_run(tmp_path / "run", name="run")
+    write_summary(folder / "critic_quality.json", quality_summary())
+    page = open_page(write_page(folder / "report.html", [folder]))
+    assert page.locator("h1").inner_text() == "run"
+    assert page.get_by_role("region", name="Against people's labels", exact=True).is_visible()
+    assert page.locator("nav a").count() == 6
+
+
+def test_the_page_of_a_critic_fits_on_a_phone(critics: Path, open_page: OpenPage) -> None:
+    page = open_page(critics, width=400)
+    page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
 @pytest.mark.parametrize(
     ("which", "width", "dark"),
-    [("single", 1280, False), ("single", 1280, True), ("several", 1280, False), ("single", 400, False)],
+    [
+        ("single", 1280, False),
+        ("single", 1280, True),
+        ("several", 1280, False),
+        ("single", 400, False),
+        ("critics", 1280, False),
+    ],
 )
 def test_screenshots(
     which: str, width: int, dark: bool, open_page: OpenPage, screenshots: Path, request: pytest.FixtureRequest
@@ -330,5 +374,6 @@ def test_screenshots(
     page = open_page(request.getfixturevalue(which), width=width, dark=dark)
     name = f"{which}-{width}-{'dark' if dark else 'light'}"
     page.screenshot(path=screenshots / f"{name}.png", full_page=True)
-    page.locator("#tokens").screenshot(path=screenshots / f"{name}-tokens.png")
-    assert (screenshots / f"{name}-tokens.png").stat().st_size > 10_000
+    part = "quality" if which == "critics" else "tokens"
+    page.locator(f"#{part}").screenshot(path=screenshots / f"{name}-{part}.png")
+    assert (screenshots / f"{name}-{part}.png").stat().st_size > 10_000

@@ -87,9 +87,25 @@ class Bootstrap:
         sums = drawn(np.where(known, differences, 0.0))
         return sums[counts > 0] / counts[counts > 0]
 
+    def sums(self, values: Array) -> Array:
+        """``[R, …]``: the sums of the resamples, for ``values`` (``[P, …]``) that are sums over a problem's rows."""
+        return self._problem_draws @ values
+
     def interval(self, differences: Array) -> Interval:
         """Mean and percentile interval of ``differences`` (``[S, P]``, shares, NaN as above), in percentage points."""
-        tail = (100.0 - LEVEL) / 2
-        lower, upper = np.percentile(self.means(differences), [tail, 100.0 - tail])
+        lower, upper = middle(self.means(differences))
         found = (100.0 * float(value) for value in (np.nanmean(differences), lower, upper))
         return Interval(*(round(value, 4) + 0.0 for value in found))
+
+
+def middle(resampled: Array) -> tuple[float, float]:
+    """The ends of the percentile interval of resampled figures (``[R]``); resamples without one (NaN) are left out.
+
+    Raises ValueError when none has one.
+    """
+    known = resampled[~np.isnan(resampled)]
+    if not known.size:
+        raise ValueError("no resample has a figure")
+    tail = (100.0 - LEVEL) / 2
+    lower, upper = np.percentile(known, [tail, 100.0 - tail])
+    return float(lower), float(upper)

@@ -30,9 +30,10 @@ def finish_report(config: Config, status: QueueStatus, wall_seconds: float, thre
 
 
 def ensure_page(folder: RunFolder) -> None:
-    """Write the page of a finished run unless one newer than its report is there, as after a kill between the two."""
-    page, report = folder.page, folder.report
-    if not page.exists() or page.stat().st_mtime < report.stat().st_mtime:
+    """Write the page of a finished run unless one newer than its files is there, as after a kill between the two."""
+    page = folder.page
+    shown = [file.stat().st_mtime for file in (folder.report, folder.critic_quality) if file.exists()]
+    if not page.exists() or page.stat().st_mtime < max(shown):
         write_page(page, [folder.path])
 
 

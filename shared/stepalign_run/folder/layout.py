@@ -88,6 +88,11 @@ class RunFolder:
         return self.path / "comparison.json"
 
     @property
+    def critic_quality(self) -> Path:
+        """A critic measured against people's labels, by ``stepalign critic-quality``."""
+        return self.path / "critic_quality.json"
+
+    @property
     def probe_plan(self) -> Path:
         """The plan of a probe."""
         return self.path / "probe_plan.json"

@@ -363,6 +363,21 @@ def test_a_synchronous_client_at_a_wrong_address_starts_nothing() -> None:
     assert threading.active_count() == before
 
 
+def test_the_served_critics_are_listed_in_one_try() -> None:
+    model = {"id": "m", "created": 0, "weights_revision": "w", "prompt_version": "p", "backend": "b"}
+    (found,) = World(httpx.Response(200, json={"data": [model]})).call(lambda client: client.models()).data
+    assert (found.id, found.weights_revision) == ("m", "w")
+    busy = World(refused(503, "loading"))
+    with pytest.raises(CriticUnavailableError, match="loading"):
+        busy.call(lambda client: client.models())
+    assert len(busy.requests) == 1 and busy.requests[0].url.path == "/v1/models"
+    with pytest.raises(CriticError, match="no list of models"):
+        World(httpx.Response(200, json={})).call(lambda client: client.models())
+    transport = httpx.MockTransport(lambda _: refused(401))
+    with SyncCriticClient("http://critic", transport=transport) as client, pytest.raises(CriticRequestError):
+        client.models()
+
+
 def test_wait_ready_polls_until_the_critic_is_ready() -> None:
     world = World(httpx.ConnectError("x"), refused(503, "loading"), httpx.Response(200, json={"status": "ready"}))
     world.call(lambda client: client.wait_ready(timeout=5, poll=0.5))

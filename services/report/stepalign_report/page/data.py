@@ -81,17 +81,22 @@ class _Group:
     runs: list[_Run]
 
 
-def page_data(folders: Sequence[Path], comparison: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Everything that the page shows. Raises ConfigError when the folders hold no runs that can stand on one page."""
+def page_data(
+    folders: Sequence[Path], comparison: dict[str, Any] | None = None, quality: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything that the page shows: runs, and a critic's ``quality`` (``critic_quality.json``), or it alone.
+
+    Raises ConfigError when the folders hold no runs that can stand on one page.
+    """
     runs = [_read_run(folder) for folder in folders]
-    if not runs:
+    if not runs and quality is None:
         raise ConfigError("no run is given; give the folders of finished runs, as runs/demo")
     groups = _groups(runs)
     evaluated = [group for group in groups if group.runs[0].report.evaluated is not None]
     _check_evaluations(evaluated)
     names = [run.name for run in runs]
     return {
-        "title": f"stepalign · {names[0]}" if len(names) == 1 else f"stepalign · {len(names)} runs",
+        "title": _title(names, quality),
         "runs": [_run_data(run, groups) for run in runs],
         "arms": [group.label for group in groups],
         "warnings": _differences_of_terms(runs),
@@ -105,7 +110,14 @@ def page_data(folders: Sequence[Path], comparison: dict[str, Any] | None = None)
         "curves": [_curve(group) for group in evaluated],
         "differences": _plain(_differences(comparison or {}), FIGURE_DIGITS),
         "remarks": (comparison or {}).get("remarks", []),
+        "quality": quality,
     }
+
+
+def _title(names: Sequence[str], quality: dict[str, Any] | None) -> str:
+    if not names and quality is not None:
+        return f"stepalign · critic on {quality['data']['name']}"
+    return f"stepalign · {names[0]}" if len(names) == 1 else f"stepalign · {len(names)} runs"
 
 
 def _read_run(folder: Path) -> _Run:

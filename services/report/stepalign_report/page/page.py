@@ -18,25 +18,40 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.commands.printable import printable
+from stepalign_report.critic_quality.summary import read_summary
 from stepalign_report.page.data import page_data
 from stepalign_run.folder.files import replace_text
+from stepalign_run.folder.layout import RunFolder
 from stepalign_run.folder.outputs import require_own_file
 
 TEMPLATE = "report.html"
 STYLES = ("base.css", "figures.css", "controls.css", "tokens.css", "media.css")
 # One module in the page, in this order: each part uses the parts before it.
-SCRIPTS = ("dom.js", "charts.js", "figures.js", "curves.js", "counts.js", "token_spans.js", "tokens.js", "report.js")
+SCRIPTS = (
+    "dom.js",
+    "charts.js",
+    "figures.js",
+    "curves.js",
+    "counts.js",
+    "quality.js",
+    "token_spans.js",
+    "tokens.js",
+    "report.js",
+)
 _SIGN = '<meta name="generator" content="stepalign">'
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
-def build_page(runs: Sequence[Path], comparison: dict[str, Any] | None = None) -> str:
+def build_page(
+    runs: Sequence[Path], comparison: dict[str, Any] | None = None, quality: dict[str, Any] | None = None
+) -> str:
     """The page of finished run folders; with several of them every arm and seed stands in its curves and tables.
 
-    ``comparison`` is the output of ``stepalign compare --json``. Raises ConfigError when a folder holds no report, or
-    when the runs cannot stand on one page.
+    ``comparison`` is the output of ``stepalign compare --json``, ``quality`` that of ``stepalign critic-quality
+    --json``, which has a section, or without runs the page. Raises ConfigError when a folder holds no report, or when
+    the runs cannot stand on one page.
     """
-    data = page_data(runs, comparison)
+    data = page_data(runs, comparison, quality)
     style, script = _assets(STYLES), _assets(SCRIPTS)
     values = {
         "title": html.escape(printable(data["title"])),
@@ -49,11 +64,11 @@ def build_page(runs: Sequence[Path], comparison: dict[str, Any] | None = None) -
 
 
 def write_page(target: Path, runs: Sequence[Path], comparison: dict[str, Any] | None = None) -> Path:
-    """Write the page to a file, whole or not at all.
+    """Write the page to a file, whole or not at all. It shows the ``critic_quality.json`` that lies beside it, if any.
 
     Raises ConfigError as :func:`build_page` does, and NotOursError when another page is there.
     """
-    page = build_page(runs, comparison)
+    page = build_page(runs, comparison, read_summary(RunFolder(target.parent).critic_quality))
     require_own_page(target)
     replace_text(target, page)
     return target

@@ -15,16 +15,30 @@ function startTheme(button) {
   say();
 }
 
+const SECTIONS = [
+  { id: "summary", show: showSummary, needs: "runs" },
+  { id: "result", show: showResult, needs: "runs" },
+  { id: "curves", show: showCurves, needs: "runs" },
+  { id: "training", show: showTraining, needs: "runs" },
+  { id: "counts", show: showCounts, needs: "runs" },
+  { id: "quality", show: showQuality, needs: "quality" },
+  { id: "tokens", show: showTokens, needs: "runs" },
+];
+
+/** A page has runs, a critic's quality, or both: sections without data leave it, and so do their links. */
 function start() {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const section = (id) => document.getElementById(id);
-  startTheme(section("theme"));
-  showSummary(section("summary"), data);
-  showResult(section("result"), data);
-  showCurves(section("curves"), data);
-  showTraining(section("training"), data);
-  showCounts(section("counts"), data);
-  showTokens(section("tokens"), data);
+  const has = { runs: data.runs.length > 0, quality: data.quality !== null };
+  startTheme(document.getElementById("theme"));
+  for (const { id, show, needs } of SECTIONS) {
+    const section = document.getElementById(id);
+    if (has[needs]) {
+      show(section, data);
+    } else {
+      section.remove();
+      document.querySelector(`nav a[href="#${id}"]`)?.remove();
+    }
+  }
 }
 
 start();

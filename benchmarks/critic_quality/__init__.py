@@ -1,0 +1,1 @@
+"""A critic's figures beside what rules without a model reach, given the known answer."""
