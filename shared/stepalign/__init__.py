@@ -3,7 +3,7 @@
 ================= ====================================================================================================
 Ask the critic    :class:`CriticClient`, :class:`SyncCriticClient`, their requests, responses and errors
 Read attempts     :func:`split_attempt` and :func:`join_steps`; :func:`parse_trace` for the step-tagged grammar
-Check critiques   :func:`validate_critique`; :func:`answers_equal`
+Check critiques   :func:`validate_critique`; :func:`answers_equal`, and :func:`load_grader` for others
 Problems, prompts :func:`load_problems`, :func:`load_prompt`, :func:`render_token_ids`
 Grade solutions   :func:`grade`
 ================= ====================================================================================================
@@ -27,6 +27,7 @@ from stepalign.errors import (
     PromptError,
     StepalignError,
 )
+from stepalign.plugins import load_grader
 from stepalign.problems import load_problems
 from stepalign.prompts import Prompt, load_prompt, prompt_sets, render_token_ids
 from stepalign.scoring import GradedSample, grade
@@ -101,6 +102,7 @@ __all__ = [
     "answers_equal",
     "grade",
     "join_steps",
+    "load_grader",
     "load_problems",
     "load_prompt",
     "parse_trace",

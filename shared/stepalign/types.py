@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from stepalign.critique.splitting import AnswerRule, SplitAttempt, SplitRule, join_steps, split_attempt
-from stepalign.critique.trace import Span
+from stepalign.critique.trace import Span, contains_tag
 from stepalign.fields import JsonObject, ProblemId, Text, WellFormed
 
 SCHEMA_VERSION = 1
@@ -77,9 +77,9 @@ class AlignmentReport(Wire):
     copied_steps: int
     whitespace_differences: int
     first_difference: Span | None
-    """Span in the attempt as it was sent (code points) of the first segment that the critique does not copy, tags
-    included: a wrong or unfinished step, the step after the first insertion, or a wrong answer. None when all is
-    copied."""
+    """Span in the attempt as it was sent (code points) of the first segment that the critique does not copy, as the
+    reading of the attempt gives it: a wrong or unfinished step, the step after the first insertion, or a wrong answer.
+    None when all is copied."""
 
 
 class Critique(Wire):
@@ -108,6 +108,8 @@ class FailureReason(StrEnum):
     TRUNCATED = "truncated"
     NO_ANSWER = "no_answer"
     ANSWER_MISMATCH = "answer_mismatch"
+    ANSWER_UNKNOWN = "answer_unknown"
+    """The grader cannot tell whether the critique's answer is the one that it must be."""
     STEP_COUNT_MISMATCH = "step_count_mismatch"
     COPIED_STEP_ALTERED = "copied_step_altered"
     WRONG_STEP_QUOTED = "wrong_step_quoted"
@@ -177,7 +179,8 @@ class CritiqueRequest(Wire):
     """Exactly one of ``attempt`` and ``steps``."""
     steps: Annotated[list[SentStep], Field(min_length=1)] | None = None
     reference_solution: WellFormed | None = None
-    answer: WellFormed | None = None
+    answer: SentStep | None = None
+    """The known answer."""
     mode: CritiqueMode = CritiqueMode.STEP_ALIGNED
 
     @model_validator(mode="after")
@@ -186,6 +189,10 @@ class CritiqueRequest(Wire):
             raise ValueError("send either attempt or steps")
         if self.steps is not None:
             join_steps(self.steps)
+        if self.answer is not None and not self.answer.strip():
+            raise ValueError("the known answer is blank; send null where there is none")
+        if self.answer is not None and contains_tag(self.answer):
+            raise ValueError("the known answer holds a step or answer tag; send what stands in it")
         return self
 
     def split(self) -> SplitAttempt:
@@ -198,7 +205,8 @@ class CritiqueRequest(Wire):
 class AttemptReading(Wire):
     """How the attempt was read. Spans are code points of the sent attempt; sent steps count as joined by line breaks.
 
-    ``tagged`` is the attempt as the critic read it, which copied steps equal; None when it was sent like that.
+    By the rule ``tags`` a span covers its tags, by the others the text alone. ``tagged`` is the attempt as the critic
+    read it, which copied steps equal; None when it was sent like that.
     """
 
     rule: SplitRule

@@ -8,7 +8,6 @@ same completion whatever else is sampled beside it.
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from transformers import (
 
 from stepalign.errors import ConfigError, NonFiniteError
 from stepalign.types import FinishReason
+from stepalign_models.caches import attends_to_everything, cache_parameter
 from stepalign_run.rollout import SamplingParameters
 
 # Prompts with worked examples share hundreds of tokens; a few are not worth a forward pass of their own.
@@ -56,18 +56,6 @@ def _shared_length(prompts: Sequence[list[int]]) -> int:
     differ = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     shared = min(next(differ, len(last)), min(map(len, prompts)) - 1)
     return shared if shared >= MIN_SHARED_TOKENS and len(prompts) > 1 else 0
-
-
-def _attends_to_everything(config: Any) -> bool:
-    """Whether each token attends to all tokens before it, in every layer.
-
-    A sliding window counts places and not tokens: padding between two tokens pushes tokens out of it that belong there.
-    """
-    text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None)
-    if kinds is not None:
-        return all(kind == "full_attention" for kind in kinds)
-    return not getattr(text, "sliding_window", None)
 
 
 def _padded(prompt: list[int], shared: int, width: int, pad_id: int) -> tuple[list[int], list[int]]:
@@ -138,7 +126,7 @@ class Sampler:
         uniforms = torch.stack([torch.rand(budget, generator=g, dtype=torch.float64) for g in generators])
         choice = SeededSampling(parameters[0], uniforms)
         width = max(map(len, prompts))
-        shared_length = _shared_length(prompts) if _attends_to_everything(self.model.config) else 0
+        shared_length = _shared_length(prompts) if attends_to_everything(self.model.config) else 0
         padded = [_padded(prompt, shared_length, width, self.pad_id) for prompt in prompts]
         with self._nothing_but_our_choice():
             output = self.model.generate(
@@ -175,9 +163,8 @@ class Sampler:
         """Keys and values of the tokens that all prompts begin with, computed once."""
         if not shared:
             return {}
-        # transformers 5 renamed the parameter on its way.
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        name = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
+        name = cache_parameter(base)
         cache = DynamicCache(config=self.model.config)
         self.model(input_ids=torch.tensor([shared], device=self.device), use_cache=True, **{name: cache})
         cache.batch_repeat_interleave(batch)

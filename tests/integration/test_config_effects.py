@@ -28,6 +28,8 @@ from redis import Redis
 
 from stepalign.errors import ConfigError, CriticError, CriticUnavailableError, ProblemFileError, QueueUnavailableError
 from stepalign.types import CritiqueRequest
+from stepalign_lab.pretrain import small_llama
+from stepalign_lab.tokenizer import build_tokenizer
 from stepalign_run.config import Config, QueueSection
 from stepalign_run.queue import open_queue
 from stepalign_run.rollout import Rollout
@@ -64,7 +66,8 @@ GRPO = "--run.arm grpo --arm.group_size 4 --data.grader odd --solver.temperature
 NEGATIVE = f"--run.arm fixed_negative {HOT}"
 TWICE = f"{GRPO} --arm.grpo.num_iterations 2"
 WATCHED = f"--run.arm refsol --trainer.steps 2 --alarms.window 1 {HOT} --solver.max_new_tokens 24"
-MODEL_CRITIC = "--critic.backend transformers"
+BACKEND = "--critic.backend transformers"
+MODEL_CRITIC = f"{BACKEND} --critic.check_known_attempts false"
 FOUR_STEPS = "--trainer.steps 4 --evaluation.every 4"
 KEYED = "--critic.api_keys_file $folder/password"
 TOGETHER = f"{MODEL_CRITIC} --critic.batch_wait_ms 500 --critic.cache_entries 0"
@@ -109,7 +112,7 @@ EFFECTS: dict[str, Shows | Refused] = {
     "data.train": Shows("problems", "--data.train $folder/other.jsonl"),
     "data.validation": Shows("validation figures", "--data.validation $folder/other.jsonl"),
     "data.test": Shows("test figures", "--data.test $folder/other.jsonl"),
-    "data.grader": Shows("test figures", "--data.grader odd"),
+    "data.grader": Shows("test figures", "--data.grader odd", "--critic.grader exact"),
     "data.checker": Shows("test figures", "--data.checker lab"),
     "data.answer_choices": Shows("chance", "--data.answer_choices 10"),
     # The queue.
@@ -132,10 +135,20 @@ EFFECTS: dict[str, Shows | Refused] = {
     ),
     "critic.concurrency": Shows("requests at once", "--critic.concurrency 2"),
     # The critic's own process.
-    "critic.backend": Shows("critic", MODEL_CRITIC),
+    "critic.backend": Shows("critic", BACKEND),
     "critic.path": Shows("critic", "--critic.path $folder/solver", MODEL_CRITIC),
+    "critic.check_known_attempts": Refused(
+        "critic",
+        "--critic.check_known_attempts true",
+        ConfigError,
+        "does not tell right steps from wrong",
+        f"{MODEL_CRITIC} --critic.path $random_critic",
+    ),
+    "critic.decoding": Shows("critic", "--critic.decoding free", MODEL_CRITIC),
+    "critic.trust_answers": Shows("critic on a lucky answer", "--critic.trust_answers false", MODEL_CRITIC),
     "critic.checker": Refused("critic", "--critic.checker nobody", ConfigError, "critic.checker is 'nobody'"),
     "critic.prompts": Shows("critic", "--critic.prompts sums-v1", MODEL_CRITIC),
+    "critic.grader": Refused("critic", "--critic.grader nobody", ConfigError, "critic.grader is 'nobody'"),
     "critic.chat_template_options": Shows("critic", "--critic.chat_template_options loud=true", MODEL_CRITIC),
     "critic.device": Refused(
         "critic", f"--critic.device {ABSENT}", ConfigError, f"finds no {ABSENT} device", MODEL_CRITIC
@@ -181,6 +194,8 @@ EFFECTS: dict[str, Shows | Refused] = {
             "openai.omit": "temperature",
             "openai.extra_body": "top_k=1",
             "openai.probe": "false",
+            "openai.grammar": "grammar",
+            "openai.logprobs": "false",
             "vllm.gpu_memory_utilization": "0.5",
             "vllm.tensor_parallel_size": "2",
             "vllm.engine_args": "seed=1",
@@ -245,7 +260,7 @@ ALSO: list[tuple[str, Shows | Refused]] = [
         "model.chat_template_options",
         Shows("evaluated texts", "--model.chat_template_options loud=true", "--evaluation.temperature 5"),
     ),
-    ("data.grader", Shows("reward", "--data.grader odd", "--run.arm grpo --arm.group_size 4")),
+    ("data.grader", Shows("reward", "--data.grader odd", "--run.arm grpo --arm.group_size 4 --critic.grader exact")),
     ("data.checker", Shows("first errors", "--data.checker lab", "--run.arm refsol")),
     ("solver.merge_adapter", Shows("evaluated by", "--solver.merge_adapter false")),
 ]
@@ -353,6 +368,7 @@ def connections(bench: Bench, overrides: Overrides) -> int:
 # The critic, from the trainer's side and from its own.
 
 STEPS = "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 8 </step_2> <answer> 8 </answer>"
+LUCKY = "<step_1> 3 + 4 = 8 </step_1> <step_2> 8 * 7 = 9 </step_2> <answer> 9 </answer>"
 REQUEST = CritiqueRequest(
     question="3 + 4 * 7", attempt=STEPS, answer="9", reference_solution="7 is 4 + of 3 ; 9 is 7 * of 7 ; so 9"
 )
@@ -545,6 +561,7 @@ OBSERVATIONS: dict[str, Observe] = {
     "critic address": address_of,
     "critic while draining": while_served(ask_while_draining),
     "critic while it ends": while_served(ask_and_end),
+    "critic on a lucky answer": while_served(lambda critic: ask(critic, attempt=LUCKY)),
     "critic at a long attempt": while_served(lambda critic: ask(critic, attempt="x" * 2000)),
     "critic asked twice": while_served(ask_twice),
     "critic asked by two": asked_by_two,
@@ -586,7 +603,15 @@ def names(bench: Bench) -> dict[str, str]:
         "cache_with_password": bench.cache_url,
         "cache_without_password": without_password(bench.cache_url, "cache_password"),
         "port": str(port),
+        "random_critic": str(random_critic(bench.folder / "random-critic")),
     }
+
+
+def random_critic(folder: Path) -> Path:
+    tokenizer = build_tokenizer(critic=True)
+    small_llama(tokenizer, seed=3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from stepalign.client import CriticClient
+from stepalign.critique.splitting import AnswerRule, SplitRule
 from stepalign.errors import ConfigError, CriticRequestError
 from stepalign.types import CritiqueRequest, CritiqueResponse, FinishReason, Verdict
 from stepalign_critic.app import AppSettings
@@ -83,6 +84,31 @@ def test_every_verdict_reaches_the_client(url: str, attempt: str, verdict: Verdi
     assert (response.critique.verdict, response.critique.first_error_step) == (verdict, first_error)
     assert response.critique.answer == "9"
     assert metric(url, outcome) == before + 1
+
+
+MESSY = (
+    "\ufeff<think>7 * 7 = 1?</think>\r\nSure!\r\n<STEP 1>3 +\u200b 4 = 7\r\n<step>7 * 7 = 1</Step_9></step>\r\n"
+    "<answer>1</answer> I hope it is correct."
+)
+
+
+def test_a_messy_attempt_is_judged_as_it_was_meant(url: str) -> None:
+    response = ask(url, CritiqueRequest(question=QUESTION, attempt=MESSY, answer="9"))
+    assert response.attempt.rule is SplitRule.REPAIRED_TAGS
+    assert response.attempt.tagged == ("<step_1>3 + 4 = 7</step_1>\n<step_2>7 * 7 = 1</step_2>\n<answer>1</answer>")
+    assert [MESSY[slice(*span)] for span in response.attempt.steps] == ["3 +\u200b 4 = 7", "7 * 7 = 1"]
+    critique = response.critique
+    assert critique is not None and (critique.verdict, critique.first_error_step) == (Verdict.INCORRECT, 2)
+    assert critique.alignment.first_difference is not None
+    assert MESSY[slice(*critique.alignment.first_difference)] == "7 * 7 = 1"
+
+
+def test_an_answers_tag_alone_leaves_the_other_text_its_steps(url: str) -> None:
+    attempt = "<think>hm</think>3 + 4 = 7\n7 * 7 = 9\n<answer>9</answer>"
+    response = ask(url, CritiqueRequest(question=QUESTION, attempt=attempt, answer="9"))
+    assert (response.attempt.rule, response.attempt.answer_rule) == (SplitRule.LINES, AnswerRule.TAG)
+    assert response.critique is not None and response.critique.verdict is Verdict.CORRECT
+    assert response.critique.alignment.copied_steps == 2
 
 
 def test_an_unaligned_answer_is_an_answer_with_a_failure(url: str) -> None:

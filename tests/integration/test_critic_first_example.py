@@ -14,23 +14,25 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi.responses import JSONResponse
 
-from stepalign_critic.backends import create_backend
-from stepalign_run.config import CriticServerSection
 from support.critic_servers import wait_until
-from support.openai_server import OpenAIServer, chat_completion, running
+from support.upstream import Reply, Upstream, completion, upstream
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "docs" / "critic-clients.md").read_text(encoding="utf-8").split("\n## ")[1]
 WRITTEN = """\
-<step_1>5 boxes hold 5 * 6 = 30 eggs.</step_1><copied/>
-<step_2>Without the broken ones that is 30 - 4 = 26 eggs.</step_2><corrected/>
-<step_3>Half of them are left: 26 / 2 = 13 eggs.</step_3><continued/>
-<answer>13</answer>
-<verdict>incorrect</verdict>"""
+<step_2>Without the broken ones that is 30 - 4 = 26 eggs.</step_2>
+<step_3>Half of them are left: 26 / 2 = 13 eggs.</step_3>
+<answer>13</answer>"""
+
+
+def said_by_the_model(body: dict[str, Any]) -> Reply:
+    asked = body["messages"][-1]["content"]
+    if not asked.startswith("Step "):
+        return Reply(completion(WRITTEN))
+    return Reply(completion("wrong" if asked.startswith("Step 2") else "right"))
 
 
 def shown_part(response: dict[str, Any]) -> dict[str, Any]:
@@ -47,11 +49,9 @@ def shown_part(response: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_first_example_has_the_response_that_it_shows(tmp_path: Path) -> None:
     request, shown = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", SECTION, re.DOTALL))
-    model = OpenAIServer(create_backend(CriticServerSection(backend="program", checker="lab")))
-    model.reply = JSONResponse(chat_completion(WRITTEN))
     address = tmp_path / "critic.url"
-    with running(model.app) as url:
-        options = ["--critic.openai.base_url", f"{url}/v1", "--critic.port", "0", "--critic.address_file", str(address)]
+    with upstream(Upstream(said_by_the_model)) as url:
+        options = ["--critic.openai.base_url", url, "--critic.port", "0", "--critic.address_file", str(address)]
         command = [sys.executable, "-m", "stepalign.cli", "critic", str(ROOT / "configs" / "critic.toml"), *options]
         with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
             try:

@@ -163,7 +163,11 @@ def test_a_run_that_has_trained_nothing_is_a_failure_unless_it_is_allowed(stack:
     assert run.said.startswith(
         f"stepalign: run '{run.dir.name}' has trained nothing: all of its 4 rollouts were skipped"
     )
-    assert "(critique_truncated 4)" in run.said and "--allow-untrained" in run.said and run.said.count("\n") == 1
+    assert (
+        "(critic_refused_budget_too_small 4)" in run.said
+        and "--allow-untrained" in run.said
+        and run.said.count("\n") == 1
+    )
     assert run.report()["rollouts"]["trained"] == 0
     assert run.start("--resume", "--trainer.steps", "2", "--allow-untrained").ended() == 0
     assert run.report()["rollouts"]["published"] == 8

@@ -118,10 +118,10 @@ def _entry_points(*, group: str) -> EntryPoints:
     found = entry_points(group=group)
     if group != plugins.GRADERS:
         return found
-    (exact,) = found
+    exact = found["exact"]
     odd = EntryPoint("odd", f"{__name__}:is_odd", group)
     vars(odd).update(dist=exact.dist)
-    return EntryPoints([exact, odd])
+    return EntryPoints([*found, odd])
 
 
 @dataclass
@@ -440,19 +440,19 @@ class Served:
             time.sleep(0.01)
 
     def watch_models(self, patch: pytest.MonkeyPatch) -> None:
-        load, complete = critic_models._load, critic_models.TransformersBackend._complete
+        load, answer = critic_models._load, critic_models.TransformersBackend._answer
 
         def watched_load(path: Path, section: Any) -> Any:
             loaded = load(path, section)
             self.dtype = loaded.model.dtype
             return loaded
 
-        def watched_complete(backend: Any, prompts: list[list[int]], wanted: Any) -> list[list[int]]:
-            self.batches.append(len(prompts))
-            return complete(backend, prompts, wanted)
+        def watched_answer(backend: Any, asked: list[Any], wanted: Any) -> list[Any]:
+            self.batches.append(len(asked))
+            return answer(backend, asked, wanted)
 
         patch.setattr(critic_models, "_load", watched_load)
-        patch.setattr(critic_models.TransformersBackend, "_complete", watched_complete)
+        patch.setattr(critic_models.TransformersBackend, "_answer", watched_answer)
 
 
 def _watch(patch: pytest.MonkeyPatch, seen: Trained) -> None:

@@ -11,7 +11,9 @@ from stepalign_critic.process import _LAST_ANSWERS_SECONDS, _LAST_THREADS_SECOND
 from stepalign_run.config import load_config, load_critic_config
 
 ROOT = Path(__file__).parents[2]
-RUNS = [path for path in (ROOT / "configs").glob("*.toml") if path.name != "critic.toml"]
+CRITICS = {"critic.toml", "qwen.toml"}
+# Critics alone wait for nobody.
+RUNS = [path for path in (ROOT / "configs").glob("*.toml") if path.name not in CRITICS]
 HAPROXY = (ROOT / "services" / "lb" / "haproxy.cfg").read_text(encoding="utf-8")
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}

@@ -34,6 +34,7 @@ address_file = "{address}"
 backend = "vllm"
 path = "{model}"
 prompts = "chat-v1"
+decoding = "free"
 port = 0
 api_keys_file = "{keys}"
 metrics_port = {metrics_port}

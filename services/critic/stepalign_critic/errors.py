@@ -87,6 +87,13 @@ class TooManyStepsError(ServiceError):
     code = "too_many_steps"
 
 
+class BudgetTooSmallError(ServiceError):
+    """The critique cannot fit ``critic.max_new_tokens``: its copies and the least that is to be written are longer."""
+
+    status = 422
+    code = "budget_too_small"
+
+
 class DeadlineExceededError(ServiceError):
     """The client's deadline passed; its work was given up."""
 

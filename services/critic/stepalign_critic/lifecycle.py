@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 
@@ -40,6 +40,8 @@ class Lifecycle:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self.check: Callable[[], Awaitable[None]] | None = None
+        """Asked once the backend has started; an error of it is a failure to start."""
         self._working: asyncio.Task[None] | None = None
         self._answering: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
@@ -56,6 +58,8 @@ class Lifecycle:
     async def _start_and_watch(self) -> None:
         try:
             await self._backend.start()
+            if self.check is not None:
+                await self.check()
         except Exception as error:
             self._fail("backend did not start", error)
             return

@@ -62,6 +62,14 @@ class Metrics:
             ["prompt", "outcome"],
             registry=self.registry,
         )
+        self.forced = Counter(
+            f"{_PREFIX}forced", "Parts of critiques that the known answer settled", ["forced"], registry=self.registry
+        )
+        self.answers_unknown = Counter(
+            f"{_PREFIX}answers_unknown",
+            "Comparisons of final answers that the grader could not decide",
+            registry=self.registry,
+        )
         self.store_errors = Counter(
             f"{_PREFIX}cache_store_errors",
             "The shared cache was asked and was of no use",
@@ -88,6 +96,8 @@ class Metrics:
         self._of_answers(answer.prompt, _label(answer.outcome)).inc()
         self._of_tokens("prompt").inc(answer.prompt_tokens)
         self._of_tokens("completion").inc(answer.completion_tokens)
+        for forced in answer.forced:
+            self.forced.labels(forced.value).inc()
 
     def render(self) -> bytes:
         """The text exposition format."""

@@ -25,6 +25,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from stepalign.errors import ConfigError
+from stepalign.plugins import load_grader
 from stepalign_critic.address_file import AddressFile
 from stepalign_critic.app import AppSettings, create_app
 from stepalign_critic.backends import create_backend
@@ -37,7 +38,7 @@ from stepalign_critic.http.rate_limit import RateLimiter
 from stepalign_critic.http.server import server_config
 from stepalign_critic.lifecycle import Lifecycle, State
 from stepalign_critic.metrics import Metrics, exposed
-from stepalign_critic.service import CriticService
+from stepalign_critic.service import AlignedDecoding, CriticService
 from stepalign_run.config import CriticServerSection
 from stepalign_run.logging import get_logger
 from stepalign_run.redis.address import with_password
@@ -66,7 +67,11 @@ def serve(section: CriticServerSection, backend: Backend | None = None) -> None:
     check_exposure(section.host, keys)
     _allow_files(section.max_connections)
     served = create_backend(section) if backend is None else backend
-    service = CriticService(served, section.prompts, section.max_steps)
+    aligned = None
+    if section.decoding == "aligned":
+        aligned = AlignedDecoding(section.max_new_tokens, section.trust_answers, section.check_known_attempts)
+    grader = load_grader(section.grader, "critic.grader")
+    service = CriticService(served, section.prompts, section.max_steps, grader, aligned=aligned)
     address_file = AddressFile(section.address_file)
     listening = _bind(section.host, section.port)
     # Only now: while another process holds the port, the file may be its own.

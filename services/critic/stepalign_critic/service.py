@@ -8,19 +8,24 @@ The service knows prompts and alignment; it knows nothing of HTTP and nothing of
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
 
 from stepalign.critique.alignment import in_sent_text, validate_critique
+from stepalign.critique.answers import Grader, Judgement, answers_equal, judged
 from stepalign.critique.forms import omit_copied_steps, quote_wrong_step
-from stepalign.critique.splitting import SplitAttempt, SplitRule
-from stepalign.errors import PromptError
+from stepalign.critique.splitting import SplitAttempt
+from stepalign.critique.trace import parse_trace
+from stepalign.errors import ConfigError, PromptError, PromptTooLongError
 from stepalign.prompts import Message, Prompt, has_prompt, load_prompt
+from stepalign.prompts.layout import load_layout
 from stepalign.types import (
     AttemptReading,
     CriticIdentity,
@@ -30,20 +35,48 @@ from stepalign.types import (
     CritiqueRequest,
     CritiqueResponse,
     FailureReason,
+    FinishReason,
+    Forced,
     Usage,
 )
-from stepalign_critic.backends.base import Backend, Generation, Measured, RenderedPrompt
-from stepalign_critic.errors import ServiceError, TooManyStepsError, UnsupportedRequestError
+from stepalign_critic.backends.base import Aligning, Alignment, Backend, Generation, Measured, RenderedPrompt
+from stepalign_critic.decoding.conversation import Conversation, TurnPrompts
+from stepalign_critic.decoding.plan import Plan
+from stepalign_critic.errors import (
+    EngineError,
+    EngineTimeoutError,
+    SaturatedError,
+    ServiceError,
+    TooManyStepsError,
+    UnsupportedRequestError,
+)
+from stepalign_critic.known_attempts import LEAST_T, KnownPair, known_pairs, separates, separation
 from stepalign_critic.lifecycle import Lifecycle
 from stepalign_run.logging import get_logger
 
+Result = TypeVar("Result")
+
 NO_REFERENCE = "none"
 _THINK, _END_THINK = "<think>", "</think>"
-_FIELDS = frozenset({"question", "reference_solution", "attempt", "nonce"})
+_FIELDS = frozenset({"question", "reference_solution", "attempt", "nonce", "turn"})
 _RETRY_FIELDS = _FIELDS | {"refused", "reason"}
 _MOST_REFUSED_CHARACTERS = 8_000
+_ASK_AGAIN_SECONDS = 2.0
 
 _log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class AlignedDecoding:
+    """Critiques are decoded by a plan: ``budget`` tokens for each; what the known answer narrows.
+
+    With ``trusts_answers`` a right answer clears an attempt's steps, and a wrong one convicts one of them. With
+    ``checked``, a critic that does not tell right steps from wrong ones does not start.
+    """
+
+    budget: int
+    trusts_answers: bool = True
+    checked: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +87,8 @@ class ModelAnswer:
     outcome: Critique | CritiqueFailure
     prompt_tokens: int
     completion_tokens: int
+    p_wrong: tuple[float, ...] | None = None
+    forced: tuple[Forced, ...] = ()
 
 
 class CriticService:
@@ -63,18 +98,40 @@ class CriticService:
     its answer and why it was refused. Attempts of more than ``max_steps`` steps are refused. Raises PromptError when
     there is no prompt ``critique``, or when one asks for a field that no request can fill.
 
-    ``on_answer`` is called with every answer of the model, those too that no response will hold.
+    With ``aligned``, a backend that can decodes by a plan, and its critiques cannot fail for their form: then nothing
+    is asked twice. Their text is validated all the same.
+
+    ``grader`` compares answers, in threads of its own since it may take seconds.
+
+    ``on_answer`` is called with every answer of the model, those too that no response will hold, and ``on_unknown``
+    for every comparison of answers that the grader could not decide, from the thread that asked.
     """
 
-    def __init__(self, backend: Backend, prompts_version: str, max_steps: int = 1000) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        prompts_version: str,
+        max_steps: int = 1000,
+        grader: Grader = answers_equal,
+        *,
+        aligned: AlignedDecoding | None = None,
+    ) -> None:
         self._backend = backend
+        self._grader = grader
         self._max_steps = max_steps
+        self._aligned = aligned if isinstance(backend, Aligning) and backend.aligns else None
+        self._layout = load_layout(prompts_version) if self._aligned is not None else None
+        turns = self._layout is not None and self._layout.form == "turns"
+        self._turns = TurnPrompts.load(prompts_version) if turns else None
         self.on_answer: Callable[[ModelAnswer], None] = lambda _: None
+        self.on_unknown: Callable[[], None] = lambda: None
         self._prompt = _load(prompts_version, "critique", _FIELDS)
         again = has_prompt(prompts_version, "critique_retry")
         self._retry_prompt = _load(prompts_version, "critique_retry", _RETRY_FIELDS) if again else None
         self._shaping: str | None = None
         self.lifecycle = Lifecycle(backend)
+        if self._aligned is not None and self._aligned.checked:
+            self.lifecycle.check = self._check
 
     def identity(self) -> CriticIdentity:
         """The identity of the critic. Raises NotReadyError until the backend started."""
@@ -83,9 +140,11 @@ class CriticService:
     def shaping(self) -> str:
         """A digest of identity and prompts. Raises NotReadyError until the backend started."""
         if self._shaping is None:
-            prompts = (self._prompt, self._retry_prompt)
+            prompts = [self._prompt, self._retry_prompt, *([] if self._turns is None else self._turns.all)]
             texts = [None if prompt is None else prompt.messages for prompt in prompts]
-            content = json.dumps({"identity": self.identity().model_dump(mode="json"), "prompts": texts})
+            layout = None if self._layout is None else self._layout.model_dump()
+            identity = self.identity().model_dump(mode="json")
+            content = json.dumps({"identity": identity, "prompts": texts, "layout": layout})
             self._shaping = hashlib.sha256(content.encode()).hexdigest()
         return self._shaping
 
@@ -109,11 +168,9 @@ class CriticService:
                 f"{self._max_steps}; send fewer, longer ones, or mark the steps with tags"
             )
         values = _values(request, split)
-        answers = [await self._ask(request, split, self._prompt, values)]
-        refused = answers[0].outcome
-        if isinstance(refused, CritiqueFailure) and refused.reason is not FailureReason.TRUNCATED:
-            answers += await self._ask_again(request, split, values, answers[0], refused)
-        outcome = answers[-1].outcome
+        answers = await self._answers(request, split, values)
+        refused, outcome = answers[0].outcome, answers[-1].outcome
+        p_wrong = answers[-1].p_wrong
         critique = in_sent_text(outcome, split) if isinstance(outcome, Critique) else None
         return CritiqueResponse(
             id=new_id(),
@@ -122,12 +179,100 @@ class CriticService:
             failure=outcome if isinstance(outcome, CritiqueFailure) else None,
             context=context_of(outcome, split.tagged, request.mode) if isinstance(outcome, Critique) else None,
             retried=refused.reason if isinstance(refused, CritiqueFailure) and len(answers) > 1 else None,
+            p_wrong=None if p_wrong is None else list(p_wrong),
+            forced=list(answers[-1].forced),
             critic=self.identity(),
             usage=Usage(
                 prompt_tokens=sum(answer.prompt_tokens for answer in answers),
                 completion_tokens=sum(answer.completion_tokens for answer in answers),
             ),
         )
+
+    async def _answers(
+        self, request: CritiqueRequest, split: SplitAttempt, values: dict[str, str]
+    ) -> list[ModelAnswer]:
+        """The answers of the model, the last of which counts."""
+        if self._aligned is not None:
+            return [await self._align(request, split)]
+        first = await self._ask(request, split, self._prompt, values)
+        refused = first.outcome
+        if isinstance(refused, Critique) or refused.reason is FailureReason.TRUNCATED:
+            return [first]
+        return [first, *await self._ask_again(request, split, values, first, refused)]
+
+    async def _check(self) -> None:
+        """Ask the known attempts of the prompt set. Raises ConfigError when the critic does not tell them apart."""
+        pairs = known_pairs(self._prompt.version)
+        _log.info("asking known attempts before the first request", pairs=len(pairs))
+        asked = [(await self._p_wrong(pair, pair.right), await self._p_wrong(pair, pair.wrong)) for pair in pairs]
+        told = [(right, wrong) for right, wrong in asked if right is not None and wrong is not None]
+        if len(told) < len(pairs) or not pairs:
+            _log.warning("it is not known whether the critic tells right steps from wrong ones", pairs=len(pairs))
+            return
+        right, wrong = ([p for p, _ in told], [p for _, p in told])
+        t = separation(right, wrong)
+        said = f"of {len(told)} known pairs it finds the wrong step likelier wrong in {sum(w > r for r, w in told)}"
+        if not separates(right, wrong):
+            raise ConfigError(
+                f"the critic does not tell right steps from wrong ones: {said} (t = {t:.1f}, and {LEAST_T} is needed); "
+                "take another model or critic.prompts, or set critic.check_known_attempts = false"
+            )
+        _log.info("the critic tells right steps from wrong ones", pairs=len(told), t=round(t, 2))
+
+    async def _p_wrong(self, pair: KnownPair, attempt: str) -> float | None:
+        """How likely the critic finds the pair's step wrong. With the answer trusted, nothing is written."""
+        answer = "0"
+        tagged = f"{attempt} <answer> {answer} </answer>"
+        request = CritiqueRequest(
+            question=pair.question, attempt=tagged, reference_solution=pair.reference_solution, answer=answer
+        )
+        backend = self._backend
+        assert isinstance(backend, Aligning)
+        plan, messages = await self._off_the_loop(self.plan, request, True)
+        while True:
+            try:
+                made = await backend.align(RenderedPrompt(request, messages, backend.render(messages)), plan)
+                return None if made.p_wrong is None else made.p_wrong[pair.step - 1]
+            except (SaturatedError, EngineTimeoutError, EngineError) as error:
+                if not backend.recovers:
+                    raise
+                _log.warning("a known attempt got no answer; asking again", error=str(error))
+                await asyncio.sleep(error.retry_after or _ASK_AGAIN_SECONDS)
+            except (PromptTooLongError, ServiceError) as error:
+                _log.warning("a known attempt cannot be asked", error=str(error))
+                return None
+
+    def plan(self, request: CritiqueRequest, trusts_answers: bool | None = None) -> tuple[Plan, list[Message]]:
+        """What may be said about the request's attempt, and the messages of the prompt. Needs ``aligned``."""
+        aligned, layout, split = self._aligned, self._layout, request.split()
+        assert aligned is not None and layout is not None
+        values = _values(request, split)
+        conversation = None
+        if self._turns is not None:
+            steps = [step.body.strip() for step in parse_trace(split.tagged).steps]
+            conversation = Conversation(self._turns, layout, values, steps)
+        plan = Plan(
+            split,
+            layout,
+            known_answer=request.answer,
+            answer_is_right=self._is_right(split, request.answer),
+            trusts_answers=aligned.trusts_answers if trusts_answers is None else trusts_answers,
+            budget=aligned.budget,
+            conversation=conversation,
+        )
+        return plan, _fill(self._prompt, values) if conversation is None else conversation.asking(0)
+
+    async def _align(self, request: CritiqueRequest, split: SplitAttempt) -> ModelAnswer:
+        backend = self._backend
+        assert isinstance(backend, Aligning)
+        plan, messages = await self._off_the_loop(self.plan, request)
+        made = await backend.align(RenderedPrompt(request, messages, self._backend.render(messages)), plan)
+        outcome = await self._off_the_loop(self._validated, made, split, request.answer)
+        answer = ModelAnswer(
+            self._prompt.name, outcome, made.prompt_tokens, made.completion_tokens, made.p_wrong, made.forced
+        )
+        self.on_answer(answer)
+        return answer
 
     async def _ask_again(
         self,
@@ -170,10 +315,33 @@ class CriticService:
     ) -> ModelAnswer:
         messages = _fill(prompt, values)
         generation = await self._backend.generate(RenderedPrompt(request, messages, self._backend.render(messages)))
-        outcome = read_answer(generation, split.tagged, request.answer)
+        outcome = await self._off_the_loop(read_answer, generation, split.tagged, request.answer, self._judge)
         answer = ModelAnswer(prompt.name, outcome, generation.prompt_tokens, generation.completion_tokens)
         self.on_answer(answer)
         return answer
+
+    def _judge(self, answer: str, known_answer: str) -> Judgement:
+        said = judged(self._grader, answer, known_answer)
+        if said is None:
+            self.on_unknown()
+        return said
+
+    def _is_right(self, split: SplitAttempt, known: str | None) -> Judgement:
+        """Whether the attempt's answer is the known one; None when that is unknown or one of them is missing."""
+        given = parse_trace(split.tagged).answer
+        return None if known is None or given is None else self._judge(given.body, known)
+
+    def _validated(self, made: Alignment, split: SplitAttempt, known: str | None) -> Critique | CritiqueFailure:
+        reason = FinishReason.LENGTH if made.truncated else FinishReason.STOP
+        return validate_critique(
+            made.text, split.tagged, known_answer=known, critic_finish_reason=reason, grader=self._judge
+        )
+
+    async def _off_the_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function that may ask the grader. Only the exact one does not keep the event loop waiting."""
+        if self._grader is answers_equal:
+            return function(*arguments)
+        return await asyncio.to_thread(function, *arguments)
 
 
 def new_id() -> str:
@@ -194,6 +362,8 @@ def _values(request: CritiqueRequest, split: SplitAttempt) -> dict[str, str]:
         "question": request.question,
         "reference_solution": NO_REFERENCE if request.reference_solution is None else request.reference_solution,
         "attempt": split.tagged,
+        # Who asks in turns fills it for each; a checker reads no prompt.
+        "turn": split.tagged,
     }
     # A digest of the shown text, so that the mode changes no prompt. It is too long for an attempt that holds its own.
     shown = "\x1f".join(shown_values.values())
@@ -211,7 +381,7 @@ def reading_of(split: SplitAttempt) -> AttemptReading:
         steps=list(split.steps),
         answer=split.answer,
         answer_rule=split.answer_rule,
-        tagged=None if split.rule is SplitRule.TAGS else split.tagged,
+        tagged=None if split.tagged == split.text else split.tagged,
     )
 
 
@@ -226,24 +396,32 @@ def context_of(critique: Critique, attempt: str, mode: CritiqueMode) -> str:
             return omit_copied_steps(critique)
 
 
-def read_answer(generation: Generation, attempt: str, known_answer: str | None) -> Critique | CritiqueFailure:
+def read_answer(
+    generation: Generation, attempt: str, known_answer: str | None, grader: Grader = answers_equal
+) -> Critique | CritiqueFailure:
     """A backend's text → the critique that follows its thinking, validated against the tagged attempt.
 
     Thinking ends at the last ``</think>``. Where the attempt itself holds that tag, a copy of it holds it too. Then the
     first valid text is taken, of these: the text after the last tag, after the one before it and so on, and all of it.
     A failure's detail ends in the backend's remark, if there is one.
     """
-    read = _read_text(generation, attempt, known_answer)
+    read = _read_text(generation, attempt, known_answer, grader)
     if isinstance(read, Critique) or generation.remark is None:
         return read
     return read.model_copy(update={"detail": f"{read.detail}; {generation.remark}"})
 
 
-def _read_text(generation: Generation, attempt: str, known_answer: str | None) -> Critique | CritiqueFailure:
+def _read_text(
+    generation: Generation, attempt: str, known_answer: str | None, grader: Grader
+) -> Critique | CritiqueFailure:
     read: Critique | CritiqueFailure | None = None
     for answer in _answers(generation.text, attempt):
         read = validate_critique(
-            answer, attempt, known_answer=known_answer, critic_finish_reason=generation.finish_reason
+            answer,
+            attempt,
+            known_answer=known_answer,
+            critic_finish_reason=generation.finish_reason,
+            grader=grader,
         )
         if isinstance(read, Critique):
             return read

@@ -21,7 +21,7 @@ OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 # The order of a table of contents: the whole loop first, then its processes, then the commands that look inside.
 ORDER = [
     *("demo", "run", "probe", "band", "critic", "solver", "trainer", "evaluate"),
-    *("report", "compare", "critique", "queue", "lab"),
+    *("report", "compare", "critique", "critic-quality", "queue", "lab"),
 ]
 
 # Processes that another command starts, and that are of no use by hand.

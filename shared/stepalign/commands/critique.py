@@ -31,7 +31,7 @@ from stepalign.commands.terminal import Terminal
 from stepalign.critique.trace import Span
 from stepalign.errors import ConfigError, CriticError
 from stepalign.secret_files import read_secret
-from stepalign.types import Critique, CritiqueRequest, CritiqueResponse, StepStatus
+from stepalign.types import Critique, CritiqueRequest, CritiqueResponse, Forced, StepStatus
 
 _STYLES = {
     StepStatus.COPIED: "green",
@@ -158,6 +158,13 @@ def _parts(text: str) -> Iterator[tuple[str, str]]:
         yield "", text
 
 
+_SETTLED = {
+    Forced.ANSWER: "the critique's answer",
+    Forced.NO_ERROR: "that no step is wrong",
+    Forced.ERROR: "that there is an error",
+}
+
+
 def _as_json(answer: CritiqueResponse | CriticError) -> str:
     if isinstance(answer, CritiqueResponse):
         return answer.model_dump_json()
@@ -170,6 +177,9 @@ def _show(console: Terminal, request: CritiqueRequest, answer: CritiqueResponse 
         console.print(Text(printable(f"no answer: {answer}"), style="red"))
     elif answer.critique is not None:
         _show_critique(console, request, answer.critique)
+        if answer.forced:
+            settled = ", ".join(_SETTLED[forced] for forced in answer.forced)
+            console.print(_line(None, "settled", f"by the known answer: {settled}", "dim"))
     elif answer.failure is not None:
         said = printable(f"refused as {answer.failure.reason}: {answer.failure.detail}")
         console.print(Text(said, style="red"))

@@ -10,6 +10,7 @@ EXTRA_OF_COMMAND = {
     "critique": "cli",
     "queue": "queue",
     "critic": "critic",
+    "critic-quality": "report",
     **dict.fromkeys(["solver", "evaluate", "band"], "solver"),
     **dict.fromkeys(["trainer", "probe-worker"], "trainer"),
     **dict.fromkeys(["run", "demo", "probe", "probe-report", "report", "compare", "lab"], "lab"),
@@ -22,8 +23,12 @@ EXTRA_OF_MODULE = {
     **dict.fromkeys(["fastapi", "prometheus_client", "starlette", "uvicorn"], "critic"),
     **dict.fromkeys(["jinja2", "numpy", "safetensors", "tokenizers", "torch", "transformers"], "models"),
     **dict.fromkeys(["aiohttp", "httpx_aiohttp"], "critic-openai"),
-    **{"peft": "trainer", "gguf": "lab", "vllm": "critic-vllm"},
+    "datasets": "hub",
+    **dict.fromkeys(["latex2sympy2_extended", "math_verify"], "math"),
+    **{"peft": "trainer", "gguf": "lab", "vllm": "critic-vllm", "xllamacpp": "llama-cpp"},
 }
+# No command's extra brings these: one command of a group needs them.
+_OF_THEIR_OWN = {"llama-cpp"}
 
 _BACKENDS = {"models": "critic-transformers", "critic-openai": "critic-openai", "critic-vllm": "critic-vllm"}
 
@@ -31,8 +36,8 @@ _BACKENDS = {"models": "critic-transformers", "critic-openai": "critic-openai", 
 def extra_for(module: str | None, command: str | None) -> str | None:
     """The extra to install when ``command`` misses ``module``; None for a module that no extra brings."""
     smallest = EXTRA_OF_MODULE.get(module or "")
-    if smallest is None:
-        return None
+    if smallest is None or smallest in _OF_THEIR_OWN:
+        return smallest
     if command == "critic":
         return _BACKENDS.get(smallest, "critic")
     return EXTRA_OF_COMMAND.get(command or "", smallest)

@@ -16,10 +16,13 @@ Marks: ``copied`` | ``corrected`` | ``inserted`` | ``continued``. Verdicts and t
 
 Rules. A copied step equals the attempt's step in number (B: apart from the shift) and body; a difference of whitespace
 alone is accepted and counted; nothing else is ever mended with the attempt's text. The corrected step must not be the
-wrong one again, nor contain it (three words or more, punctuation aside), unless all it adds is one number that was
-missing. An unfinished step that the critique continues must be a prefix of the continued one. Only a fully right
-attempt may have a critique without steps: "steps 1 to 3 are right" anchors nothing. The answer must be there and be the
-known one; the verdict must not contradict the attempt.
+wrong one again, nor open with it (:mod:`.quotation`). An unfinished step that the critique continues must be a prefix
+of the continued one. Only a fully right attempt may have a critique without steps: "steps 1 to 3 are right" anchors
+nothing. The answer must be there and be the known one; the verdict must not contradict the attempt.
+
+Whether answers are the same is for a grader to say, which may not know. Unknown is neither equal nor different. An
+attempt's answer that may or may not be the known one contradicts no verdict. The critique's own answer has to be known
+to be the right one: where that is unknown, the critique is refused as ``answer_unknown``. The same words are equal.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from stepalign.critique.answers import answers_equal
-from stepalign.critique.splitting import SplitAttempt, SplitRule
+from stepalign.critique.answers import Grader, Judgement, answers_equal, judged
+from stepalign.critique.quotation import is_quotation
+from stepalign.critique.splitting import SplitAttempt
 from stepalign.critique.trace import Span, TaggedAnswer, TaggedStep, Trace, TraceIssue, parse_trace
 from stepalign.types import (
     AlignmentReport,
@@ -43,8 +47,6 @@ from stepalign.types import (
 
 _MARK = re.compile(r"\s*<(copied|corrected|inserted|continued)/>")
 _VERDICT = re.compile(r"\s*<verdict>\s*(correct|unjustified|incomplete|incorrect)\s*</verdict>\s*")
-_WORD = re.compile(r"\w+|[^\w\s.,;:!?\"'()]")
-_QUOTE_MIN_WORDS = 3
 
 
 class _Refused(Exception):
@@ -77,6 +79,20 @@ class _Claim:
             )
 
 
+@dataclass(frozen=True)
+class _Judge:
+    """The known answer, if there is one, and what decides whether another is the same."""
+
+    grader: Grader
+    known: str | None
+
+    def same(self, answer: str, other: str) -> Judgement:
+        return judged(self.grader, answer, other)
+
+    def is_known(self, answer: str) -> Judgement:
+        return None if self.known is None else self.same(answer, self.known)
+
+
 @dataclass
 class _Alignment:
     steps: list[CritiqueStep] = field(default_factory=list[CritiqueStep])
@@ -95,11 +111,15 @@ def validate_critique(
     *,
     known_answer: str | None = None,
     critic_finish_reason: FinishReason = FinishReason.STOP,
+    grader: Grader = answers_equal,
 ) -> Critique | CritiqueFailure:
-    """Check a critic's answer against the attempt. ``critic_text`` is the text after a reasoning critic's thinking."""
+    """Check a critic's answer against the attempt. ``critic_text`` is the text after a reasoning critic's thinking.
+
+    ``grader`` says whether answers are the same; one that fails does not know.
+    """
     try:
         claim = _parse(critic_text, critic_finish_reason)
-        alignment = _align(claim, parse_trace(attempt), known_answer)
+        alignment = _align(claim, parse_trace(attempt), _Judge(grader, known_answer))
     except _Refused as refused:
         return CritiqueFailure(reason=refused.reason, detail=refused.detail, text=critic_text)
     copied = sum(step.status is StepStatus.COPIED for step in alignment.steps)
@@ -121,7 +141,7 @@ def validate_critique(
 def in_sent_text(critique: Critique, split: SplitAttempt) -> Critique:
     """A critique of ``split.tagged`` with its span in the attempt as it was sent."""
     found = critique.alignment.first_difference
-    if found is None or split.rule is SplitRule.TAGS:
+    if found is None:
         return critique
     alignment = critique.alignment.model_copy(update={"first_difference": split.span_in_text(found)})
     return critique.model_copy(update={"alignment": alignment})
@@ -170,17 +190,27 @@ def _parse_marks(critic_text: str, trace: Trace, answer: TaggedAnswer) -> tuple[
     return tuple(marks)
 
 
-def _align(claim: _Claim, attempt: Trace, known_answer: str | None) -> _Alignment:
+def _align(claim: _Claim, attempt: Trace, judge: _Judge) -> _Alignment:
     rule = {
         Verdict.CORRECT: _align_correct,
         Verdict.UNJUSTIFIED: _align_unjustified,
         Verdict.INCOMPLETE: _align_incomplete,
         Verdict.INCORRECT: _align_incorrect,
     }[claim.verdict]
-    alignment = rule(claim, attempt, known_answer)
-    if known_answer is not None and not answers_equal(claim.answer.body, known_answer):
-        raise _Refused(FailureReason.ANSWER_MISMATCH, f"answers {claim.answer.body!r}, known is {known_answer!r}")
+    alignment = rule(claim, attempt, judge)
+    if judge.known is None:
+        return alignment
+    same = judge.is_known(claim.answer.body)
+    if same is None:
+        raise _unknown(claim.answer.body, judge.known)
+    if not same:
+        raise _Refused(FailureReason.ANSWER_MISMATCH, f"answers {claim.answer.body!r}, known is {judge.known!r}")
     return alignment
+
+
+def _unknown(answer: str, other: str) -> _Refused:
+    said = f"answers {answer!r}, and whether that is {other!r} is unknown; write it as {other!r}"
+    return _Refused(FailureReason.ANSWER_UNKNOWN, said)
 
 
 def _copy(alignment: _Alignment, ours: TaggedStep, theirs: TaggedStep, position: int, *, shifted: bool = False) -> None:
@@ -202,28 +232,31 @@ def _copy_first(alignment: _Alignment, claim: _Claim, attempt: tuple[TaggedStep,
         _copy(alignment, claim.steps[position], attempt[position], position + 1)
 
 
-def _accepts_answer(claim: _Claim, attempt: Trace, known_answer: str | None) -> TaggedAnswer:
+def _accepts_answer(claim: _Claim, attempt: Trace, judge: _Judge) -> TaggedAnswer:
     """Cases A and B say that the attempt's answer is right."""
     if attempt.answer is None:
         raise _Refused(FailureReason.VERDICT_DISAGREES, f"says {claim.verdict}, the attempt has no answer")
-    if known_answer is not None and not answers_equal(attempt.answer.body, known_answer):
+    if judge.is_known(attempt.answer.body) is False:
         raise _Refused(FailureReason.VERDICT_DISAGREES, f"says {claim.verdict}, the attempt's answer is wrong")
-    if not answers_equal(claim.answer.body, attempt.answer.body):
+    same = judge.same(claim.answer.body, attempt.answer.body)
+    if same is None and judge.known is None:
+        raise _unknown(claim.answer.body, attempt.answer.body)
+    if same is False:
         raise _Refused(FailureReason.VERDICT_DISAGREES, f"says {claim.verdict} and gives another answer")
     return attempt.answer
 
 
-def _align_correct(claim: _Claim, attempt: Trace, known_answer: str | None) -> _Alignment:
+def _align_correct(claim: _Claim, attempt: Trace, judge: _Judge) -> _Alignment:
     alignment = _Alignment()
-    _accepts_answer(claim, attempt, known_answer)
+    _accepts_answer(claim, attempt, judge)
     _copy_first(alignment, claim, attempt.steps, len(attempt.steps))
     claim.expect([], claim.copies, "every step must be copied")
     return alignment
 
 
-def _align_unjustified(claim: _Claim, attempt: Trace, known_answer: str | None) -> _Alignment:
+def _align_unjustified(claim: _Claim, attempt: Trace, judge: _Judge) -> _Alignment:
     alignment = _Alignment()
-    answer = _accepts_answer(claim, attempt, known_answer)
+    answer = _accepts_answer(claim, attempt, judge)
     copied = 0
     for ours, mark in zip(claim.steps, claim.marks, strict=True):
         if mark is StepStatus.INSERTED:
@@ -245,7 +278,7 @@ def _align_unjustified(claim: _Claim, attempt: Trace, known_answer: str | None) 
     return alignment
 
 
-def _align_incomplete(claim: _Claim, attempt: Trace, known_answer: str | None) -> _Alignment:
+def _align_incomplete(claim: _Claim, attempt: Trace, judge: _Judge) -> _Alignment:
     alignment = _Alignment()
     if attempt.answer is not None:
         raise _Refused(FailureReason.VERDICT_DISAGREES, "says incomplete, the attempt has an answer")
@@ -275,7 +308,7 @@ def _continue(rest: tuple[TaggedStep, ...], unfinished: TaggedStep) -> None:
         )
 
 
-def _align_incorrect(claim: _Claim, attempt: Trace, known_answer: str | None) -> _Alignment:
+def _align_incorrect(claim: _Claim, attempt: Trace, judge: _Judge) -> _Alignment:
     alignment = _Alignment()
     kept = claim.copies
     # An unfinished step that is called wrong is corrected; it is never one of the copies.
@@ -294,7 +327,7 @@ def _align_incorrect(claim: _Claim, attempt: Trace, known_answer: str | None) ->
         claim.expect(_then_continued(StepStatus.INSERTED, len(rest)), kept, "only a missing step may follow the copies")
         if not claim.steps:
             raise _Refused(FailureReason.STEP_COUNT_MISMATCH, "the critique has no step")
-        alignment.first_difference = _wrong_answer(claim, attempt, known_answer).span
+        alignment.first_difference = _wrong_answer(claim, attempt, judge).span
         alignment.answer_is_wrong = True
     for offset, step in enumerate(rest):
         stands_for = kept + 1 if offset == 0 and kept < len(attempt.steps) else None
@@ -308,22 +341,14 @@ def _then_continued(first: StepStatus, count: int) -> list[StepStatus]:
 
 def _refuse_quotation(ours: TaggedStep, wrong: TaggedStep) -> None:
     # A step may be wrong by its number or a missing tag alone: then its words may stand again.
-    if not wrong.closed or ours.number != wrong.number:
-        return
-    words, body = _WORD.findall(wrong.body), _WORD.findall(ours.body)
-    size = len(words)
-    places = [i for i in range(len(body) - size + 1) if body[i : i + size] == words] if size >= _QUOTE_MIN_WORDS else []
-    # A step that is wrong because a number is missing is corrected by adding it.
-    added = [body[:i] + body[i + size :] for i in places]
-    completed = any(len(rest) == 1 and rest[0].isdecimal() for rest in added)
-    if body == words or (places and not completed):
+    if wrong.closed and ours.number == wrong.number and is_quotation(ours.body, wrong.body):
         raise _Refused(FailureReason.WRONG_STEP_QUOTED, f"step {ours.number} repeats the step that it calls wrong")
 
 
-def _wrong_answer(claim: _Claim, attempt: Trace, known_answer: str | None) -> TaggedAnswer:
+def _wrong_answer(claim: _Claim, attempt: Trace, judge: _Judge) -> TaggedAnswer:
     if attempt.answer is None:
         raise _Refused(FailureReason.VERDICT_DISAGREES, "says incorrect; the attempt is right as far as it goes")
-    right = known_answer if known_answer is not None else claim.answer.body
-    if answers_equal(attempt.answer.body, right):
+    right = judge.known if judge.known is not None else claim.answer.body
+    if judge.same(attempt.answer.body, right):
         raise _Refused(FailureReason.VERDICT_DISAGREES, "says incorrect, copies every step, and the answer is right")
     return attempt.answer

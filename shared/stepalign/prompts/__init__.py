@@ -97,15 +97,25 @@ def render_token_ids(tokenizer: ChatTokenizer, messages: list[Message], **templa
     Raises PromptError when the chat template drops or repeats a message's content and when
     :func:`~stepalign.prompts.content_tokens.content_token_ids` does.
     """
+    parts = render_parts(tokenizer, messages, add_generation_prompt=True, **template_options)
+    return [token_id for _, token_ids in parts for token_id in token_ids]
+
+
+def render_parts(
+    tokenizer: ChatTokenizer, messages: list[Message], *, add_generation_prompt: bool, **template_options: Any
+) -> list[tuple[int | None, list[int]]]:
+    """The parts that :func:`render_token_ids` joins: contents by the message's index, None for the template's own."""
     slots = [{"role": m["role"], "content": _SLOT.format(i)} for i, m in enumerate(messages)]
-    scaffold: str = tokenizer.apply_chat_template(slots, tokenize=False, add_generation_prompt=True, **template_options)
+    scaffold: str = tokenizer.apply_chat_template(
+        slots, tokenize=False, add_generation_prompt=add_generation_prompt, **template_options
+    )
     parts = _SLOT_PATTERN.split(scaffold)
     if [int(index) for index in parts[1::2]] != list(range(len(messages))):
         raise PromptError("the chat template must write every message exactly once and in order")
-    token_ids: list[int] = []
+    rendered: list[tuple[int | None, list[int]]] = []
     for i, part in enumerate(parts):
         if i % 2:
-            token_ids += content_token_ids(tokenizer, messages[int(part)]["content"])
+            rendered.append((int(part), content_token_ids(tokenizer, messages[int(part)]["content"])))
         elif part:
-            token_ids += tokenizer(part, add_special_tokens=False)["input_ids"]
-    return token_ids
+            rendered.append((None, tokenizer(part, add_special_tokens=False)["input_ids"]))
+    return rendered

@@ -7,11 +7,13 @@ critic that the run starts, and how the trainer asks it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
+from stepalign.prompts.layout import is_in_turns
 from stepalign_run.config.base import DEVICE, Dtype, Section, TemplateOptions
+from stepalign_run.config.graders import AUTO, DEFAULT_PROMPTS, with_own_grader
 
 _Omittable = Literal["max_tokens", "temperature"]
 _OWN_BODY_FIELDS = {
@@ -20,6 +22,8 @@ _OWN_BODY_FIELDS = {
     "temperature": "every backend decodes greedily; critic.openai.omit leaves it to the server",
     **dict.fromkeys(("max_tokens", "max_completion_tokens"), "set critic.max_new_tokens and max_tokens_field"),
     "chat_template_kwargs": "set critic.chat_template_options",
+    **dict.fromkeys(("grammar", "structured_outputs"), "set critic.openai.grammar"),
+    **dict.fromkeys(("logprobs", "top_logprobs"), "set critic.openai.logprobs"),
     **dict.fromkeys(("stream", "stream_options"), "an answer is read whole"),
     "n": "a critique is one answer",
 }
@@ -44,6 +48,12 @@ class OpenAISection(Section):
     """Fields that are not sent, because the server refuses them: it then decides them itself."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of every request, such as ``{reasoning_effort = "low"}``. Refused are the service's own."""
+    grammar: Literal["none", "structured_outputs", "grammar"] = "none"
+    """How the server takes the grammar of a critique (prompt sets in turns): vLLM in ``structured_outputs``, llama.cpp
+    in ``grammar``. Without one a model's correction is read as it comes, and may be refused."""
+    logprobs: bool = True
+    """Whether the server is asked for probabilities, with ``logprobs`` and ``top_logprobs``. Without them a step's word
+    counts as it is said, and no critique has ``p_wrong``."""
     probe: bool = True
     """Whether the server is asked for a word at the start, and after a refusal, to tell whether it takes the fields
     that every request has. It costs some tokens."""
@@ -77,6 +87,7 @@ _OWN_ENGINE_ARGS = {
     "gpu_memory_utilization": "set critic.vllm.gpu_memory_utilization",
     "tensor_parallel_size": "set critic.vllm.tensor_parallel_size",
     "enable_prefix_caching": "it is always on",
+    "structured_outputs_config": "aligned decoding needs llguidance",
     "load_format": "only safetensors are loaded",
     **dict.fromkeys(
         ("speculative_config", "hf_config_path", "hf_overrides", "tokenizer_mode", "tokenizer_revision"),
@@ -122,10 +133,23 @@ class CriticServerSection(Section):
     """Folder of the critic model (backends ``transformers`` and ``vllm``)."""
     checker: str | None = None
     """Name in the entry-point group ``stepalign.checkers`` (backend ``program``)."""
-    prompts: str = "chat-v1"
-    """Prompt set of the critic."""
+    prompts: str = DEFAULT_PROMPTS
+    """Prompt set of the critic. ``chat-v2`` asks in turns; ``chat-v1`` and sets like it, for the whole critique at
+    once."""
+    grader: str = AUTO
+    """How the critic compares answers, as ``data.grader``. ``auto``: as the run does; of a critic alone, ``math``
+    beside ``prompts`` that begin with ``chat``, else ``exact``."""
     chat_template_options: TemplateOptions = Field(default_factory=dict)
     """Options of the critic's chat template."""
+    decoding: Literal["aligned", "free"] = "aligned"
+    """``aligned``: the model decides step by step and writes only what is not copied, so that no critique fails for its
+    form. ``free``: it writes all of it, and what is out of form is refused. The backend ``openai`` aligns with prompt
+    sets in turns."""
+    trust_answers: bool = True
+    """Whether a right answer clears an attempt's steps and a wrong one convicts one of them, where the known answer is
+    sent. Switch it off where wrong steps often come to the right answer."""
+    check_known_attempts: bool = True
+    """Whether a critic that does not tell right steps of known attempts from wrong ones is refused at the start."""
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
     """A torch device, or ``auto``: CUDA, then MPS, then CPU."""
     dtype: Dtype = Dtype.FLOAT32
@@ -162,7 +186,8 @@ class CriticServerSection(Section):
     max_prompt_tokens: Annotated[int, Field(ge=1)] = 8192
     """A longer prompt is refused, never cut."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 4096
-    """Budget of the critique; a critique that needs more is refused as truncated."""
+    """Budget of the critique. In aligned decoding an attempt whose copies leave too little of it is refused; in free
+    decoding a critique that needs more is a truncated one. A thought before it may take as much again."""
     max_batch: Annotated[int, Field(ge=1)] = 32
     """Most requests generated together."""
     max_queue: Annotated[int, Field(ge=1)] = 256
@@ -189,8 +214,17 @@ class CriticServerSection(Section):
 
     def shaping(self) -> dict[str, Any]:
         """The settings that a critique depends on, apart from the critic's weights."""
-        decisive = {"backend", "checker", "prompts", "chat_template_options", "dtype"}
-        asked = {"base_url", "model", "revision", "max_tokens_field", "omit", "extra_body"}
+        decisive = {
+            "backend",
+            "checker",
+            "prompts",
+            "grader",
+            "chat_template_options",
+            "dtype",
+            "decoding",
+            "trust_answers",
+        }
+        asked = {"base_url", "model", "revision", "max_tokens_field", "omit", "extra_body", "grammar", "logprobs"}
         of_backend = {"openai": {"openai": asked}, "vllm": {"vllm": {"engine_args"}}}
         served = of_backend.get(self.backend, {})
         included = dict.fromkeys([*decisive, "max_prompt_tokens", "max_new_tokens"], True)
@@ -200,6 +234,11 @@ class CriticServerSection(Section):
     def _is_started(self) -> bool:
         """Whether a critic is started with these settings."""
         return True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_its_grader(cls, values: Any) -> Any:
+        return with_own_grader(cast(dict[str, Any], values)) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _backend_is_complete(self) -> Self:
@@ -211,6 +250,15 @@ class CriticServerSection(Section):
             raise ValueError("backend 'openai' needs critic.openai.base_url, such as http://127.0.0.1:8000/v1")
         if self.backend == "program" and self.checker is None:
             raise ValueError("backend 'program' needs critic.checker, a name in the group stepalign.checkers")
+        return self
+
+    @model_validator(mode="after")
+    def _turns_are_aligned(self) -> Self:
+        if self.decoding == "free" and self.backend != "program" and is_in_turns(self.prompts):
+            raise ValueError(
+                f'the prompt set {self.prompts!r} asks in turns, which needs critic.decoding = "aligned"; for free '
+                "decoding set critic.prompts to another one, such as 'chat-v1'"
+            )
         return self
 
     @model_validator(mode="after")

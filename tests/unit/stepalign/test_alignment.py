@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepalign import Critique, CritiqueFailure, FailureReason, FinishReason, Verdict, parse_trace, validate_critique
+from stepalign.critique.answers import Grader, answers_equal
+from stepalign.graders.math import math_equal
 from stepalign.types import StepStatus
 from stepalign_lab.checker import exact_critique
 from stepalign_lab.documents import synthetic_attempt
@@ -146,7 +148,7 @@ CUT = attempt(STEPS[0], answer=None) + "<step_2>7 * 2"
         (critic(*copied("3 + 4 = 8"), (STEPS[1], "corrected"), verdict="incorrect"), WRONG, "copied_step_altered"),
         (critic(*copied(STEPS[0]), ("7 * 2 = 15", "corrected"), verdict="incorrect"), WRONG, "wrong_step_quoted"),
         (
-            critic(*copied(STEPS[0]), ("not 7 * 2 = 15 but 7 * 2 = 14", "corrected"), verdict="incorrect"),
+            critic(*copied(STEPS[0]), ("7 * 2 = 15, no, 7 * 2 = 14", "corrected"), verdict="incorrect"),
             WRONG,
             "wrong_step_quoted",
         ),
@@ -246,3 +248,66 @@ def test_exact_critiques_of_all_kinds_of_attempts_validate() -> None:
     # A tag in the middle of a corrupted step can make its words a "quotation"; nothing else is refused.
     assert outcomes.keys() <= {"correct", "unjustified", "incomplete", "incorrect", "wrong_step_quoted"}
     assert outcomes.get("wrong_step_quoted", 0) <= 5
+
+
+def unsure(answer: str, known_answer: str) -> bool | None:
+    """Cannot tell of answers with a question mark, not even of the same ones."""
+    return None if "?" in answer + known_answer else answer == known_answer
+
+
+def outcome(text: str, of: str, known: str | None, grader: Grader = unsure) -> str:
+    result = validate_critique(text, of, known_answer=known, grader=grader)
+    return result.verdict.value if isinstance(result, Critique) else result.reason.value
+
+
+UNSURE = attempt(*STEPS, answer="9?")
+CORRECTED = critic(*copied(STEPS[0]), (STEPS[1], "corrected"), verdict="incorrect")
+
+
+@pytest.mark.parametrize(
+    ("text", "of", "known", "expected"),
+    [
+        # An attempt's answer that may or may not be right contradicts no verdict.
+        (critic(*copied(*STEPS), verdict="correct"), UNSURE, "9", "correct"),
+        (critic(*copied(*STEPS), ("so 9", "inserted"), verdict="unjustified"), UNSURE, "9", "unjustified"),
+        (critic(*copied(*STEPS), verdict="incorrect"), UNSURE, "9", "incorrect"),
+        # The critique's own has to be right, and to be known to be so.
+        (critic(*copied(*STEPS), answer="9?", verdict="correct"), RIGHT, "9", "answer_unknown"),
+        (CORRECTED.replace("<answer>9", "<answer>9?"), WRONG, "9", "answer_unknown"),
+        (critic(*copied(*STEPS), verdict="correct"), RIGHT, "9?", "answer_unknown"),
+        # The same words are equal, whatever the grader makes of them.
+        (critic(*copied(*STEPS), answer=" 9?", verdict="correct"), UNSURE, "9?", "correct"),
+        (critic(*copied(*STEPS), answer="9?", verdict="incorrect"), UNSURE, "9?", "verdict_disagrees"),
+        # What is known decides as ever.
+        (critic(*copied(*STEPS), answer="8", verdict="incorrect"), UNSURE, "9", "answer_mismatch"),
+        (critic(*copied(*STEPS), verdict="incorrect"), RIGHT, "9", "verdict_disagrees"),
+        # Without a known answer the critique that calls the attempt right must give its answer.
+        (critic(*copied(*STEPS), answer="9?", verdict="correct"), UNSURE, None, "correct"),
+        (critic(*copied(*STEPS), verdict="correct"), UNSURE, None, "answer_unknown"),
+        (critic(*copied(*STEPS), verdict="incorrect"), UNSURE, None, "incorrect"),
+    ],
+)  # fmt: skip
+def test_an_unknown_equality_narrows_nothing_and_proves_nothing(
+    text: str, of: str, known: str | None, expected: str
+) -> None:
+    assert outcome(text, of, known) == expected
+
+
+def test_a_grader_that_fails_does_not_know() -> None:
+    def broken(answer: str, known_answer: str) -> bool:
+        raise RuntimeError("no such answer")
+
+    assert outcome(critic(*copied(*STEPS), verdict="correct"), RIGHT, "9", broken) == "correct"
+    assert outcome(critic(*copied(*STEPS), answer="9.0", verdict="correct"), RIGHT, "9", broken) == "answer_unknown"
+
+
+def test_the_grader_says_which_answers_are_the_same() -> None:
+    text = critic(*copied(*STEPS), verdict="correct")
+    written = attempt(*STEPS, answer=r"\frac{18}{2}")
+    assert outcome(text, written, "9", answers_equal) == "verdict_disagrees"
+    assert outcome(text, written, "9", math_equal) == "correct"
+    named = critic(*copied(*STEPS), answer="x = 9", verdict="correct")
+    assert outcome(named, RIGHT, "9", math_equal) == "correct"
+    assert (
+        outcome(critic(*copied(*STEPS), answer="8", verdict="correct"), written, "9", math_equal) == "verdict_disagrees"
+    )

@@ -30,7 +30,19 @@ def test_help_lists_every_subcommand_with_the_loop_first() -> None:
     listed = stepalign("--help").stdout.split("Commands:")[1]
     names = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
     processes = ["critic", "solver", "trainer", "evaluate"]
-    assert names == ["demo", "run", "probe", "band", *processes, "report", "compare", "critique", "queue", "lab"]
+    assert names == [
+        "demo",
+        "run",
+        "probe",
+        "band",
+        *processes,
+        "report",
+        "compare",
+        "critique",
+        "critic-quality",
+        "queue",
+        "lab",
+    ]
 
 
 def test_the_help_of_run_is_that_of_run_config() -> None:
@@ -183,6 +195,14 @@ def test_a_subcommand_without_its_extra_is_listed_with_it() -> None:
     done = without(["fastapi"], "critic", "run.toml", "--critic.port", "0")
     assert done.returncode == 1
     assert done.stderr == "'stepalign critic' needs the module 'fastapi': pip install 'stepalign[critic]'\n"
+
+
+def test_a_module_that_one_command_of_a_group_needs_has_an_extra_of_its_own(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"")
+    done = without(["xllamacpp"], "lab", "llama-server", str(model))
+    assert done.returncode == 1
+    assert done.stderr == "stepalign: the module 'xllamacpp' is missing: pip install 'stepalign[llama-cpp]'\n"
 
 
 def test_every_subcommand_has_an_extra_that_exists() -> None:

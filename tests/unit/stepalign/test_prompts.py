@@ -4,6 +4,7 @@ import pytest
 
 from stepalign.errors import PromptError
 from stepalign.prompts import load_prompt, prompt_sets, render_token_ids
+from stepalign.prompts.layout import load_layout
 from stepalign_lab.tokenizer import build_tokenizer
 
 
@@ -26,7 +27,13 @@ def test_every_prompt_set_is_complete(version: str) -> None:
     assert load_prompt(version, "student").fields == {"question"}
     for teacher in ("teacher_critique", "teacher_reference", "teacher_full_repetition", "teacher_omission"):
         assert load_prompt(version, teacher).fields == {"question", "context"}
-    assert {"question", "reference_solution", "attempt"} <= load_prompt(version, "critique").fields
+    in_turns = load_layout(version).form == "turns"
+    shown = "turn" if in_turns else "attempt"
+    assert {"question", "reference_solution", shown} <= load_prompt(version, "critique").fields
+    if in_turns:
+        assert load_prompt(version, "critique_step").fields == {"number", "step"}
+        assert load_prompt(version, "critique_write").fields == {"number"}
+        assert load_prompt(version, "critique_continue").fields == {"number"}
 
 
 def test_each_kind_of_context_has_a_prompt_of_its_own_in_words() -> None:

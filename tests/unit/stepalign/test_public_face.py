@@ -61,6 +61,7 @@ PUBLIC = [
     "answers_equal",
     "grade",
     "join_steps",
+    "load_grader",
     "load_problems",
     "load_prompt",
     "parse_trace",

@@ -145,12 +145,12 @@ def test_thinking_that_never_ends_is_truncated(finish: FinishReason) -> None:
     assert failure.text.startswith("<think>")
 
 
-THINKING = "<think>3 + 4 = 7\n7 * 7 = 9</think>\nThe answer is 9."
+THINKING = {"attempt": None, "steps": ["<think>3 + 4 = 7\n7 * 7 = 9</think>", "The answer is 9."]}
 
 
 @pytest.mark.parametrize("thought", ["", "<think> hm </think>", "hm </think> no </think>"])
 def test_an_attempt_that_thinks_can_be_copied(thought: str) -> None:
-    request = REQUEST.model_copy(update={"attempt": THINKING})
+    request = REQUEST.model_copy(update=THINKING)
     split = request.split()
     copied = split.tagged.replace("</step_1>", "</step_1><copied/>").replace("</step_2>", "</step_2><copied/>")
     answer = f"{thought}{copied}<verdict>correct</verdict>"
@@ -160,7 +160,7 @@ def test_an_attempt_that_thinks_can_be_copied(thought: str) -> None:
 
 
 def test_an_attempt_that_thinks_excuses_no_thinking_without_end() -> None:
-    attempt = REQUEST.model_copy(update={"attempt": THINKING}).split().tagged
+    attempt = REQUEST.model_copy(update=THINKING).split().tagged
     outcome = read_answer(Generation("<think> hm", FinishReason.STOP, 0, 0), attempt, "9")
     assert isinstance(outcome, CritiqueFailure) and outcome.reason is FailureReason.TRUNCATED
 
@@ -318,8 +318,11 @@ def test_an_untagged_attempt_is_split_and_spans_lead_into_what_was_sent() -> Non
 
 def test_sent_steps_are_read_as_steps() -> None:
     request = CritiqueRequest(question="3 + 4 * 7", steps=["3 + 4 = 7", "7 * 7 = 9", "#### 9"], answer="9")
-    response = critique(FakeBackend(lambda prompt: exact_critique("3 + 4 * 7", prompt.request.split().tagged)), request)
+    copies = [f"<step_{i}>{step}</step_{i}><copied/>" for i, step in enumerate(request.steps or [], start=1)]
+    text = f"{''.join(copies)}<answer>9</answer><verdict>correct</verdict>"
+    response = critique(FakeBackend(lambda _: text), request)
     assert response.attempt.rule is SplitRule.STEPS
+    assert len(response.attempt.steps) == 3
     assert response.critique is not None and response.critique.verdict is Verdict.CORRECT
 
 

@@ -8,7 +8,14 @@ import pytest
 from pydantic import BaseModel
 
 from stepalign.errors import ConfigError
-from stepalign_run.config import Config, CriticConfig, known_variables, load_config, load_critic_config
+from stepalign_run.config import (
+    Config,
+    CriticConfig,
+    CriticServerSection,
+    known_variables,
+    load_config,
+    load_critic_config,
+)
 
 REPO = Path(__file__).parents[3]
 MINIMAL = """
@@ -99,9 +106,10 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
 
 SHIPPED = sorted((REPO / "configs").glob("*.toml"))
 OF_A_CRITIC = REPO / "configs" / "critic.toml"
+CRITICS = {OF_A_CRITIC, REPO / "configs" / "qwen.toml"}
 
 
-@pytest.mark.parametrize("path", [path for path in SHIPPED if path != OF_A_CRITIC], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path not in CRITICS], ids=lambda path: path.name)
 def test_every_shipped_configuration_of_a_run_loads(path: Path) -> None:
     assert isinstance(load_config(path, [], {}), Config)
 
@@ -218,3 +226,65 @@ def test_the_papers_setting_is_the_papers() -> None:
     assert (config.critic.backend, config.critic.max_batch) == ("vllm", config.trainer.batch)
     # Trained on, picked by, and reported on: three lists of problems.
     assert len({config.data.train, config.data.validation, config.data.test, None}) == 4
+
+
+def graders(path: Path, *overrides: str, environ: dict[str, str] | None = None) -> tuple[str, str, str]:
+    """Of the run, of its critic as the run reads it, and of its critic as ``stepalign critic`` reads the same file."""
+    config = load_config(path, overrides, environ or {})
+    return config.data.grader, config.critic.grader, load_critic_config(path, overrides, environ or {}).critic.grader
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], ("math", "math", "math")),
+        (["--model.prompts", "chat-v2"], ("math", "math", "math")),
+        (["--model.prompts", "lab-v1"], ("exact", "exact", "exact")),
+        (["--model.prompts", "lab-v1", "--critic.prompts", "chat-v1"], ("exact", "exact", "exact")),
+        (["--data.grader", "exact"], ("exact", "exact", "exact")),
+        (["--data.grader", "odd"], ("odd", "odd", "odd")),
+        (["--data.grader", "auto"], ("math", "math", "math")),
+        (["--critic.grader", "exact"], ("math", "exact", "exact")),
+        (["--critic.grader", "odd", "--data.grader", "even"], ("even", "odd", "odd")),
+    ],
+)
+def test_a_run_has_one_grader_by_its_prompts_unless_it_names_another(
+    toml: Path, overrides: list[str], expected: tuple[str, str, str]
+) -> None:
+    assert graders(toml, *overrides) == expected
+
+
+def test_the_environment_names_a_grader_too(toml: Path) -> None:
+    assert graders(toml, environ={"STEPALIGN_DATA__GRADER": "exact"}) == ("exact", "exact", "exact")
+    assert graders(toml, environ={"STEPALIGN_CRITIC__GRADER": "exact"}) == ("math", "exact", "exact")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("lab", "exact"), ("sums", "exact"), ("paper", "math"), ("smollm2", "math")],
+)
+def test_the_shipped_runs_have_the_grader_of_their_prompts(name: str, expected: str) -> None:
+    assert graders(REPO / "configs" / f"{name}.toml") == (expected,) * 3
+
+
+def test_a_critic_alone_has_the_grader_of_its_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "critic.toml"
+    for prompts, expected in (("chat-v1", "math"), ("lab-v1", "exact")):
+        path.write_text(f'[critic]\nbackend = "program"\nchecker = "lab"\nprompts = "{prompts}"\n')
+        assert load_critic_config(path, [], {}).critic.grader == expected
+        assert load_critic_config(path, ["--critic.grader", "odd"], {}).critic.grader == "odd"
+
+
+def test_a_critique_and_a_report_depend_on_the_grader_by_its_name(toml: Path) -> None:
+    section = CriticServerSection(backend="program", checker="lab")
+    assert section.shaping()["grader"] == "math"
+    assert CriticServerSection(backend="program", checker="lab", grader="exact").shaping() != section.shaping()
+    assert load_config(toml, [], {}).as_report()["data"]["grader"] == "math"
+
+
+@pytest.mark.parametrize("section", ["data", "critic", "model"])
+def test_a_section_that_is_no_table_is_refused_and_not_read(tmp_path: Path, section: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(f"{section} = 3\n" + MINIMAL.replace(f"[{section}]", "[run]"))
+    with pytest.raises(ConfigError, match=section):
+        load_config(path, [], {})

@@ -1,4 +1,4 @@
-"""The protocol of a backend, which answers a rendered prompt with text."""
+"""The protocol of a backend, which answers a rendered prompt with text, or with a critique by a plan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Protocol, runtime_checkable
 from prometheus_client import CollectorRegistry
 
 from stepalign.prompts import Message
-from stepalign.types import CriticIdentity, CritiqueRequest, FinishReason
+from stepalign.types import CriticIdentity, CritiqueRequest, FinishReason, Forced
+from stepalign_critic.decoding.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,36 @@ class Generation:
     prompt_tokens: int
     completion_tokens: int
     remark: str | None = None
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A critique that was decoded by a plan: its marked text, and what the model thought of each step.
+
+    ``p_wrong`` is None where the engine tells no probabilities.
+    """
+
+    text: str
+    p_wrong: tuple[float, ...] | None
+    forced: tuple[Forced, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    truncated: bool = False
+    """Whether a budget cut what was written before its answer."""
+
+
+@runtime_checkable
+class Aligning(Protocol):
+    """A backend that can decode by a plan, and does where ``aligns``."""
+
+    @property
+    def aligns(self) -> bool:
+        """Whether this one is configured to."""
+        ...
+
+    async def align(self, prompt: RenderedPrompt, plan: Plan) -> Alignment:
+        """A critique of the plan's attempt. Raises the errors of ``Backend.generate``, and BudgetTooSmallError."""
+        ...
 
 
 @runtime_checkable

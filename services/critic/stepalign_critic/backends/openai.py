@@ -21,10 +21,11 @@ import httpx
 
 from stepalign.errors import ConfigError
 from stepalign.prompts import Message, load_prompt
+from stepalign.prompts.layout import load_layout
 from stepalign.secret_files import read_secret
 from stepalign.types import CriticIdentity
 from stepalign_critic.backends.admission import Admission
-from stepalign_critic.backends.base import Generation, RenderedPrompt
+from stepalign_critic.backends.base import Alignment, Generation, RenderedPrompt
 from stepalign_critic.backends.openai_answers import (
     AFTER_TIMEOUT_SECONDS,
     REMEDIES,
@@ -34,6 +35,8 @@ from stepalign_critic.backends.openai_answers import (
     words_of,
 )
 from stepalign_critic.backends.openai_models import choose_model, read_models
+from stepalign_critic.backends.openai_turns import OpenAITurns
+from stepalign_critic.decoding.plan import Plan
 from stepalign_critic.errors import EngineError, EngineTimeoutError, NotReadyError, ServiceError
 from stepalign_run.config import CriticServerSection
 from stepalign_run.logging import get_logger
@@ -46,6 +49,7 @@ _WORD_SECONDS = 30.0
 """How long a refusal may take: servers read a request's fields before they generate."""
 _LOOKS_BETWEEN_WORDS = 30
 _MOST_ANSWER_BYTES = 32 * 2**20
+_WORD_GRAMMAR = 'root ::= "OK"'
 _WORD = "Reply with the word OK and nothing else."
 # Statuses of the word that refuse it. 404, 405 and 501 also come from a gateway whose server is not up yet.
 _REFUSED = frozenset({400, 401, 402, 403, 413, 422})
@@ -79,6 +83,9 @@ class OpenAIBackend:
         self._asking_for_word = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
         key_file = settings.api_key_file
+        # Only a conversation can be had with a server that has the tokenizer to itself.
+        self.aligns = load_layout(section.prompts).form == "turns"
+        self._turns = OpenAITurns(settings, self._ask_in_turn)
         self._key = None if key_file is None else read_secret("critic.openai.api_key_file", key_file)
         self._http = httpx.AsyncClient(
             base_url=settings.base_url.rstrip("/") + "/",
@@ -140,16 +147,28 @@ class OpenAIBackend:
 
     async def generate(self, prompt: RenderedPrompt) -> Generation:
         async with self._admission.place():
-            answer = await self._complete(prompt.messages, self._settings.timeout_seconds)
-            try:
-                made = read_completion(answer)
-            except ServiceError:
-                status = status_of(answer)
-                if status in _MAY_BE_OURS:
-                    await self._find_fault(status)
-                raise
+            return read_completion(await self._answered(prompt.messages, self._fields()))
+
+    async def _ask_in_turn(self, messages: list[Message], tokens: int | None, fields: dict[str, Any]) -> Answer:
+        return await self._answered(messages, {**self._fields(tokens), **fields})
+
+    async def _answered(self, messages: list[Message], fields: dict[str, Any]) -> Answer:
+        """An answer that holds a completion. Raises ServiceError when there is none."""
+        answer = await self._complete(messages, self._settings.timeout_seconds, fields)
+        try:
+            read_completion(answer)
+        except ServiceError:
+            status = status_of(answer)
+            if status in _MAY_BE_OURS:
+                await self._find_fault(status)
+            raise
         self._taken = True
-        return made
+        return answer
+
+    async def align(self, prompt: RenderedPrompt, plan: Plan) -> Alignment:
+        """A critique by ``plan``, in turns."""
+        async with self._admission.place():
+            return await self._turns.align(plan)
 
     def expected_wait_seconds(self) -> float | None:
         return self._admission.expected_wait_seconds()
@@ -241,7 +260,8 @@ class OpenAIBackend:
         # The roles are the prompt's: some models take no system message.
         roles = [role for role, _ in load_prompt(self._section.prompts, "critique").messages]
         try:
-            answer = await self._complete([{"role": role, "content": _WORD} for role in roles], _WORD_SECONDS)
+            messages = [{"role": role, "content": _WORD} for role in roles]
+            answer = await self._complete(messages, _WORD_SECONDS, self._word_fields())
         except ServiceError as error:
             _log.warning("it is not known whether the server takes our fields", reason=str(error))
             return None
@@ -253,17 +273,22 @@ class OpenAIBackend:
         remedy = REMEDIES.get(status)
         if remedy is not None:
             return f"{refused}: status {status}: {words_of(answer)}{remedy}"
-        sent = ", ".join(sorted(self._fields()))
+        sent = ", ".join(sorted(self._word_fields()))
         return (
             f"{refused} ({sent}): status {status}: {words_of(answer)}; critic.openai.max_tokens_field renames a "
-            "field, critic.openai.omit leaves one out, critic.openai.extra_body adds some; critic.max_new_tokens, "
+            "field, critic.openai.omit leaves one out, critic.openai.extra_body adds some, critic.openai.logprobs and "
+            "critic.openai.grammar choose those of aligned decoding; critic.max_new_tokens, "
             "critic.chat_template_options and critic.prompts hold the rest"
         )
 
-    def _fields(self) -> dict[str, Any]:
-        """The fields of every request besides model and messages."""
-        settings = self._settings
-        budget, options = {settings.max_tokens_field: self._section.max_new_tokens}, self._section.chat_template_options
+    def _word_fields(self) -> dict[str, Any]:
+        """The fields of the request of a word: all that some request has."""
+        return {**self._fields(), **(self._turns.fields(_WORD_GRAMMAR) if self.aligns else {})}
+
+    def _fields(self, tokens: int | None = None) -> dict[str, Any]:
+        """The fields of every request besides model and messages; ``tokens`` is its budget, if it is not the usual."""
+        settings, options = self._settings, self._section.chat_template_options
+        budget = {settings.max_tokens_field: self._section.max_new_tokens if tokens is None else tokens}
         return {
             **({} if "temperature" in settings.omit else {"temperature": 0}),
             **({} if "max_tokens" in settings.omit else budget),
@@ -271,9 +296,9 @@ class OpenAIBackend:
             **settings.extra_body,
         }
 
-    async def _complete(self, messages: list[Message], seconds: float) -> Answer:
+    async def _complete(self, messages: list[Message], seconds: float, fields: dict[str, Any]) -> Answer:
         """Raises EngineTimeoutError when there is no answer in ``seconds``, and EngineError when there is none."""
-        body = {"model": self._model, "messages": messages, **self._fields()}
+        body = {"model": self._model, "messages": messages, **fields}
         limit = asyncio.timeout(seconds)
         try:
             async with limit:

@@ -19,8 +19,12 @@ from stepalign.prompts import Message, render_token_ids
 from stepalign.prompts.content_tokens import control_ids
 from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.admission import Admission
-from stepalign_critic.backends.base import Generation, RenderedPrompt
+from stepalign_critic.backends.base import Alignment, Generation, RenderedPrompt
+from stepalign_critic.backends.thinking import Thinking
 from stepalign_critic.backends.weights import weights_revision
+from stepalign_critic.decoding.draft import Asked, Draft, DraftTokens, fitting_draft
+from stepalign_critic.decoding.grammar import to_lark
+from stepalign_critic.decoding.plan import Plan
 from stepalign_critic.errors import EngineError, NotReadyError
 from stepalign_critic.tenant import caller
 from stepalign_run.config import CriticServerSection
@@ -31,6 +35,7 @@ class VllmBackend:
 
     name = "vllm"
     recovers = False
+    aligns = True
 
     def __init__(self, section: CriticServerSection) -> None:
         if section.path is None:
@@ -40,6 +45,8 @@ class VllmBackend:
         self._admission = Admission(section.max_batch, section.max_queue)
         self._engine: Any = None
         self._tokenizer: Any = None
+        self._drafts: Any = None
+        self._thinking: Thinking | None = None
         self._revision = ""
 
     @property
@@ -60,6 +67,8 @@ class VllmBackend:
     async def start(self) -> None:
         self._revision = await asyncio.to_thread(weights_revision, self._path)
         self._tokenizer, engine = await asyncio.to_thread(_load, self._path, self._section)
+        self._drafts = DraftTokens(self._tokenizer, self._section.chat_template_options)
+        self._thinking = Thinking.of(self._tokenizer, (self._tokenizer.eos_token_id,))
         self._engine = engine
 
     def render(self, messages: list[Message]) -> list[int]:
@@ -68,42 +77,126 @@ class VllmBackend:
 
     async def generate(self, prompt: RenderedPrompt) -> Generation:
         """Greedy completion. Cancelling aborts it in the engine."""
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-        from vllm.inputs import TokensPrompt  # pyright: ignore[reportMissingImports]
-        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
-
-        token_ids, budget = prompt.token_ids, self._section.max_prompt_tokens
-        assert token_ids is not None, "the service renders prompts with this backend's tokenizer"
-        if len(token_ids) > budget:
-            raise PromptTooLongError("the critique prompt", len(token_ids), budget, "critic.max_prompt_tokens")
-        tokens: Any = TokensPrompt(prompt_token_ids=token_ids)
-        salt = caller()
-        if salt is not None:
-            tokens["cache_salt"] = salt
-        parameters = SamplingParams(
-            temperature=0.0,
-            max_tokens=self._section.max_new_tokens,
-            skip_special_tokens=False,
-            # By default the engine would hand over the whole text again with each of its tokens.
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        last: Any = None
+        token_ids = self._fitting(prompt)
         async with self._admission.place():
-            try:
-                async for partial in self._ready.generate(tokens, parameters, f"crq-{uuid4().hex}"):
-                    last = partial
-            except Exception as error:
-                raise EngineError(f"vLLM failed: {type(error).__name__}: {error}") from error
-        if last is None or last.outputs[0].finish_reason not in ("stop", "length"):
-            reason = None if last is None else last.outputs[0].finish_reason
-            raise EngineError(f"vLLM did not finish this request: {reason}")
-        output = last.outputs[0]
+            output = await self._complete(token_ids, max_tokens=self._section.max_new_tokens)
         return Generation(
             output.text,
             FinishReason(output.finish_reason),
             prompt_tokens=len(token_ids),
             completion_tokens=len(output.token_ids),
         )
+
+    async def align(self, prompt: RenderedPrompt, plan: Plan) -> Alignment:
+        """A critique by ``plan``, after the model's thought if it thinks.
+
+        What is copied is read as part of a prompt, and read once: the engine's prefix cache holds it.
+        """
+        from vllm.sampling_params import StructuredOutputsParams  # pyright: ignore[reportMissingImports]
+
+        assert self._ready is not None
+        assert prompt.token_ids is not None, "the service renders prompts with this backend's tokenizer"
+        draft = fitting_draft(self._drafts, plan, prompt.token_ids, self._section)
+        async with self._admission.place():
+            thought = await self._think(plan, draft)
+            draft = draft.after(thought)
+            choosing = plan.choose(draft.scores((await self._logprobs(draft)).__getitem__))
+            remainder = plan.remainder(choosing.place, self._drafts.count)
+            text, answer, truncated = "", self._drafts.answer(plan, draft, remainder), False
+            if remainder.grammar is not None:
+                following = self._drafts.following(plan, draft, remainder)
+                output = await self._complete(
+                    following,
+                    max_tokens=self._section.max_new_tokens,
+                    structured_outputs=StructuredOutputsParams(grammar=to_lark(remainder.grammar)),
+                )
+                text = remainder.open_text + output.text
+                answer = [*answer, *output.token_ids]
+                truncated = output.finish_reason == FinishReason.LENGTH and "</answer>" not in text
+        finished = plan.finish(choosing, text)
+        return Alignment(
+            finished.text,
+            choosing.p_wrong,
+            finished.forced,
+            prompt_tokens=draft.read - len(thought),
+            completion_tokens=len(thought) + len(answer),
+            truncated=truncated,
+        )
+
+    def _fitting(self, prompt: RenderedPrompt) -> list[int]:
+        token_ids, budget = prompt.token_ids, self._section.max_prompt_tokens
+        assert token_ids is not None, "the service renders prompts with this backend's tokenizer"
+        if len(token_ids) > budget:
+            raise PromptTooLongError("the critique prompt", len(token_ids), budget, "critic.max_prompt_tokens")
+        return token_ids
+
+    async def _think(self, plan: Plan, draft: Draft) -> list[int]:
+        """The thought before a critique. In a conversation each answer is a word, without a thought."""
+        prompt = draft.ids[: draft.prompt]
+        opened = None if self._thinking is None else self._thinking.is_open(prompt)
+        if self._thinking is None or plan.conversation is not None or opened is False:
+            return []
+        if opened is None:
+            first = await self._complete(prompt, max_tokens=1)
+            if list(first.token_ids) != [self._thinking.start]:
+                return []
+        output = await self._complete(
+            prompt, max_tokens=self._section.max_new_tokens, stop_token_ids=[self._thinking.end]
+        )
+        return self._thinking.thought(bool(opened), list(output.token_ids))
+
+    async def _logprobs(self, draft: Draft) -> dict[Asked, list[float]]:
+        """What the draft asks for: of words, one token each after what comes before it; of copies, the prompt's own."""
+        asked = [each for piece in draft.asked for each in piece]
+        words = [each for each in asked if len(each.ids) > 1]
+        found: dict[Asked, list[float]] = {}
+        if words:
+            # The longest first: the others find their beginning in the cache.
+            found[words[-1]] = await self._word(draft, words[-1])
+            rest = await asyncio.gather(*(self._word(draft, each) for each in words[:-1]))
+            found |= dict(zip(words[:-1], rest, strict=True))
+        copies = [each for each in asked if len(each.ids) == 1]
+        if copies:
+            output = await self._request(draft.ids, max_tokens=1, prompt_logprobs=0)
+            for each in copies:
+                found[each] = [output.prompt_logprobs[each.place + 1][each.ids[0]].logprob]
+        return found
+
+    async def _word(self, draft: Draft, asked: Asked) -> list[float]:
+        ids = list(asked.ids)
+        output = await self._complete(draft.ids[: asked.place + 1], max_tokens=1, logprob_token_ids=ids)
+        return [output.logprobs[0][token].logprob for token in ids]
+
+    async def _complete(self, token_ids: list[int], **parameters: Any) -> Any:
+        return (await self._request(token_ids, **parameters)).outputs[0]
+
+    async def _request(self, token_ids: list[int], **parameters: Any) -> Any:
+        """The engine's output, greedy. Raises EngineError when there is none."""
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm.inputs import TokensPrompt  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+
+        tokens: Any = TokensPrompt(prompt_token_ids=token_ids)
+        salt = caller()
+        if salt is not None:
+            tokens["cache_salt"] = salt
+        sampling = SamplingParams(
+            temperature=0.0,
+            skip_special_tokens=False,
+            # By default the engine would hand over the whole text again with each of its tokens.
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **parameters,
+        )
+        last: Any = None
+        try:
+            async for partial in self._ready.generate(tokens, sampling, f"crq-{uuid4().hex}"):
+                last = partial
+        except Exception as error:
+            raise EngineError(f"vLLM failed: {type(error).__name__}: {error}") from error
+        if last is None or last.outputs[0].finish_reason not in ("stop", "length"):
+            reason = None if last is None else last.outputs[0].finish_reason
+            raise EngineError(f"vLLM did not finish this request: {reason}")
+        return last
 
     def expected_wait_seconds(self) -> float | None:
         return self._admission.expected_wait_seconds()
@@ -133,15 +226,19 @@ def _load(path: Path, section: CriticServerSection) -> tuple[Any, Any]:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         # Here and not with the first request: it takes a second.
         control_ids(tokenizer)
+        # A thought may be as long as a critique.
+        thinks = Thinking.of(tokenizer, (tokenizer.eos_token_id,)) is not None
         arguments = AsyncEngineArgs(
             **{
                 "model": str(path),
                 "dtype": section.dtype.value,
                 "load_format": "safetensors",
                 "trust_remote_code": False,
-                "max_model_len": section.max_prompt_tokens + section.max_new_tokens,
+                "max_model_len": section.max_prompt_tokens + section.max_new_tokens * (1 + thinks),
                 "max_num_seqs": section.max_batch,
                 "enable_prefix_caching": True,
+                # The grammars of critiques bound free text in tokens, which only this one can.
+                "structured_outputs_config": {"backend": "guidance"},
                 "gpu_memory_utilization": settings.gpu_memory_utilization,
                 "tensor_parallel_size": settings.tensor_parallel_size,
                 **settings.engine_args,

@@ -1,0 +1,74 @@
+"""The messages of a critique in turns: one step after the other is shown, and each is answered with one word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stepalign.prompts import Message, Prompt, load_prompt
+from stepalign.prompts.layout import CritiqueLayout
+
+
+@dataclass(frozen=True)
+class TurnPrompts:
+    """The prompts of the form ``turns``: ``first`` has the problem and a first turn, which ``turn`` fills."""
+
+    first: Prompt
+    step: Prompt
+    write: Prompt
+    go_on: Prompt
+
+    @property
+    def all(self) -> list[Prompt]:
+        """Each of them."""
+        return [self.first, self.step, self.write, self.go_on]
+
+    @classmethod
+    def load(cls, version: str) -> TurnPrompts:
+        """The prompts of a set. Raises PromptError when one is missing."""
+        names = ("critique", "critique_step", "critique_write", "critique_continue")
+        return cls(*(load_prompt(version, name) for name in names))
+
+
+class Conversation:
+    """The conversation about one attempt, whose ``steps`` are texts. ``values`` fill the first prompt but its turn."""
+
+    def __init__(self, prompts: TurnPrompts, layout: CritiqueLayout, values: dict[str, str], steps: list[str]) -> None:
+        self._prompts = prompts
+        self._right, self._wrong = layout.right, layout.wrong
+        self._values = values
+        self._steps = steps
+
+    def asking(self, step: int) -> list[Message]:
+        """Up to the question about ``step`` (from 0), all steps before it being right."""
+        if not self._steps:
+            return self._messages([])
+        return self._messages([self._step(i) for i in range(step + 1)])
+
+    def approving(self) -> list[Message]:
+        """All steps shown and called right."""
+        return [*self.asking(len(self._steps) - 1), _said(self._right)] if self._steps else self._messages([])
+
+    def correcting(self, step: int) -> list[Message]:
+        """``step`` is called wrong, and its correction asked for."""
+        turn = self._prompts.write.fill(number=str(step + 1))
+        return [*self.asking(step), _said(self._wrong), *turn]
+
+    def continuing(self, number: int) -> list[Message]:
+        """All steps are called right, and what is missing asked for, from the step of this number on."""
+        turn = self._prompts.go_on.fill(number=str(number))
+        return [*self.approving(), *turn] if self._steps else self._messages([turn[-1]["content"]])
+
+    def _step(self, step: int) -> str:
+        return self._prompts.step.fill(number=str(step + 1), step=self._steps[step])[-1]["content"]
+
+    def _messages(self, turns: list[str]) -> list[Message]:
+        first = turns[0] if turns else ""
+        values = {name: value for name, value in self._values.items() if name in self._prompts.first.fields}
+        messages = self._prompts.first.fill(**{**values, "turn": first})
+        for turn in turns[1:]:
+            messages += [_said(self._right), {"role": "user", "content": turn}]
+        return messages
+
+
+def _said(word: str) -> Message:
+    return {"role": "assistant", "content": word}

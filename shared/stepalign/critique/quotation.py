@@ -1,0 +1,76 @@
+"""What a corrected step must not be: the step that it calls wrong, once more.
+
+The paper's critics that quote a wrong step before they correct it draw the self-teacher's probability to the error. So
+a corrected step does not open with the wrong one: whitespace, and opening quotes and brackets, aside. Two openings that
+look like it are none: a longer word or number (``= 14`` for ``= 1``), and the wrong step with nothing but the number
+that it lacked (``3 + 4 = 7`` for ``3 + 4 =``). Of a wrong step of one or two words only its equal is refused.
+
+Aligned decoding says the same in its grammars (:mod:`stepalign_critic.decoding.grammar`). It is no finer than they can
+be: a quotation further inside a step is not refused.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Literal
+
+Gap = Literal["none", "optional", "required"]
+
+OPENING = "\"'“”‘’([{*_"
+CLOSING = ".,;:!?\"'“”‘’)]}*_"
+BLANKS = " \t\n\r"
+"""Whitespace that tells no two steps apart. Other whitespace does: not every grammar knows it."""
+WORD_CHARACTERS = "0-9A-Za-z_"
+"""The inside of a class: characters that make a word or number longer."""
+_FEWEST_WORDS = 3
+
+
+def squeezed(step: str) -> str:
+    """A step without the whitespace that parts no two words, and without what opens and closes it.
+
+    Nothing is left of one that is punctuation alone: that cannot be quoted.
+    """
+    words = " ".join(filter(None, re.split(f"[{BLANKS}]+", step)))
+    bare = re.sub(f"(?<![{WORD_CHARACTERS}]) | (?![{WORD_CHARACTERS}])", "", words)
+    return bare.lstrip(OPENING).rstrip(CLOSING)
+
+
+def gaps(text: str) -> list[tuple[Gap, str]]:
+    """The visible characters of a squeezed text, each with the whitespace that may or must stand before it."""
+    found: list[tuple[Gap, str]] = []
+    before = ""
+    for character in text:
+        if character != " ":
+            inside = is_word(before) and is_word(character)
+            gap: Gap = "required" if before == " " else "none" if inside or not found else "optional"
+            found.append((gap, character))
+        before = character
+    return found
+
+
+def is_word(character: str) -> bool:
+    """Whether a character makes a word or number longer."""
+    return re.fullmatch(f"[{WORD_CHARACTERS}]", character) is not None
+
+
+def counts_as_opening(wrong: str) -> bool:
+    """Whether a step that goes on after the words of ``wrong`` quotes it."""
+    return len(wrong.split()) >= _FEWEST_WORDS
+
+
+def is_quotation(step: str, wrong: str) -> bool:
+    """Whether ``step`` is the wrong step again, or opens with it."""
+    return bool(squeezed(wrong)) and _pattern(wrong).fullmatch(step) is not None
+
+
+@lru_cache(maxsize=256)
+def _pattern(wrong: str) -> re.Pattern[str]:
+    blank = f"[{BLANKS}]"
+    spaces = {"none": "", "optional": f"{blank}*", "required": f"{blank}+"}
+    text = "".join(spaces[gap] + re.escape(character) for gap, character in gaps(squeezed(wrong)))
+    opening, closing = (f"[{BLANKS}{re.escape(marks)}]*" for marks in (OPENING, CLOSING))
+    if not counts_as_opening(wrong):
+        return re.compile(f"{opening}{text}{closing}")
+    longer = f"[{WORD_CHARACTERS}]" if is_word(squeezed(wrong)[-1:]) else "(?!)"
+    return re.compile(f"(?s){opening}{text}(?!{longer}|\\.[0-9]|{blank}*[0-9]{{1,12}}{closing}\\Z).*")

@@ -1,0 +1,86 @@
+"""A grammar allows what its definition says, as llguidance reads it. The other dialect: tests/vllm/test_gbnf.py."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+from stepalign.critique.quotation import is_quotation
+from stepalign_critic.decoding.grammar import Choice, Free, Grammar, Literal, Sequenced, to_lark
+from support.grammar_cases import FREE, OPENINGS, WRONG, corrected
+
+
+class Bytes:
+    """A tokenizer of bytes. The token 256 ends a text."""
+
+    tokens = (*(bytes([value]) for value in range(256)), b"<eos>")
+    special_token_ids = (256,)
+    eos_token_id = 256
+    bos_token_id = None
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+
+@cache
+def byte_tokens() -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(Bytes()))
+
+
+@cache
+def compiled(grammar: Grammar) -> str:
+    return LLMatcher.grammar_from_lark(to_lark(grammar))
+
+
+def allows(grammar: Grammar, text: str) -> bool:
+    matcher = LLMatcher(byte_tokens(), compiled(grammar))
+    assert not matcher.is_error(), matcher.get_error()
+    sent = list(text.encode())
+    return matcher.try_consume_tokens(sent) == len(sent) and matcher.is_accepting()
+
+
+@pytest.mark.parametrize(("text", "allowed"), FREE)
+def test_free_text_is_what_no_tag_and_no_quotation_is(text: str, allowed: bool) -> None:
+    assert allows(corrected(WRONG), f"{text}</step_2>") is allowed
+    if "<" not in text and text.strip():
+        assert is_quotation(text, WRONG) is not allowed
+
+
+@pytest.mark.parametrize(("wrong", "text", "allowed"), OPENINGS)
+def test_openings_that_are_no_quotations(wrong: str, text: str, allowed: bool) -> None:
+    assert allows(corrected(wrong), f"{text}</step_2>") is allowed
+    assert is_quotation(text, wrong) is not allowed
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    wrong=st.text(st.sampled_from('ab1 .=+\n"('), min_size=1, max_size=8).filter(lambda text: text.strip()),
+    text=st.text(st.sampled_from('ab1 .=+\n"('), min_size=1, max_size=12).filter(lambda text: text.strip()),
+)
+@example(wrong="1", text="1")
+@example(wrong="a b 1", text="a b 1 1")
+def test_lark_and_the_validator_agree_on_quotations(wrong: str, text: str) -> None:
+    opens_oddly = text[:2].isspace()
+    if not opens_oddly:
+        assert allows(corrected(wrong), f"{text}</step_2>") is not is_quotation(text, wrong)
+
+
+def test_parts_and_ways() -> None:
+    answer = Sequenced((Literal("<answer>"), Free(20, "</answer>", one_line=True)))
+    grammar = Choice((Sequenced((Literal('<step_3>"\\'), Free(40, "</step_3>"), Literal("\n"), answer)), answer))
+    assert allows(grammar, "<answer>7</answer>")
+    assert allows(grammar, '<step_3>"\\so it is 7</step_3>\n<answer>7</answer>')
+    assert not allows(grammar, "<answer>7\n8</answer>")
+    assert not allows(grammar, "<step_3>so it is 7</step_3>\n<answer>7</answer>")
+    assert not allows(grammar, "")
+
+
+def test_free_text_is_bounded_in_tokens_where_they_are_known() -> None:
+    matcher = LLMatcher(byte_tokens(), compiled(Sequenced((Free(10, "</a>"), Literal("!")))))
+    taken = matcher.try_consume_tokens(list(b"12345678901234567890"))
+    assert taken <= 11
+    assert matcher.compute_ff_tokens() == list(b"!")
