@@ -18,17 +18,17 @@ from stepalign_run.fingerprint import fingerprint, require_same_run, shaping_set
 LAB = Path(__file__).parents[3] / "configs" / "lab.toml"
 OF_THE_LAB = {
     "fixed_negative": "c7c155b89b7f1648",
-    "full_repetition": "980b2aaa60448cbc",
+    "full_repetition": "bdbb98826ea08379",
     "grpo": "7cfa2ce7ca2ee6d5",
     "grpo_unleashed": "ff9015348615c50b",
     "null": "b57242b2deb2b662",
-    "omission": "a917f33b42eb7d1b",
+    "omission": "348ab2544a67edf0",
     "other_problem": "fed9a18648b86af9",
-    "random_step_scope": "a3612ca54eb3e1bc",
+    "random_step_scope": "86e99be81108c48f",
     "refsol": "021abab9d38f85f7",
-    "shuffled": "2e6a889736032799",
-    "stepalign": "975a47401956995f",
-    "stepalign_scoped": "20d512a77dbb9c69",
+    "shuffled": "5bceae7238bd169b",
+    "stepalign": "815963c375c19ca5",
+    "stepalign_scoped": "9e2e6951ea3cdf1b",
 }
 """Digests of the settings that shape the lab's runs. Another one means that no run made before can be resumed."""
 
