@@ -126,9 +126,9 @@ def test_the_table_has_the_figures_and_the_page_is_named(url: str, tmp_path: Pat
 
 
 def test_a_step_that_is_nothing_but_the_answer_keeps_the_places_of_the_others(url: str, tmp_path: Path) -> None:
-    """The critic does not count such a step: its step 2 is the third that was sent."""
+    """It is a step like the others where the steps were sent one by one."""
     rows = [
-        {"question": "3 + 4? step2", "steps": ["3 + 4 = 7", "#### 7", "So it is, they say."], "first_error": 2},
+        {"question": "3 + 4? step3", "steps": ["3 + 4 = 7", "#### 7", "So it is, they say."], "first_error": 2},
         {"question": "3 + 5? answer", "steps": ["3 + 5 = 8", "#### 9"], "first_error": 1},
     ]
     figures = measured(file_of(tmp_path, rows), "--url", url, "--out", str(tmp_path / "out"))["critics"][0]["figures"]

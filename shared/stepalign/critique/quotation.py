@@ -12,7 +12,7 @@ be: a quotation further inside a step is not refused.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from string import ascii_letters, digits
 from typing import Literal
 
 Gap = Literal["none", "optional", "required"]
@@ -24,6 +24,9 @@ BLANKS = " \t\n\r"
 WORD_CHARACTERS = "0-9A-Za-z_"
 """The inside of a class: characters that make a word or number longer."""
 _FEWEST_WORDS = 3
+_WORD = frozenset(ascii_letters + digits + "_")
+_GOES_ON = re.compile(rf"\.[0-9]|[{BLANKS}]*[0-9]{{1,12}}[{BLANKS}{re.escape(CLOSING)}]*\Z")
+"""What follows a longer number, or a step that lacked nothing but one."""
 
 
 def squeezed(step: str) -> str:
@@ -51,7 +54,7 @@ def gaps(text: str) -> list[tuple[Gap, str]]:
 
 def is_word(character: str) -> bool:
     """Whether a character makes a word or number longer."""
-    return re.fullmatch(f"[{WORD_CHARACTERS}]", character) is not None
+    return character in _WORD
 
 
 def counts_as_opening(wrong: str) -> bool:
@@ -61,16 +64,28 @@ def counts_as_opening(wrong: str) -> bool:
 
 def is_quotation(step: str, wrong: str) -> bool:
     """Whether ``step`` is the wrong step again, or opens with it."""
-    return bool(squeezed(wrong)) and _pattern(wrong).fullmatch(step) is not None
+    place = _end_of(squeezed(wrong), step)
+    if place is None:
+        return False
+    rest = step[place:]
+    if not rest.strip(BLANKS + CLOSING):
+        return True
+    longer = is_word(rest[0]) and is_word(squeezed(wrong)[-1])
+    return counts_as_opening(wrong) and not longer and _GOES_ON.match(rest) is None
 
 
-@lru_cache(maxsize=256)
-def _pattern(wrong: str) -> re.Pattern[str]:
-    blank = f"[{BLANKS}]"
-    spaces = {"none": "", "optional": f"{blank}*", "required": f"{blank}+"}
-    text = "".join(spaces[gap] + re.escape(character) for gap, character in gaps(squeezed(wrong)))
-    opening, closing = (f"[{BLANKS}{re.escape(marks)}]*" for marks in (OPENING, CLOSING))
-    if not counts_as_opening(wrong):
-        return re.compile(f"{opening}{text}{closing}")
-    longer = f"[{WORD_CHARACTERS}]" if is_word(squeezed(wrong)[-1:]) else "(?!)"
-    return re.compile(f"(?s){opening}{text}(?!{longer}|\\.[0-9]|{blank}*[0-9]{{1,12}}{closing}\\Z).*")
+def _end_of(squeezed_wrong: str, step: str) -> int | None:
+    """Where the wrong step ends in ``step``, if that opens with it."""
+    if not squeezed_wrong:
+        return None
+    place = len(step) - len(step.lstrip(BLANKS + OPENING))
+    for gap, character in gaps(squeezed_wrong):
+        begin = place
+        while place < len(step) and step[place] in BLANKS:
+            place += 1
+        if (gap == "none" and place > begin) or (gap == "required" and place == begin):
+            return None
+        if step[place : place + 1] != character:
+            return None
+        place += 1
+    return place
