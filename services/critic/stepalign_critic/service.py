@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -39,7 +39,7 @@ from stepalign.types import (
     Forced,
     Usage,
 )
-from stepalign_critic.backends.base import Aligning, Alignment, Backend, Generation, Measured, RenderedPrompt
+from stepalign_critic.backends.base import Aligning, Alignment, Backend, Measured, RenderedPrompt
 from stepalign_critic.decoding.conversation import Conversation, TurnPrompts
 from stepalign_critic.decoding.plan import Plan
 from stepalign_critic.errors import (
@@ -50,6 +50,7 @@ from stepalign_critic.errors import (
     TooManyStepsError,
     UnsupportedRequestError,
 )
+from stepalign_critic.free_answers import read_answer
 from stepalign_critic.known_attempts import LEAST_T, KnownPair, known_pairs, separates, separation
 from stepalign_critic.lifecycle import Lifecycle
 from stepalign_run.logging import get_logger
@@ -57,7 +58,6 @@ from stepalign_run.logging import get_logger
 Result = TypeVar("Result")
 
 NO_REFERENCE = "none"
-_THINK, _END_THINK = "<think>", "</think>"
 _FIELDS = frozenset({"question", "reference_solution", "attempt", "nonce", "turn"})
 _RETRY_FIELDS = _FIELDS | {"refused", "reason"}
 _MOST_REFUSED_CHARACTERS = 8_000
@@ -394,51 +394,3 @@ def context_of(critique: Critique, attempt: str, mode: CritiqueMode) -> str:
             return quote_wrong_step(critique, attempt)
         case CritiqueMode.OMISSION:
             return omit_copied_steps(critique)
-
-
-def read_answer(
-    generation: Generation, attempt: str, known_answer: str | None, grader: Grader = answers_equal
-) -> Critique | CritiqueFailure:
-    """A backend's text → the critique that follows its thinking, validated against the tagged attempt.
-
-    Thinking ends at the last ``</think>``. Where the attempt itself holds that tag, a copy of it holds it too. Then the
-    first valid text is taken, of these: the text after the last tag, after the one before it and so on, and all of it.
-    A failure's detail ends in the backend's remark, if there is one.
-    """
-    read = _read_text(generation, attempt, known_answer, grader)
-    if isinstance(read, Critique) or generation.remark is None:
-        return read
-    return read.model_copy(update={"detail": f"{read.detail}; {generation.remark}"})
-
-
-def _read_text(
-    generation: Generation, attempt: str, known_answer: str | None, grader: Grader
-) -> Critique | CritiqueFailure:
-    read: Critique | CritiqueFailure | None = None
-    for answer in _answers(generation.text, attempt):
-        read = validate_critique(
-            answer,
-            attempt,
-            known_answer=known_answer,
-            critic_finish_reason=generation.finish_reason,
-            grader=grader,
-        )
-        if isinstance(read, Critique):
-            return read
-    if read is None:
-        return CritiqueFailure(
-            reason=FailureReason.TRUNCATED, detail="the critic's thinking never ended", text=generation.text
-        )
-    return read
-
-
-def _answers(text: str, attempt: str) -> Iterator[str]:
-    """The parts of ``text`` that may be the answer; none when all of it is thinking."""
-    before, ended, answer = text.rpartition(_END_THINK)
-    if ended:
-        yield answer
-        while _END_THINK in attempt and _END_THINK in before:
-            before = before.rpartition(_END_THINK)[0]
-            yield text[len(before) + len(_END_THINK) :]
-    if not text.lstrip().startswith(_THINK) and (not ended or _END_THINK in attempt):
-        yield text
