@@ -41,11 +41,16 @@ def rules_of(dev: Sequence[LabelledSolution]) -> dict[str, Predict]:
     }
 
 
+def expected_right(solutions: Sequence[LabelledSolution], predict: Predict) -> dict[str, float]:
+    """The probability of each solution's label, by the solution's id."""
+    labels = [NO_STEP if one.first_error is None else one.first_error for one in solutions]
+    return {one.id: predict(one).get(label, 0.0) for one, label in zip(solutions, labels, strict=True)}
+
+
 def expected_figures(solutions: Sequence[LabelledSolution], predict: Predict) -> dict[str, dict[str, float] | None]:
     """F1 and its two accuracies in percent, with intervals over questions, of the expected accuracy of each row."""
-    labels = [NO_STEP if one.first_error is None else one.first_error for one in solutions]
-    right = {one.id: predict(one).get(label, 0.0) for one, label in zip(solutions, labels, strict=True)}
-    sample = Sample([_labelled(one, label) for one, label in zip(solutions, labels, strict=True)])
+    right = expected_right(solutions, predict)
+    sample = Sample([_labelled(one, NO_STEP if one.first_error is None else one.first_error) for one in solutions])
     on_erroneous = sample.mean(lambda one: right[one.id] if one.label != NO_STEP else None)
     on_correct = sample.mean(lambda one: right[one.id] if one.label == NO_STEP else None)
     return dict(zip(FIGURES, map(percent, (f1(on_erroneous, on_correct), on_erroneous, on_correct)), strict=True))

@@ -92,6 +92,16 @@ def test_each_step_is_asked_for_and_the_likeliest_is_corrected(grammar: str) -> 
         assert text.startswith('root ::= "<step_2>"') and "14</answer>" in text
 
 
+@pytest.mark.parametrize(("answer", "told"), [("14", True), ("15", False), (None, False)])
+def test_only_an_attempt_whose_answer_is_wrong_is_said_to_hold_a_mistake(answer: str | None, told: bool) -> None:
+    served = Upstream(judging([0.1, 0.3, 0.2]))
+    critique(served, REQUEST.model_copy(update={"answer": answer}))
+    for body in served.asked:
+        first = body["messages"][1]["content"]
+        assert ("final answer is not 14, so there is a mistake" in first) is told
+        assert first.endswith("\n\nStep 0: I read the problem.")
+
+
 def test_a_right_attempt_costs_a_word_a_step() -> None:
     served = Upstream(judging([0.1, 0.9, 0.2]))
     request = REQUEST.model_copy(update={"answer": "15"})

@@ -58,7 +58,7 @@ from stepalign_run.logging import get_logger
 Result = TypeVar("Result")
 
 NO_REFERENCE = "none"
-_FIELDS = frozenset({"question", "reference_solution", "attempt", "nonce", "turn"})
+_FIELDS = frozenset({"question", "reference_solution", "attempt", "nonce", "turn", "known"})
 _RETRY_FIELDS = _FIELDS | {"refused", "reason"}
 _MOST_REFUSED_CHARACTERS = 8_000
 _ASK_AGAIN_SECONDS = 2.0
@@ -247,16 +247,19 @@ class CriticService:
         aligned, layout, split = self._aligned, self._layout, request.split()
         assert aligned is not None and layout is not None
         values = _values(request, split)
+        trusts = aligned.trusts_answers if trusts_answers is None else trusts_answers
+        right = self._is_right(split, request.answer)
         conversation = None
         if self._turns is not None:
             steps = [step.body.strip() for step in parse_trace(split.tagged).steps]
-            conversation = Conversation(self._turns, layout, values, steps)
+            told = request.answer if trusts and right is False else None
+            conversation = Conversation(self._turns, layout, values, steps, told)
         plan = Plan(
             split,
             layout,
             known_answer=request.answer,
-            answer_is_right=self._is_right(split, request.answer),
-            trusts_answers=aligned.trusts_answers if trusts_answers is None else trusts_answers,
+            answer_is_right=right,
+            trusts_answers=trusts,
             budget=aligned.budget,
             conversation=conversation,
         )
@@ -362,8 +365,9 @@ def _values(request: CritiqueRequest, split: SplitAttempt) -> dict[str, str]:
         "question": request.question,
         "reference_solution": NO_REFERENCE if request.reference_solution is None else request.reference_solution,
         "attempt": split.tagged,
-        # Who asks in turns fills it for each; a checker reads no prompt.
+        # Who asks in turns fills these two; a checker reads no prompt.
         "turn": split.tagged,
+        "known": "",
     }
     # A digest of the shown text, so that the mode changes no prompt. It is too long for an attempt that holds its own.
     shown = "\x1f".join(shown_values.values())

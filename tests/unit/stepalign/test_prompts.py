@@ -3,7 +3,7 @@
 import pytest
 
 from stepalign.errors import PromptError
-from stepalign.prompts import load_prompt, prompt_sets, render_token_ids
+from stepalign.prompts import has_prompt, load_prompt, prompt_sets, render_token_ids
 from stepalign.prompts.layout import load_layout
 from stepalign_lab.tokenizer import build_tokenizer
 
@@ -34,6 +34,9 @@ def test_every_prompt_set_is_complete(version: str) -> None:
         assert load_prompt(version, "critique_step").fields == {"number", "step"}
         assert load_prompt(version, "critique_write").fields == {"number"}
         assert load_prompt(version, "critique_continue").fields == {"number"}
+        known = "known" in load_prompt(version, "critique").fields
+        assert has_prompt(version, "critique_known") is known
+        assert not known or load_prompt(version, "critique_known").fields == {"answer"}
 
 
 def test_each_kind_of_context_has_a_prompt_of_its_own_in_words() -> None:

@@ -25,7 +25,7 @@ STEPS = ["3 + 4 = 7", "7 * 2 = 15", "15 - 5 = 10"]
 TAGGED = [f"<step_{i}>{step}</step_{i}>" for i, step in enumerate(STEPS, start=1)]
 WRONG = "".join([*TAGGED, "<answer>10</answer>"])
 CUT = "".join([*TAGGED[:2], "<step_3>15 -"])
-VALUES = {"question": "3 + 4 * 2 - 5", "reference_solution": "14 - 5 = 9"}
+VALUES = {"question": "3 + 4 * 2 - 5", "reference_solution": "14 - 5 = 9", "known": ""}
 SETS = ["lab-v1", "chat-v1", "chat-v2"]
 
 

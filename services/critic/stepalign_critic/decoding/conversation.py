@@ -4,39 +4,56 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stepalign.prompts import Message, Prompt, load_prompt
+from stepalign.prompts import Message, Prompt, has_prompt, load_prompt
 from stepalign.prompts.layout import CritiqueLayout
 
 
 @dataclass(frozen=True)
 class TurnPrompts:
-    """The prompts of the form ``turns``: ``first`` has the problem and a first turn, which ``turn`` fills."""
+    """The prompts of the form ``turns``: ``first`` has the problem and a first turn, which ``turn`` fills.
+
+    ``known``, if the set has it, fills ``known`` of the first where the attempt's answer is known to be wrong.
+    """
 
     first: Prompt
     step: Prompt
     write: Prompt
     go_on: Prompt
+    known: Prompt | None
 
     @property
-    def all(self) -> list[Prompt]:
+    def all(self) -> list[Prompt | None]:
         """Each of them."""
-        return [self.first, self.step, self.write, self.go_on]
+        return [self.first, self.step, self.write, self.go_on, self.known]
 
     @classmethod
     def load(cls, version: str) -> TurnPrompts:
         """The prompts of a set. Raises PromptError when one is missing."""
         names = ("critique", "critique_step", "critique_write", "critique_continue")
-        return cls(*(load_prompt(version, name) for name in names))
+        known = load_prompt(version, "critique_known") if has_prompt(version, "critique_known") else None
+        return cls(*(load_prompt(version, name) for name in names), known=known)
 
 
 class Conversation:
-    """The conversation about one attempt, whose ``steps`` are texts. ``values`` fill the first prompt but its turn."""
+    """The conversation about one attempt, whose ``steps`` are texts. ``values`` fill the first prompt but its turn.
 
-    def __init__(self, prompts: TurnPrompts, layout: CritiqueLayout, values: dict[str, str], steps: list[str]) -> None:
+    ``right_answer`` is told where the attempt arrives at another one: then one of its steps is wrong.
+    """
+
+    def __init__(
+        self,
+        prompts: TurnPrompts,
+        layout: CritiqueLayout,
+        values: dict[str, str],
+        steps: list[str],
+        right_answer: str | None = None,
+    ) -> None:
         self._prompts = prompts
         self._right, self._wrong = layout.right, layout.wrong
         self._values = values
         self._steps = steps
+        if prompts.known is not None and right_answer is not None:
+            self._values = {**values, "known": prompts.known.fill(answer=right_answer)[-1]["content"] + "\n\n"}
 
     def asking(self, step: int) -> list[Message]:
         """Up to the question about ``step`` (from 0), all steps before it being right."""

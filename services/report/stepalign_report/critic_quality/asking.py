@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from asyncio import TaskGroup
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from stepalign.client import CriticClient
 from stepalign.errors import (
@@ -16,11 +17,20 @@ from stepalign.errors import (
     StepalignError,
 )
 from stepalign.types import CriticIdentity, CritiqueRequest, CritiqueResponse
-from stepalign_report.critic_quality.rows import Refusal, Row, RowsFile, Told
+from stepalign_report.critic_quality.rows import Refusal, Row, Told
 from stepalign_run.data import LabelledSolution
 
 REFUSED_STATUSES = frozenset({400, 413, 422})
 """Of refusals that are about the row. Any other, such as that of the key, holds for all rows and ends the asking."""
+
+
+class KeptRows(Protocol):
+    """Where answers are kept, each at once: ``rows`` are the ids of those that are there."""
+
+    @property
+    def rows(self) -> Container[str]: ...
+
+    def append(self, row: Row, /) -> None: ...
 
 
 @dataclass
@@ -57,7 +67,7 @@ async def ask(
     critic: CriticIdentity,
     solutions: Iterable[LabelledSolution],
     told: Told,
-    rows: RowsFile,
+    rows: KeptRows,
     *,
     concurrency: int,
     on_row: Callable[[Row], None],

@@ -1,0 +1,358 @@
+"""Real critics against people's labels, beside their peers: ``benchmarks/results/critic_quality.json``.
+
+    make bench-critic-quality ARGS='--data FOLDER'
+
+The folder holds ``processbench_gsm8k_dev.jsonl``: ProcessBench's GSM8K part with reference solutions and answers.
+Prompts and thresholds were chosen on one half of its questions; all figures are read on the other.
+
+- *F1 of the first error*: critics with and without reference solution and answer, beside ProcessBench's critic prompt
+  with the same model and information (:mod:`benchmarks.critic_quality.critic_prompt`) and rules without a model
+  (:mod:`benchmarks.critic_quality.rules`). Every peer knows whether the answer is right.
+- *Valid critiques* of four models in every engine (:mod:`benchmarks.critic_quality.critics`).
+- *Speed* beside plain masked decoding (:mod:`benchmarks.critic_quality.speed`).
+
+Each answer is a row under ``benchmarks/results/critic_quality/``; what is there is not asked again. Speed is measured
+each time. Exits with 1 when a bound is missed, after writing the file, and when something could not be measured,
+without writing. Models: ``make qwen smollm2``; vLLM's environment: ``make test-vllm``.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from benchmarks import report
+from benchmarks.arms_benchmark import ROOT
+from benchmarks.comparison_section import markdown_table, replace_section
+from benchmarks.critic_quality.cells import (
+    BOTH,
+    NEITHER,
+    NO_ANSWER,
+    NO_REFERENCE,
+    ROWS,
+    Cell,
+    judged_row,
+    judged_rows,
+    measure_cell,
+    test_half,
+)
+from benchmarks.critic_quality.critic_prompt import (
+    PROMPTINGS,
+    VARIANTS,
+    Prompting,
+    Variant,
+    called,
+    is_asked,
+    measure_peer,
+    prompting_of,
+)
+from benchmarks.critic_quality.critics import MODELS
+from benchmarks.critic_quality.peers import expected_right, rules_of
+from benchmarks.critic_quality.rows import read_rows
+from benchmarks.critic_quality.speed import measure_speed
+from benchmarks.errors import BenchError
+from benchmarks.report import Bound
+from stepalign.errors import StepalignError
+from stepalign_report.critic_quality.figures import Sample, comparison_figures, critic_figures, estimate, f1, percent
+from stepalign_report.critic_quality.judged import NO_STEP, Judged
+from stepalign_report.critic_quality.tables import written
+from stepalign_report.intervals import Array
+from stepalign_run.data import LabelledData, LabelledSolution, in_half, load_labelled
+
+RESULTS = ROOT / "benchmarks" / "results" / "critic_quality.json"
+PAGE = ROOT / "docs" / "critic-quality.md"
+DATA = "processbench_gsm8k_dev.jsonl"
+MODEL = "qwen-1.5b"
+LEAST_F1_RATIO = 1.25
+LEAST_SPEEDUP = 2.5
+_VALID_LIMIT = 10
+_TOLD_LIMIT = 30
+_PEER_DEV_LIMIT = 24
+_SPEED_ATTEMPTS = 8
+
+MAIN = Cell(MODEL, "transformers")
+F1_CELLS = (
+    MAIN,
+    *(Cell(MODEL, "transformers", told, _TOLD_LIMIT) for told in (NO_ANSWER, NO_REFERENCE, NEITHER)),
+    Cell("qwen-0.5b", "transformers"),
+    *(Cell("qwen-0.5b", "transformers", told, 2 * _TOLD_LIMIT) for told in (NO_ANSWER, NO_REFERENCE, NEITHER)),
+)
+VALID_CELLS = (
+    Cell("smollm2", "transformers", limit=_VALID_LIMIT),
+    Cell("random", "transformers", limit=_VALID_LIMIT),
+    *(Cell(model, "vllm", limit=_VALID_LIMIT) for model in MODELS),
+    *(Cell(model, "llama.cpp", limit=_VALID_LIMIT) for model in ("qwen-1.5b", "qwen-0.5b", "smollm2")),
+    Cell("random", "vllm-server", limit=_VALID_LIMIT),
+)
+
+_console = Console()
+
+
+class Part(StrEnum):
+    CELLS = "cells"
+    PEER = "peer"
+    SPEED = "speed"
+
+
+def main(
+    data: Annotated[
+        Path | None, typer.Option(help=f"Folder with {DATA}, or a file of labelled solutions like it.")
+    ] = None,
+    output: Annotated[Path, report.output_option("critic_quality")] = RESULTS,
+    part: Annotated[
+        list[Part] | None, typer.Option(help="Measure this part alone, and write no figures; repeatable.")
+    ] = None,
+) -> None:
+    """Measure real critics."""
+    begin, machine = time.monotonic(), report.machine()
+    try:
+        labelled = _load(data)
+        speed = _measure(labelled, part or list(Part))
+        if part:
+            return
+        figures = _figures(labelled)
+    except (BenchError, StepalignError) as error:
+        _console.print(f"[red]not measured:[/red] {escape(str(error))}")
+        raise typer.Exit(1) from error
+    bounds = _bounds(figures, speed)
+    written_figures = {
+        "benchmark": "critic_quality",
+        "command": shlex.join(["python", "-m", "benchmarks.bench_critic_quality", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": time.monotonic() - begin,
+        "bounds_kept": all(bound.kept for bound in bounds.values()),
+        **{name: bound.value for name, bound in bounds.items()},
+        "f1": figures["critics"][MAIN.name]["f1"]["value"],
+        "f1_ratio_to_best_rule": figures["ratios"]["best_rule"]["value"],
+        "bounds": {name: bound.as_dict() for name, bound in bounds.items()},
+        "machine": machine,
+        "data": {"name": labelled.name, "sha256": labelled.sha256, "half": "test"},
+        **figures,
+        "speed": speed,
+    }
+    report.write(output, written_figures)
+    report.show(_console, bounds, {name: written_figures[name] for name in ("f1", "f1_ratio_to_best_rule")})
+    if output == RESULTS:
+        replace_section(PAGE, "critic-quality", _tables(written_figures))
+    _console.print(f"{escape(str(output))}, after {written_figures['seconds']:.0f} s")
+    if not written_figures["bounds_kept"]:
+        raise typer.Exit(1)
+
+
+def _load(data: Path | None) -> LabelledData:
+    path = None if data is None else data / DATA if data.is_dir() else data
+    if path is None or not path.is_file():
+        raise BenchError(f"--data must name a folder that holds {DATA}, or such a file; {path} is none")
+    return load_labelled(str(path))
+
+
+def _measure(data: LabelledData, parts: Sequence[Part]) -> dict[str, Any]:
+    """Fill in what is missing; the figures of speed."""
+    if Part.CELLS in parts:
+        for cell in (*F1_CELLS, *VALID_CELLS):
+            measure_cell(cell, data, _console)
+    if Part.PEER in parts:
+        for prompting in PROMPTINGS:
+            _ask_peer(data, "dev", prompting)
+        best = best_variant(data)
+        _console.print(f"peer: {best} is the best on the dev half")
+        _ask_peer(data, "test", prompting_of(best))
+    return measure_speed(data, _SPEED_ATTEMPTS) if Part.SPEED in parts else {}
+
+
+def _peer_path(half: str, prompting: Prompting) -> Path:
+    return ROWS / f"critic-prompt-{MODEL}-{prompting}-{half}.jsonl"
+
+
+def _half(data: LabelledData, half: str) -> list[LabelledSolution]:
+    return test_half(data) if half == "test" else [each for each in data.solutions if in_half(each, "dev")]
+
+
+def _peer_asked(data: LabelledData, half: str) -> list[LabelledSolution]:
+    """Those that the peer is asked about; of the dev half, on which its variant is chosen, the first of them."""
+    asked = [each for each in _half(data, half) if is_asked(each)]
+    return asked[:_PEER_DEV_LIMIT] if half == "dev" else asked
+
+
+def _ask_peer(data: LabelledData, half: str, prompting: Prompting) -> None:
+    _console.print(f"peer, {prompting}, {half} half")
+    measure_peer(MODEL, data, _peer_asked(data, half), prompting, _peer_path(half, prompting))
+
+
+def peer_rows(data: LabelledData, half: str, variant: Variant) -> list[Judged]:
+    """What a variant of the peer calls wrong on a half. Raises BenchError when rows are missing."""
+    path = _peer_path(half, prompting_of(variant))
+    rows = read_rows(path)[1]
+    judged: list[Judged] = []
+    asked = {solution.id for solution in _peer_asked(data, half)}
+    for solution in _half(data, half):
+        if solution.id not in rows:
+            if solution.id in asked:
+                raise BenchError(f"{path} lacks {solution.id}")
+            if is_asked(solution):
+                continue
+        at = called(solution, rows.get(solution.id), variant)
+        judged.append(
+            judged_row(
+                solution,
+                {
+                    "called": at,
+                    "failure": "no_number" if at is None else None,
+                    "prompt_tokens": None,
+                    "completion_tokens": None,
+                    "seconds": 0.0,
+                    "probabilities": [],
+                },
+            )
+        )
+    return judged
+
+
+def best_variant(data: LabelledData) -> Variant:
+    """The variant of the largest F1 on the dev half; of equal ones the first."""
+    return max(VARIANTS, key=lambda variant: float(_f1(Sample(peer_rows(data, "dev", variant)))[0]))
+
+
+def _f1(sample: Sample) -> Array:
+    return sample.of(lambda _: True).f1
+
+
+@dataclass(frozen=True)
+class _Ratio:
+    """Ours over a peer's, with an interval over the same draws of questions."""
+
+    ours: Array
+    theirs: Array
+
+    def estimate(self) -> dict[str, float] | None:
+        return estimate(np.divide(self.ours, self.theirs, out=np.full_like(self.ours, np.nan), where=self.theirs != 0))
+
+
+def _figures(data: LabelledData) -> dict[str, Any]:
+    critics = {cell.name: _critic(judged_rows(cell, data)) for cell in F1_CELLS}
+    ours = Sample(judged_rows(MAIN, data))
+    variant = best_variant(data)
+    peer = peer_rows(data, "test", variant)
+    chosen, dev = test_half(data), _half(data, "dev")
+    rules: dict[str, tuple[Array, Array, Array]] = {}
+    for name, predict in rules_of(dev).items():
+        right = expected_right(chosen, predict)
+        erroneous = ours.mean(lambda one, right=right: right[one.id] if one.label != NO_STEP else None)
+        correct = ours.mean(lambda one, right=right: right[one.id] if one.label == NO_STEP else None)
+        rules[name] = (f1(erroneous, correct), erroneous, correct)
+    best_rule = max(rules, key=lambda name: float(rules[name][0][0]))
+    mine = _f1(ours)
+    return {
+        "critics": critics,
+        "peer": {
+            "variant": variant,
+            "dev_f1": {each: percent(_f1(Sample(peer_rows(data, "dev", each)))) for each in VARIANTS},
+            **_critic(peer),
+        },
+        "comparison_with_peer": comparison_figures(ours.judged, peer),
+        "rules": {
+            name: dict(zip(("f1", "on_erroneous", "on_correct"), map(percent, found), strict=True))
+            for name, found in rules.items()
+        },
+        "best_rule": best_rule,
+        "ratios": {
+            "peer": _Ratio(mine, _f1(Sample(peer))).estimate(),
+            "answer_then_uniform": _Ratio(mine, rules["answer_then_uniform"][0]).estimate(),
+            "best_rule": _Ratio(mine, rules[best_rule][0]).estimate(),
+        },
+        "valid": {cell.name: _valid(judged_rows(cell, data)) for cell in (*F1_CELLS, *VALID_CELLS)},
+    }
+
+
+def _critic(judged: Sequence[Judged]) -> dict[str, Any]:
+    figures = critic_figures(Sample(judged))
+    return {name: value for name, value in figures.items() if name not in ("by_steps", "by_generator")}
+
+
+def _valid(judged: Sequence[Judged]) -> dict[str, Any]:
+    failures = sorted(one.failure for one in judged if one.failure is not None)
+    return {"critiques": len(judged), "valid": len(judged) - len(failures), "failures": failures}
+
+
+def _bounds(figures: dict[str, Any], speed: dict[str, Any]) -> dict[str, Bound]:
+    valid = figures["valid"].values()
+    share = sum(each["valid"] for each in valid) / sum(each["critiques"] for each in valid)
+    ratios = figures["ratios"]
+    return {
+        "valid_share": Bound(share, at_least=1.0),
+        "f1_ratio_to_peer": Bound(ratios["peer"]["value"], at_least=LEAST_F1_RATIO),
+        "f1_ratio_to_answer_then_uniform": Bound(ratios["answer_then_uniform"]["value"], at_least=LEAST_F1_RATIO),
+        "speedup_transformers": Bound(speed["transformers"]["speedup"], at_least=LEAST_SPEEDUP),
+        "speedup_vllm": Bound(speed["vllm"]["speedup"], at_least=LEAST_SPEEDUP),
+    }
+
+
+def _tables(figures: dict[str, Any]) -> str:
+    def row(name: str, told: str, found: dict[str, Any]) -> list[str]:
+        rows = str(found["rows"]) if "rows" in found else ""
+        return [name, told, rows, *(written(found[key], 1) for key in ("f1", "on_erroneous", "on_correct"))]
+
+    lines = [row(MODELS[cell.model].title, _told(cell), figures["critics"][cell.name]) for cell in F1_CELLS]
+    peer = figures["peer"]
+    lines.append(row(f"ProcessBench's critic prompt ({peer['variant']}), {MODELS[MODEL].title}", _told(MAIN), peer))
+    lines += [row(f"rule `{name}`", _told(MAIN), found) for name, found in figures["rules"].items()]
+    quality = markdown_table(["critic", "told", "solutions", "F1", "on erroneous", "on correct"], lines)
+    ratios = markdown_table(
+        ["F1 of ours over that of", "ratio"],
+        [[f"`{name}`", written(ratio, 2)] for name, ratio in figures["ratios"].items()],
+    )
+    valid = markdown_table(
+        ["critic", "engine", "valid"],
+        [
+            [MODELS[cell.model].title, cell.engine, f"{found['valid']} of {found['critiques']}"]
+            for cell in (*F1_CELLS, *VALID_CELLS)
+            if cell.told == BOTH
+            for found in [figures["valid"][cell.name]]
+        ],
+    )
+    speed = figures["speed"]
+    speeds = markdown_table(
+        ["engine", "tokens/s", "plain, tokens/s", "speedup", "tokens that differ"],
+        [
+            _speed_row("transformers", speed["transformers"]),
+            _speed_row("transformers, batch 8", speed["transformers_batch_8"]),
+            [
+                "vllm",
+                f"{speed['vllm']['tokens'] / speed['vllm']['seconds']:.1f}",
+                f"{speed['vllm']['reference_tokens'] / speed['vllm']['reference_seconds']:.1f}",
+                f"{speed['vllm']['speedup']:.2f}",
+                f"{speed['vllm']['attempts'] - speed['vllm']['equal_texts']} texts",
+            ],
+        ],
+    )
+    return "\n\n".join((quality, ratios, valid, speeds))
+
+
+def _told(cell: Cell) -> str:
+    return ", ".join(name.replace("_solution", "") for name, given in cell.told if given) or "neither"
+
+
+def _speed_row(name: str, speed: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        f"{speed['tokens'] / speed['seconds']:.1f}",
+        f"{speed['tokens'] / speed['reference_seconds']:.1f}",
+        f"{speed['speedup']:.2f}",
+        f"{speed['differing']}, and {speed['ties']} ties",
+    ]
+
+
+if __name__ == "__main__":
+    typer.run(main)

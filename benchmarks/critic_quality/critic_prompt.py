@@ -1,0 +1,177 @@
+"""The peer: a critic prompt as ProcessBench asks for it, written anew from its paper's description (arXiv 2412.06559).
+
+The model sees the problem and the solution in numbered paragraphs, writes a critique in its own words, and gives the
+number of the first wrong paragraph, or −1, in a box. It gets what our critic gets: the reference solution, the known
+answer, and the rule of answers: a solution whose answer is right is called right, without a question; one whose
+answer is wrong has an error. The paper's prompt knows neither.
+
+Variants, of which the best one on the dev half is the peer:
+
+================ ====================================================================================================
+``written``      the number that it writes; −1 and what is no number are what they are
+``likeliest``    after its critique, the likeliest number of a paragraph, by the probabilities of all of them in a box
+``told``         as ``likeliest``, and the prompt says that the answer is wrong
+``at_once``      as ``told``, without a critique
+================ ====================================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from benchmarks.critic_quality.critics import MODELS, model_folder
+from benchmarks.critic_quality.rows import BenchRows
+from benchmarks.critic_quality.rules import NO_STEP, given_the_answer, uniform
+from stepalign.prompts import Message
+from stepalign_run.data import LabelledData, LabelledSolution
+
+Variant = Literal["written", "likeliest", "told", "at_once"]
+VARIANTS: tuple[Variant, ...] = ("written", "likeliest", "told", "at_once")
+Prompting = Literal["asked", "told", "at_once"]
+PROMPTINGS: tuple[Prompting, ...] = ("asked", "told", "at_once")
+_PROMPTING_OF: dict[Variant, Prompting] = {
+    "written": "asked",
+    "likeliest": "asked",
+    "told": "told",
+    "at_once": "at_once",
+}
+MOST_TOKENS = 384
+_BATCH = 8
+_BOX = re.compile(r"\\boxed\{\s*(-?\d+)\s*\}")
+_DECISION = "\n\nThe index of the first paragraph with an error is \\boxed{"
+
+
+def messages(solution: LabelledSolution, *, told: bool) -> list[Message]:
+    """The question about one solution."""
+    paragraphs = "\n\n".join(f"<paragraph_{i}>\n{step}\n</paragraph_{i}>" for i, step in enumerate(solution.steps))
+    known = (
+        f"The correct final answer is {solution.answer}. The solution arrives at a different one, so at least one of "
+        "its paragraphs contains an error.\n\n"
+        if told
+        else ""
+    )
+    return [
+        {
+            "role": "user",
+            "content": (
+                "Below are a math problem, a reference solution to it, and another solution, which is divided into "
+                "paragraphs. Each paragraph stands between tags that carry its index, beginning with 0.\n\n"
+                f"[Problem]\n{solution.question}\n\n"
+                f"[Reference solution]\n{solution.reference_solution}\n\n"
+                f"[Solution]\n{paragraphs}\n\n"
+                f"{known}"
+                "Review the solution paragraph by paragraph and give a critique of each. As soon as you find an error, "
+                "state the index of the paragraph in which it occurs first. If there is no error anywhere, state -1. "
+                "Write the index at the end in \\boxed{}."
+            ),
+        }
+    ]
+
+
+def is_asked(solution: LabelledSolution) -> bool:
+    """Whether the peer is asked about a solution: those whose answer is right are called right."""
+    return given_the_answer(solution, uniform) != {NO_STEP: 1.0}
+
+
+class CriticPrompt:
+    """The peer with one model, greedy, on the CPU."""
+
+    def __init__(self, model: str) -> None:
+        folder = model_folder(model)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, MODELS[model].dtype)
+        ).eval()
+
+    def rows(self, solutions: Sequence[LabelledSolution], prompting: Prompting) -> Iterator[dict[str, Any]]:
+        """For each solution the critique, the number in its box, and the log-probability of each paragraph's number."""
+        # Of like length together, so that little is padded.
+        ordered = sorted(solutions, key=lambda each: len(self._prompt(each, prompting)))
+        for start in range(0, len(ordered), _BATCH):
+            group = ordered[start : start + _BATCH]
+            critiques = [""] * len(group) if prompting == "at_once" else self._critiques(group, prompting)
+            for solution, critique in zip(group, critiques, strict=True):
+                boxes = _BOX.findall(critique)
+                yield {
+                    "id": solution.id,
+                    "boxed": int(boxes[-1]) if boxes else None,
+                    "log_probabilities": self._decide(solution, prompting, critique),
+                    "critique": critique,
+                }
+
+    def _prompt(self, solution: LabelledSolution, prompting: Prompting) -> str:
+        return self._tokenizer.apply_chat_template(
+            messages(solution, told=prompting != "asked"), tokenize=False, add_generation_prompt=True
+        )
+
+    def _critiques(self, group: Sequence[LabelledSolution], prompting: Prompting) -> list[str]:
+        inputs = self._tokenizer([self._prompt(each, prompting) for each in group], return_tensors="pt", padding=True)
+        with torch.inference_mode():
+            made = self._model.generate(
+                **inputs,
+                do_sample=False,
+                max_new_tokens=MOST_TOKENS,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                repetition_penalty=1.0,
+            )
+        return self._tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def _decide(self, solution: LabelledSolution, prompting: Prompting, critique: str) -> list[float]:
+        """Log P of each paragraph's number in a box after the critique, natural logarithm."""
+        # A box that is there already is opened again: what follows it is cut off.
+        box = max((match.start() for match in _BOX.finditer(critique)), default=None)
+        before = f"{critique}{_DECISION}".lstrip() if box is None else critique[:box] + "\\boxed{"
+        ids = self._encode(self._prompt(solution, prompting) + before)
+        numbers = [self._encode(f"{index}}}") for index in range(len(solution.steps))]
+        cache = DynamicCache(config=self._model.config)
+        found: list[float] = []
+        with torch.inference_mode():
+            self._model(input_ids=torch.tensor([ids[:-1]]), past_key_values=cache, logits_to_keep=1)
+            for number in numbers:
+                logits = (
+                    self._model(input_ids=torch.tensor([[ids[-1], *number[:-1]]]), past_key_values=cache)
+                    .logits[0]
+                    .float()
+                )
+                found.append(float(logits.log_softmax(-1)[range(len(number)), number].sum()))
+                cache.crop(-len(number))
+        return [round(value, 4) for value in found]
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def measure_peer(
+    model: str, data: LabelledData, solutions: Sequence[LabelledSolution], prompting: Prompting, path: Path
+) -> None:
+    """Ask the peer about those of ``solutions`` that have no row."""
+    made_of = {"model": model, "prompting": prompting, "data_sha256": data.sha256, "dtype": MODELS[model].dtype}
+    with BenchRows(path, made_of) as kept:
+        missing = [each for each in solutions if each.id not in kept.rows]
+        if missing:
+            for row in CriticPrompt(model).rows(missing, prompting):
+                kept.append(row)
+
+
+def called(solution: LabelledSolution, row: dict[str, Any] | None, variant: Variant) -> int | None:
+    """The paragraph that a variant calls wrong, −1 for none, None where it gives no number of a paragraph."""
+    if row is None:
+        return NO_STEP
+    if variant == "written":
+        boxed = row["boxed"]
+        return boxed if boxed is not None and NO_STEP <= boxed < len(solution.steps) else None
+    scores: list[float] = row["log_probabilities"]
+    return scores.index(max(scores))
+
+
+def prompting_of(variant: Variant) -> Prompting:
+    """The rows that a variant reads."""
+    return _PROMPTING_OF[variant]
