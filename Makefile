@@ -19,7 +19,7 @@ QWEN_SIZES ?= 0.5b 1.5b
 QWEN_SIZE ?= 0.5b
 QWEN_GGUF = qwen2.5-coder-$(QWEN_SIZE)-instruct-q4_k_m.gguf
 
-.PHONY: help setup demo demo-smollm2 smollm2 qwen qwen-server demo-qwen key report test test-fast test-numeric test-compose test-images test-browser test-vllm test-qwen bench-lab bench-smollm2 bench-lb bench-critic bench-critiques bench-queue bench-faults bench-attempts lint typecheck format clean
+.PHONY: help setup demo demo-smollm2 smollm2 qwen qwen-server demo-qwen key report test test-fast test-numeric test-compose test-images test-browser test-vllm test-qwen bench-lab bench-smollm2 bench-lb bench-critic bench-critic-quality bench-critiques bench-queue bench-faults bench-attempts lint typecheck format clean
 
 help:
 	@echo "make demo          train the lab's solver in four ways and compare them (8 minutes on 2 cores)"
@@ -42,6 +42,7 @@ help:
 	@echo "make bench-lb      measure the load balancer (needs Docker)"
 	@echo "make bench-critic  measure the critic service beside its peers, vLLM too (20 minutes)"
 	@echo "make bench-critiques  how many critiques of each critic model validate"
+	@echo "make bench-critic-quality  real critics against people's labels and peers, resumable; ARGS='--data FOLDER'"
 	@echo "make bench-queue   measure the rollout queue beside bare redis-py and its peers' pattern"
 	@echo "make bench-attempts  how solutions of known steps are split; ARGS='--data FOLDER'"
 	@echo "make bench-faults  kill every process at every point, twenty times each, resumable (an hour)"
@@ -142,6 +143,10 @@ bench-lb: $(READY)
 
 bench-critic: smollm2 $(VLLM_READY)
 	$(BIN)/python -m benchmarks.bench_critic $(ARGS)
+
+# Two models of 1 and 3 GB in 4 and 16 bits; hours, of which each answer is kept.
+bench-critic-quality: smollm2 qwen $(VENV)/.llama-cpp $(VLLM_READY)
+	$(BIN)/python -m benchmarks.bench_critic_quality $(ARGS)
 
 bench-critiques: smollm2
 	$(BIN)/python -m benchmarks.bench_critiques $(ARGS)

@@ -46,7 +46,7 @@ from benchmarks.critic_quality.cells import (
     judged_row,
     judged_rows,
     measure_cell,
-    test_half,
+    of_test_half,
 )
 from benchmarks.critic_quality.critic_prompt import (
     PROMPTINGS,
@@ -177,7 +177,7 @@ def _peer_path(half: str, prompting: Prompting) -> Path:
 
 
 def _half(data: LabelledData, half: str) -> list[LabelledSolution]:
-    return test_half(data) if half == "test" else [each for each in data.solutions if in_half(each, "dev")]
+    return of_test_half(data) if half == "test" else [each for each in data.solutions if in_half(each, "dev")]
 
 
 def _peer_asked(data: LabelledData, half: str) -> list[LabelledSolution]:
@@ -245,7 +245,7 @@ def _figures(data: LabelledData) -> dict[str, Any]:
     ours = Sample(judged_rows(MAIN, data))
     variant = best_variant(data)
     peer = peer_rows(data, "test", variant)
-    chosen, dev = test_half(data), _half(data, "dev")
+    chosen, dev = of_test_half(data), _half(data, "dev")
     rules: dict[str, tuple[Array, Array, Array]] = {}
     for name, predict in rules_of(dev).items():
         right = expected_right(chosen, predict)

@@ -12,7 +12,8 @@ the half that prompts are chosen on. A row is written as it is finished, and a r
 ``before``   the same, the mark before it
 ``list``     a line with a word for each step
 ``turns``    the steps one by one, as turns of the user; a word for each
-``opened``   as ``turns``, after a step 0 that is right: ``chat-v2``
+``opened``   as ``turns``, after a step 0 that is right
+``told``     as ``opened``, and the problem is followed by the fact that the answer is wrong: ``chat-v2``
 ============ ====================================================================================================
 """
 
@@ -73,8 +74,13 @@ def _lines(solution: LabelledSolution) -> Parts:
     ]
 
 
-def _turns(solution: LabelledSolution, *, opened: bool) -> list[Message]:
+def _turns(solution: LabelledSolution, *, opened: bool, told: bool) -> list[Message]:
     first = f"Problem:\n{solution.question}\n\nReference solution:\n{solution.reference_solution}\n\n"
+    if told:
+        first += (
+            f"The student's final answer is not {solution.answer}, so there is a mistake in one of the student's "
+            "steps.\n\n"
+        )
     steps = [f"Step {i}: {step}" for i, step in enumerate(solution.steps, start=1)]
     shown = ["Step 0: I read the problem.", *steps] if opened else steps
     messages: list[Message] = [{"role": "system", "content": _TEACHER}]
@@ -97,7 +103,7 @@ _INSTRUCTIONS: dict[str, tuple[str, Callable[[LabelledSolution], Parts]]] = {
     ),
     "list": ("For each step of the student's solution say whether it is right or wrong.", _lines),
 }
-FORMS = (*_INSTRUCTIONS, "turns", "opened")
+FORMS = (*_INSTRUCTIONS, "turns", "opened", "told")
 
 
 def draft(tokenizer: Any, form: str, solution: LabelledSolution) -> tuple[list[int], list[int], tuple[int, int]]:
@@ -116,7 +122,7 @@ def draft(tokenizer: Any, form: str, solution: LabelledSolution) -> tuple[list[i
             ids += encode(text)
         space = " " if form == "list" else ""
         return ids, places, (encode(space + RIGHT)[0], encode(space + WRONG)[0])
-    messages = _turns(solution, opened=form == "opened")
+    messages = _turns(solution, opened=form != "turns", told=form == "told")
     said = {i for i, message in enumerate(messages) if message["role"] == "assistant"}
     for index, tokens in render_parts(tokenizer, messages, add_generation_prompt=False):
         places += [len(ids) - 1] if index in said else []

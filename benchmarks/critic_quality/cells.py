@@ -27,7 +27,7 @@ from stepalign_run.data import LabelledData, LabelledSolution, in_half
 
 ROWS = ROOT / "benchmarks" / "results" / "critic_quality"
 PROMPTS = "chat-v2"
-_CONCURRENCY = 4
+_CONCURRENCY = 8
 _ANSWER_SECONDS = 3600.0
 
 BOTH = Told(reference_solution=True, answer=True)
@@ -57,10 +57,10 @@ class Cell:
         return ROWS / f"{self.name}.jsonl"
 
     def chosen(self, data: LabelledData) -> list[LabelledSolution]:
-        return test_half(data)[: self.limit]
+        return of_test_half(data)[: self.limit]
 
 
-def test_half(data: LabelledData) -> list[LabelledSolution]:
+def of_test_half(data: LabelledData) -> list[LabelledSolution]:
     """The solutions that figures are read on; prompts and thresholds were chosen on the others."""
     return [solution for solution in data.solutions if in_half(solution, "test")]
 

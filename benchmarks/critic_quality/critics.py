@@ -104,7 +104,7 @@ def serving_critic(model: str, engine: Engine, prompts: str) -> Iterator[str]:
             "address_file": str(folder / URL_FILE),
             "max_prompt_tokens": 3072,
             "max_new_tokens": 1024,
-            "max_batch": 4,
+            "max_batch": 8,
             # The benchmark measures critics that the check refuses, too.
             "check_known_attempts": False,
         }
@@ -162,7 +162,7 @@ def _vllm_server(model: str) -> Iterator[tuple[str, str]]:
     folder = model_folder(model)
     command = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", model, "--host", "127.0.0.1", "--dtype", MODELS[model].dtype]
-    command += ["--max-model-len", "4096", "--max-num-seqs", "4", "--enforce-eager"]
+    command += ["--max-model-len", "4096", "--max-num-seqs", "8", "--enforce-eager"]
     command += ["--gpu-memory-utilization", "0.3", "--structured-outputs-config", '{"backend": "guidance"}']
     with _listening(command, "vllm-server", VLLM_ENVIRONMENT) as url:
         yield f"{url}/v1", model

@@ -1,0 +1,160 @@
+"""The benchmark of real critics, its rows given: which are asked again, what a peer called, and the figures of both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from benchmarks import bench_critic_quality as bench
+from benchmarks.critic_quality import cells
+from benchmarks.critic_quality.cells import NEITHER, Cell, judged_rows, measure_cell, of_test_half
+from benchmarks.critic_quality.critic_prompt import called, is_asked, messages
+from benchmarks.critic_quality.rows import BenchRows, read_rows
+from benchmarks.errors import BenchError
+from stepalign_run.data import LabelledData, LabelledSolution, load_labelled
+
+MADE_OF = {"model": "m", "data_sha256": "0"}
+
+
+def solution(number: int, first_error: int | None, stated: str) -> dict[str, Any]:
+    return {
+        "id": str(number),
+        "question": f"3, 4 and 1? ({number})",
+        "steps": ["He has 3 + 4 = 7.", "With 1 more it is 7 + 1.", f"So the answer is {stated}."],
+        "first_error": first_error,
+        "reference_solution": "3 + 4 = 7, and 7 + 1 = 8.",
+        "answer": "8",
+    }
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> LabelledData:
+    """Solutions whose first error is, by turns, step 1 and none."""
+    rows = [solution(i, 1 if i % 2 else None, "9" if i % 2 else "8") for i in range(60)]
+    path = tmp_path / "processbench_gsm8k_dev.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_labelled(str(path))
+
+
+def row(solution: LabelledSolution, at: int | None) -> dict[str, Any]:
+    return {
+        "id": solution.id,
+        "called": at,
+        "failure": None if at is not None else "no_number",
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "seconds": 1.0,
+        "probabilities": [],
+    }
+
+
+def test_rows_are_kept_and_a_cut_one_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "rows.jsonl"
+    with BenchRows(path, MADE_OF) as rows:
+        rows.append({"id": "a", "called": 1})
+        rows.append({"id": "b", "called": 2})
+    path.write_text(path.read_text()[:-5])
+    with BenchRows(path, MADE_OF) as rows:
+        assert set(rows.rows) == {"a"}
+        rows.append({"id": "b", "called": 3})
+    assert read_rows(path)[1]["b"]["called"] == 3
+
+
+def test_rows_of_something_else_are_not_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    BenchRows(path, MADE_OF).append({"id": "a"})
+    with pytest.raises(BenchError, match="another data_sha256"):
+        BenchRows(path, MADE_OF | {"data_sha256": "1"})
+
+
+def test_a_finished_cell_starts_no_critic(data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "ROWS", tmp_path)
+    cell = Cell("no such model", "transformers", NEITHER, limit=3)
+    assert cell.name == "no such model-transformers-chat-v2-no-reference-no-answer"
+    with BenchRows(cell.path, MADE_OF) as rows:
+        for each in cell.chosen(data)[:2]:
+            rows.append(row(each, -1))
+    with pytest.raises(BenchError, match="1 of 3 rows are missing"):
+        judged_rows(cell, data)
+    with pytest.raises(KeyError, match="no such model"):
+        measure_cell(cell, data, bench._console)
+    with BenchRows(cell.path, MADE_OF) as rows:
+        rows.append(row(cell.chosen(data)[2], 1))
+    measure_cell(cell, data, bench._console)
+    assert [one.called for one in judged_rows(cell, data)] == [-1, -1, 1]
+
+
+def test_the_peer_is_told_what_the_critic_is_told(data: LabelledData) -> None:
+    wrong, right = data.solutions[1], data.solutions[0]
+    (asked,) = messages(wrong, told=False)
+    (told,) = messages(wrong, told=True)
+    for shown in (asked, told):
+        assert (
+            "7 + 1 = 8." in shown["content"]
+            and "<paragraph_2>\nSo the answer is 9.\n</paragraph_2>" in shown["content"]
+        )
+    assert "The correct final answer is 8." in told["content"] and "correct final" not in asked["content"]
+    assert is_asked(wrong) and not is_asked(right)
+
+
+def test_what_the_variants_of_the_peer_call_wrong(data: LabelledData) -> None:
+    wrong = data.solutions[1]
+    answer = {"boxed": -1, "log_probabilities": [-3.0, -0.5, -2.0]}
+    assert called(wrong, None, "written") == -1
+    assert called(wrong, answer, "written") == -1
+    assert called(wrong, answer, "likeliest") == called(wrong, answer, "told") == 1
+    assert called(wrong, answer | {"boxed": 3}, "written") is None
+    assert called(wrong, answer | {"boxed": None}, "written") is None
+
+
+def peer_row(each: LabelledSolution, at: int) -> dict[str, Any]:
+    return {"id": each.id, "boxed": 0, "log_probabilities": [0.0 if i == at else -5.0 for i in range(3)]}
+
+
+def test_figures_compare_with_the_best_variant_of_the_peer(
+    data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "ROWS", tmp_path)
+    monkeypatch.setattr(bench, "ROWS", tmp_path)
+    for cell in (*bench.F1_CELLS, *bench.VALID_CELLS):
+        with BenchRows(cell.path, MADE_OF) as rows:
+            for each in cell.chosen(data):
+                is_right = each.first_error is None
+                rows.append(row(each, -1 if is_right else 1))
+    for half in ("dev", "test"):
+        # On the dev half the told one is right; on the other the place is, each second time.
+        for prompting in ("asked", "told", "at_once"):
+            with BenchRows(bench._peer_path(half, prompting), MADE_OF) as rows:
+                for i, each in enumerate(bench._peer_asked(data, half)):
+                    right = prompting == "told" and (half == "dev" or i % 2 == 0)
+                    rows.append(peer_row(each, 1 if right else 0))
+    assert bench.best_variant(data) == "told"
+    figures = bench._figures(data)
+    assert figures["peer"]["variant"] == "told"
+    chosen = of_test_half(data)
+    asked = [each for each in chosen if each.first_error is not None]
+    share = -(-len(asked) // 2) / len(asked)
+    assert figures["peer"]["on_erroneous"]["value"] == pytest.approx(100 * share, abs=1e-3)
+    assert figures["critics"][bench.MAIN.name]["f1"]["value"] == 100.0
+    assert figures["ratios"]["peer"]["value"] == pytest.approx((1 + share) / (2 * share), abs=1e-3)
+    assert figures["ratios"]["answer_then_uniform"]["value"] == pytest.approx((1 + 1 / 3) / (2 / 3), abs=1e-3)
+    speed = {"transformers": {"speedup": 3.0}, "vllm": {"speedup": 2.0}}
+    bounds = bench._bounds(figures, speed)
+    assert bounds["valid_share"].value == 1.0
+    assert [name for name, bound in bounds.items() if not bound.kept] == ["speedup_vllm"]
+
+
+def test_without_the_data_nothing_is_measured(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(bench.main)
+    result = CliRunner().invoke(app, ["--data", str(tmp_path), "--output", str(tmp_path / "figures.json")])
+    assert result.exit_code == 1
+    assert "not measured: --data must name a folder that holds processbench_gsm8k_dev.jsonl" in " ".join(
+        result.output.split()
+    )
+    assert not (tmp_path / "figures.json").exists()
