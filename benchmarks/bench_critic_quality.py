@@ -198,11 +198,10 @@ def peer_rows(data: LabelledData, half: str, variant: Variant) -> list[Judged]:
     judged: list[Judged] = []
     asked = {solution.id for solution in _peer_asked(data, half)}
     for solution in _half(data, half):
-        if solution.id not in rows:
-            if solution.id in asked:
-                raise BenchError(f"{path} lacks {solution.id}")
-            if is_asked(solution):
-                continue
+        if solution.id in asked and solution.id not in rows:
+            raise BenchError(f"{path} lacks {solution.id}")
+        if is_asked(solution) and solution.id not in asked:
+            continue
         at = called(solution, rows.get(solution.id), variant)
         judged.append(
             judged_row(

@@ -2,10 +2,10 @@
 
     python -m benchmarks.critic_quality.asking MODEL --data processbench_gsm8k_dev.jsonl [--form turns …]
 
-Each form is one forward pass over the conversation that calls every step right; a step's score is the log-odds of the
-word "wrong" against "right" there. Of the data those solutions are taken whose answer is wrong and whose question is in
-the half that prompts are chosen on. A row is written as it is finished, and a row that is there is passed over.
-``--table`` writes the table of ``docs/critique.md`` from the rows.
+Each form but the last is one forward pass over the conversation that calls every step right; a step's score is the
+log-odds of the word "wrong" against "right" there. Of the data those solutions are taken whose answer is wrong and
+whose question is in the half that prompts are chosen on. A row is written as it is finished, and a row that is there is
+passed over. Without MODEL only the table of ``docs/critique.md`` is written from the rows.
 
 ============ ====================================================================================================
 ``after``    the solution written again, a mark after each step
@@ -14,6 +14,7 @@ the half that prompts are chosen on. A row is written as it is finished, and a r
 ``turns``    the steps one by one, as turns of the user; a word for each
 ``opened``   as ``turns``, after a step 0 that is right
 ``told``     as ``opened``, and the problem is followed by the fact that the answer is wrong: ``chat-v2``
+``checked``  each step by itself, after those before it: the model writes a short check, and then the word
 ============ ====================================================================================================
 """
 
@@ -27,7 +28,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from benchmarks.arms_benchmark import ROOT, run_as_program
 from benchmarks.comparison_section import markdown_table, replace_section
@@ -103,7 +104,10 @@ _INSTRUCTIONS: dict[str, tuple[str, Callable[[LabelledSolution], Parts]]] = {
     ),
     "list": ("For each step of the student's solution say whether it is right or wrong.", _lines),
 }
-FORMS = (*_INSTRUCTIONS, "turns", "opened", "told")
+CHECKED = "checked"
+FORMS = (*_INSTRUCTIONS, "turns", "opened", "told", CHECKED)
+_CHECK_TOKENS = 48
+_VERDICT = "\nThe step is"
 
 
 def draft(tokenizer: Any, form: str, solution: LabelledSolution) -> tuple[list[int], list[int], tuple[int, int]]:
@@ -130,8 +134,55 @@ def draft(tokenizer: Any, form: str, solution: LabelledSolution) -> tuple[list[i
     return ids, places[-len(solution.steps) :], (encode(RIGHT)[0], encode(WRONG)[0])
 
 
+def _checks(solution: LabelledSolution) -> list[list[Message]]:
+    """For each step the request to check it in a sentence."""
+    steps = [f"Step {i}: {step}" for i, step in enumerate(solution.steps, start=1)]
+    return [
+        [
+            {"role": "system", "content": _SCRIBE},
+            {
+                "role": "user",
+                "content": (
+                    f"Problem:\n{solution.question}\n\nReference solution:\n{solution.reference_solution}\n\n"
+                    "The student's solution so far:\n" + "\n".join(steps[:i]) + "\n\n"
+                    f"Check step {i} in one short sentence. Then say whether step {i} is right or wrong."
+                ),
+            },
+        ]
+        for i in range(1, len(steps) + 1)
+    ]
+
+
+def _checked_log_odds(model: Any, tokenizer: Any, solution: LabelledSolution) -> list[float]:
+    """As :func:`log_odds`, after a check that the model writes, greedily, up to a line's end."""
+    prompts = [
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        for messages in _checks(solution)
+    ]
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+    right, wrong = (tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in (RIGHT, WRONG))
+    with torch.inference_mode():
+        made = model.generate(
+            **inputs,
+            max_new_tokens=_CHECK_TOKENS,
+            generation_config=GenerationConfig(do_sample=False, pad_token_id=tokenizer.eos_token_id),
+            stop_strings=["\n"],
+            tokenizer=tokenizer,
+        )
+        checks = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        found: list[float] = []
+        for prompt, check in zip(prompts, checks, strict=True):
+            text = prompt + check.partition("\n")[0] + _VERDICT
+            ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+            logits = model(input_ids=ids, logits_to_keep=1).logits[0, -1].float()
+            found.append(round(float(logits[wrong] - logits[right]), 4))
+    return found
+
+
 def log_odds(model: Any, tokenizer: Any, form: str, solution: LabelledSolution) -> list[float]:
     """Of each step: log P(wrong) less log P(right), in nats, given that the steps before it were called right."""
+    if form == CHECKED:
+        return _checked_log_odds(model, tokenizer, solution)
     ids, places, (right, wrong) = draft(tokenizer, form, solution)
     with torch.inference_mode():
         hidden = model.get_decoder()(input_ids=torch.tensor([ids])).last_hidden_state[0, places]
@@ -163,6 +214,7 @@ def main(
     data: Annotated[Path | None, typer.Option(help="ProcessBench's GSM8K part with references and answers.")] = None,
     name: Annotated[str | None, typer.Option(help="The model's name in the rows; else its folder's.")] = None,
     form: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(FORMS)}; repeatable; else all.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many solutions.")] = None,
 ) -> None:
     """Measure forms on a model; without one, write the table alone."""
     if model is not None:
@@ -170,7 +222,7 @@ def main(
             raise typer.BadParameter(
                 "--data must name a file of labelled solutions, such as processbench_gsm8k_dev.jsonl"
             )
-        _measure(model, name or model.name, data, form or list(FORMS))
+        _measure(model, name or model.name, data, form or list(FORMS), limit)
     replace_section(PAGE, "critic-asking", table())
 
 
@@ -179,11 +231,12 @@ def _is_wrong(solution: LabelledSolution) -> bool:
     return solution.first_error is not None and given_the_answer(solution, uniform) != {NO_STEP: 1.0}
 
 
-def _measure(path: Path, name: str, data: Path, forms: list[str]) -> None:
+def _measure(path: Path, name: str, data: Path, forms: list[str], limit: int | None) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
     known = {(row["model"], row["form"], row["id"]) for row in rows()}
-    chosen = [each for each in load_labelled(str(data)).solutions if in_half(each, "dev") and _is_wrong(each)]
+    wrong = [each for each in load_labelled(str(data)).solutions if in_half(each, "dev") and _is_wrong(each)]
+    chosen = wrong[:limit]
     with RESULTS.open("a", encoding="utf-8") as file:
         for each in forms:
             for solution in chosen:
