@@ -29,6 +29,7 @@ from benchmarks.critic_quality.critics import MODELS, model_folder
 from benchmarks.critic_quality.rows import BenchRows
 from benchmarks.critic_quality.rules import NO_STEP, given_the_answer, uniform
 from stepalign.prompts import Message
+from stepalign_models.caches import cache_parameter
 from stepalign_run.data import LabelledData, LabelledSolution
 
 Variant = Literal["written", "likeliest", "told", "at_once"]
@@ -132,15 +133,12 @@ class CriticPrompt:
         ids = self._encode(self._prompt(solution, prompting) + before)
         numbers = [self._encode(f"{index}}}") for index in range(len(solution.steps))]
         cache = DynamicCache(config=self._model.config)
+        named: dict[str, Any] = {cache_parameter(self._model): cache}
         found: list[float] = []
         with torch.inference_mode():
-            self._model(input_ids=torch.tensor([ids[:-1]]), past_key_values=cache, logits_to_keep=1)
+            self._model(input_ids=torch.tensor([ids[:-1]]), logits_to_keep=1, **named)
             for number in numbers:
-                logits = (
-                    self._model(input_ids=torch.tensor([[ids[-1], *number[:-1]]]), past_key_values=cache)
-                    .logits[0]
-                    .float()
-                )
+                logits = self._model(input_ids=torch.tensor([[ids[-1], *number[:-1]]]), **named).logits[0].float()
                 found.append(float(logits.log_softmax(-1)[range(len(number)), number].sum()))
                 cache.crop(-len(number))
         return [round(value, 4) for value in found]

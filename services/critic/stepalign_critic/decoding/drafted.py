@@ -137,13 +137,27 @@ class DraftedDecoder:
         found: list[dict[Asked, list[float]]] = [{} for _ in rows]
         for start in range(0, max(map(len, feeds)), columns):
             parts = [feed[start : start + columns] for feed in feeds]
-            logits = self._feed(rows, parts, cache, keep=max(map(len, parts)))
-            for r, (part, draft) in enumerate(zip(parts, drafts, strict=True)):
-                for asked in (asked for piece in draft.asked for asked in piece):
-                    place = asked.place - draft.prompt + 1 - start
-                    if 0 <= place < len(part):
-                        column = logits[r, logits.shape[1] - len(part) + place].float()
-                        found[r][asked] = column.log_softmax(-1)[list(asked.ids)].tolist()
+            width = max(map(len, parts))
+            # Each row's part ends at the last column.
+            shifts = [draft.prompt - 1 + start - (width - len(part)) for part, draft in zip(parts, drafts, strict=True)]
+            asked_of = [
+                [
+                    asked
+                    for piece in draft.asked
+                    for asked in piece
+                    if 0 <= asked.place - draft.prompt + 1 - start < len(part)
+                ]
+                for part, draft in zip(parts, drafts, strict=True)
+            ]
+            places = sorted(
+                {asked.place - shift for of_row, shift in zip(asked_of, shifts, strict=True) for asked in of_row}
+            )
+            # The head is a fifth of a small model's work: only the columns that are asked for go through it.
+            logits = self._feed(rows, parts, cache, keep=torch.tensor(places or [width - 1], device=self._model.device))
+            for r, (of_row, shift) in enumerate(zip(asked_of, shifts, strict=True)):
+                for asked in of_row:
+                    column = logits[r, places.index(asked.place - shift)].float()
+                    found[r][asked] = column.log_softmax(-1)[list(asked.ids)].tolist()
         return [draft.scores(found[r].__getitem__) for r, draft in enumerate(drafts)]
 
     def _begin(self, row: _Row) -> None:
@@ -234,19 +248,30 @@ class DraftedDecoder:
         return []
 
     def _feed(
-        self, rows: list[_Row], feeds: list[list[int]], cache: DynamicCache, *, keep: int, whole: bool = False
+        self,
+        rows: list[_Row],
+        feeds: list[list[int]],
+        cache: DynamicCache,
+        *,
+        keep: int | torch.Tensor,
+        whole: bool = False,
     ) -> torch.Tensor:
-        """Feed each row its tokens, at the right of ``W`` columns; the logits ``[B, keep, V]`` of the last columns."""
+        """Feed each row its tokens, at the right of ``W`` columns; the logits ``[B, K, V]`` of the columns to keep.
+
+        ``keep`` is the number of last columns, or the columns ``[K]``.
+        """
         width = max(map(len, feeds))
         if self._plain and not whole and width > 1:
             padded = [[None] * (width - len(feed)) + feed for feed in feeds]
             passes = [
                 self._pass(rows, [[] if row[i] is None else [row[i]] for row in padded], cache, 1) for i in range(width)
             ]
-            return torch.cat(passes[-keep:], dim=1)
+            return torch.cat(passes[-keep:], dim=1) if isinstance(keep, int) else torch.cat(passes, dim=1)[:, keep]
         return self._pass(rows, feeds, cache, keep) if width else torch.empty(0)
 
-    def _pass(self, rows: list[_Row], feeds: list[list[Any]], cache: DynamicCache, keep: int) -> torch.Tensor:
+    def _pass(
+        self, rows: list[_Row], feeds: list[list[Any]], cache: DynamicCache, keep: int | torch.Tensor
+    ) -> torch.Tensor:
         self.passes += 1
         width = max(map(len, feeds))
         ids: list[list[int]] = []
