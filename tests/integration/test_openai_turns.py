@@ -168,6 +168,7 @@ def test_tokens_that_begin_a_word_count_for_it() -> None:
     assert found.p_wrong[1] == pytest.approx(0.75)
     assert max(found.p_wrong[0], found.p_wrong[2]) < 1e-9
 
+
 def critic_of(served: Upstream, max_batch: int, *requests: CritiqueRequest, **settings: Any) -> list[Any]:
     """What a critic that may have ``max_batch`` requests open says to all requests at once."""
     return asyncio.run(_ask_all(served, requests, {"max_batch": max_batch}, settings))
@@ -261,6 +262,21 @@ def test_after_a_failure_no_further_step_is_asked_for() -> None:
     assert isinstance(found, EngineError) and "out of memory" in str(found)
     assert time.monotonic() - begin < 20
     assert len(served.asked) == 13
+
+
+def test_a_wrong_result_that_nothing_announces_convicts_a_step() -> None:
+    steps = ["3 + 4 = 7", "7 * 2 = 15", "So she has 15 apples."]
+    found = critique(Upstream(judging([0.1, 0.3, 0.2])), REQUEST.model_copy(update={"steps": steps}))
+    assert found.critique is not None, found.failure
+    assert (found.critique.verdict, found.critique.first_error_step) == (Verdict.INCORRECT, 2)
+    assert found.forced == [Forced.ANSWER, Forced.ERROR]
+
+
+def test_an_attempt_without_an_answer_is_called_wrong_where_the_model_finds_it_wrong() -> None:
+    steps = ["3 + 4 = 7", "7 * 2 = 15", "She has 15 apples."]
+    found = critique(Upstream(judging([0.1, 0.9, 0.2])), REQUEST.model_copy(update={"steps": steps}))
+    assert found.critique is not None, found.failure
+    assert (found.critique.verdict, found.critique.first_error_step) == (Verdict.INCORRECT, 2)
 
 
 def test_the_command_says_what_the_known_answer_settled() -> None:

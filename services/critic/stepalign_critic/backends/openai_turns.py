@@ -57,7 +57,8 @@ class OpenAITurns:
         assert conversation is not None, "this backend aligns in turns"
         tokens = _Tokens()
         asking = [
-            partial(self._mark, conversation.asking(i), piece, tokens) for i, piece in reversed([*enumerate(plan.pieces)])
+            partial(self._mark, conversation.asking(i), piece, tokens)
+            for i, piece in reversed([*enumerate(plan.pieces)])
         ]
         # The longest alone: it begins with all the others, which then find every token in the server's prefix cache.
         # Together they would each be read anew. A server with one cache reads none anew either, since they get shorter.
