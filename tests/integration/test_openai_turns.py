@@ -16,7 +16,7 @@ from rich.console import Console
 from stepalign.commands.critique import _show
 from stepalign.types import CritiqueRequest, CritiqueResponse, Forced, Verdict
 from stepalign_critic.backends.openai import OpenAIBackend
-from stepalign_critic.errors import EngineError, EngineTimeoutError
+from stepalign_critic.errors import EngineError, EngineTimeoutError, UnsupportedRequestError
 from stepalign_critic.service import AlignedDecoding, CriticService
 from stepalign_run.config import CriticServerSection
 from support.upstream import Reply, Upstream, completion, upstream
@@ -277,6 +277,13 @@ def test_an_attempt_without_an_answer_is_called_wrong_where_the_model_finds_it_w
     found = critique(Upstream(judging([0.1, 0.9, 0.2])), REQUEST.model_copy(update={"steps": steps}))
     assert found.critique is not None, found.failure
     assert (found.critique.verdict, found.critique.first_error_step) == (Verdict.INCORRECT, 2)
+
+
+@pytest.mark.parametrize("grammar", ["grammar", "structured_outputs"])
+def test_a_known_answer_with_a_nul_is_refused_where_a_grammar_would_hold_it(grammar: str) -> None:
+    request = REQUEST.model_copy(update={"answer": "14\x00"})
+    with pytest.raises(UnsupportedRequestError, match=r"U\+0000, .*send it without"):
+        critique(Upstream(judging([0.1, 0.3, 0.2])), request, grammar=grammar)
 
 
 def test_the_command_says_what_the_known_answer_settled() -> None:

@@ -85,7 +85,9 @@ class OpenAITurns:
     async def _write(self, remainder: Remainder, tokens: _Tokens) -> tuple[str, bool]:
         """What takes the attempt's place, from its opening tag on, and whether a budget cut it before its answer."""
         assert remainder.messages is not None and remainder.grammar is not None
-        grammar = to_gbnf(Sequenced((*map(Literal, remainder.given), remainder.grammar)))
+        grammar = None
+        if self._settings.grammar != "none":
+            grammar = to_gbnf(Sequenced((*map(Literal, remainder.given), remainder.grammar)))
         fields = {name: value for name, value in self.fields(grammar).items() if "logprobs" not in name}
         answer = await self._ask(remainder.messages, None, fields)
         text = tagged_text(tokens.count(answer), remainder.open_text)
