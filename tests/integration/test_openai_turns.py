@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -284,6 +285,29 @@ def test_a_known_answer_with_a_nul_is_refused_where_a_grammar_would_hold_it(gram
     request = REQUEST.model_copy(update={"answer": "14\x00"})
     with pytest.raises(UnsupportedRequestError, match=r"U\+0000, .*send it without"):
         critique(Upstream(judging([0.1, 0.3, 0.2])), request, grammar=grammar)
+
+
+@pytest.mark.parametrize(("short_of_the_bound", "cut"), [(0, [Forced.STEP_BOUND]), (2, [])])
+@pytest.mark.parametrize("attempt", ["wrong", "cut off"])
+def test_a_step_that_its_bound_has_cut_is_told_from_one_that_ended(
+    attempt: str, short_of_the_bound: int, cut: list[Forced]
+) -> None:
+    def answer(body: dict[str, Any]) -> Reply:
+        if "rest" not in body.get("grammar", ""):
+            return judging([0.1, 0.9, 0.2] if attempt == "wrong" else [0.1, 0.1])(body)
+        most = int(re.findall(r"rest\d+ ::= .*\{0,(\d+)\}", body["grammar"])[0]) + 1 - short_of_the_bound
+        return Reply(completion(f"<step_2>{'7 * 2 =' if attempt == 'cut off' else ''}{'x' * most}</step_2>{END}"))
+
+    END = "\n<answer>14</answer>"
+    cut_off = CritiqueRequest(question="3 + 4 * 2", attempt="<step_1>3 + 4 = 7</step_1><step_2>7 * 2 =", answer="14")
+    served = Upstream(answer)
+    found = critique(served, REQUEST if attempt == "wrong" else cut_off, grammar="grammar")
+    assert found.critique is not None, found.failure
+    assert found.critique.steps[1].body.endswith("xxx")
+    assert found.forced == [Forced.ANSWER, *cut]
+    console = Console(width=100, record=True)
+    _show(console, REQUEST, found)
+    assert ("cut        at the most that it may take: a step" in console.export_text()) is bool(cut)
 
 
 def test_the_command_says_what_the_known_answer_settled() -> None:

@@ -18,6 +18,7 @@ from stepalign.types import FinishReason
 from stepalign_critic.backends.base import Alignment
 from stepalign_critic.backends.openai_answers import Answer, read_completion, read_json
 from stepalign_critic.backends.together import together
+from stepalign_critic.decoding.bounds import cut_by_characters
 from stepalign_critic.decoding.grammar import CHARACTERS_A_TOKEN, Literal, Sequenced, to_gbnf
 from stepalign_critic.decoding.plan import Piece, Plan, Remainder, Score
 from stepalign_run.config.critic import OpenAISection
@@ -69,7 +70,10 @@ class OpenAITurns:
         text, truncated = "", False
         if remainder.grammar is not None:
             text, truncated = await self._write(remainder, tokens)
-        finished = plan.finish(choosing, text)
+        # Without a grammar nothing has a bound but the whole.
+        bounded = None if self._settings.grammar == "none" else remainder.grammar
+        cut = () if bounded is None else cut_by_characters(bounded, text, remainder.open_text)
+        finished = plan.finish(choosing, text, cut)
         p_wrong = choosing.p_wrong if all(told for _, told in marks) else None
         return Alignment(finished.text, p_wrong, finished.forced, tokens.read, tokens.written, truncated)
 

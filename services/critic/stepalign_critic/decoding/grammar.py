@@ -152,6 +152,11 @@ def _escaped_class(characters: str) -> str:
     return "".join(map(_escaped, characters))
 
 
+def most_elements(node: Free) -> int:
+    """The most that may follow the first character of its own in :func:`to_gbnf`; a "<" and what follows it are one."""
+    return max(1, node.tokens * CHARACTERS_A_TOKEN - 2)
+
+
 class _Gbnf:
     def __init__(self) -> None:
         self.rules: list[str] = []
@@ -175,9 +180,7 @@ class _Gbnf:
     def _free(self, node: Free) -> str:
         inside = "[^<\\n\\r]" if node.one_line else "[^<]"
         rest = self.name("rest")
-        self.rules.append(
-            f'{rest} ::= ({inside} | "<" [^/a-zA-Z<]){{0,{max(1, node.tokens * CHARACTERS_A_TOKEN - 2)}}}'
-        )
+        self.rules.append(f'{rest} ::= ({inside} | "<" [^/a-zA-Z<]){{0,{most_elements(node)}}}')
         closing = _gbnf_text(node.closing)
         # No text in such a grammar has a NUL: it cannot be a wrong step that does.
         if node.unlike is None or not squeezed(node.unlike) or _NUL in squeezed(node.unlike):
