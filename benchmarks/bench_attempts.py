@@ -9,7 +9,9 @@ written behind them as GSM8K does: ``#### 18``).
 ``sent_as_steps``: the share of solutions whose steps, sent one by one, keep their count. ``joined``: that of their
 steps joined by blank lines and sent as one text. ``answers``: solutions in which an answer is found, of those whose end
 announces one, by a box, ``####`` or the word "answer". The others' last words stand under ``without_answer``, to be
-read by people. Exits with 1 when a bound is missed.
+read by people. ``concluded`` are answers by the rule ``conclusion``, which nothing announces; ``cut_off``
+says how often that rule finds one that is none: in solutions cut off after each step but the last. Exits with 1 when a
+bound is missed.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from rich.console import Console
 
 from benchmarks import report
 from benchmarks.report import Bound
-from stepalign.critique.splitting import SplitAttempt, join_steps, split_attempt
+from stepalign.critique.splitting import AnswerRule, SplitAttempt, join_steps, split_attempt
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "attempts.json"
@@ -80,8 +82,23 @@ def measure(known: list[Solution]) -> dict[str, Any]:
         "state_an_answer": len(stating),
         "answers": _share(stating),
         "answer_rules": dict(Counter(_rule(read) for read in joined).most_common()),
+        "concluded": {
+            s.id: r.text[slice(*r.answer)]
+            for s, r in zip(known, joined, strict=True)
+            if r.answer is not None and r.answer_rule is AnswerRule.CONCLUSION
+        },
+        "cut_off": cut_off(known),
         "without_answer": {s.id: s.steps[-1][-200:] for s, answered in zip(known, found, strict=True) if not answered},
     }
+
+
+def cut_off(known: list[Solution]) -> dict[str, Any]:
+    """In how many of the solutions cut off after a step, and announcing no answer so far, one is found."""
+    shorter = ["\n\n".join(solution.steps[:n]) for solution in known for n in range(1, len(solution.steps))]
+    rules = [split_attempt(text).answer_rule for text in shorter]
+    unannounced = [rule for rule in rules if rule in (None, AnswerRule.CONCLUSION)]
+    concluded = [rule is AnswerRule.CONCLUSION for rule in unannounced]
+    return {"cut_off": len(unannounced), "concluded": sum(concluded), "share": _share(concluded)}
 
 
 def _share(kept: list[bool]) -> float:
@@ -114,6 +131,7 @@ def main(
         "joined_processbench": Bound(processbench["joined"], at_least=0.99),
         "joined_gsm8k": Bound(sets["gsm8k_train"]["joined"], at_least=0.99),
         "answers": Bound(everything["answers"], at_least=1.0),
+        "cut_off_processbench": Bound(processbench["cut_off"]["share"], at_most=0.015),
     }
     kept = all(bound.kept for bound in bounds.values())
     figures = {

@@ -217,7 +217,8 @@ class AttemptReading(Wire):
 
 
 class Forced(StrEnum):
-    """A part of a critique that the known answer settled, whatever the critic's model would have written."""
+    """A part of a critique that was settled whatever the critic's model would have written: by the known answer, or by
+    a bound on what it writes."""
 
     ANSWER = "answer"
     """The critique's answer is the known one."""
@@ -225,6 +226,10 @@ class Forced(StrEnum):
     """The attempt's answer is right, so no step was called wrong."""
     ERROR = "error"
     """The attempt's answer is wrong, so an error was placed where the model finds one likeliest."""
+    STEP_BOUND = "step_bound"
+    """A corrected, inserted or continued step was cut at its bound: it may break off amid a sentence."""
+    ANSWER_BOUND = "answer_bound"
+    """The answer was cut at its bound."""
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -243,9 +248,9 @@ class CritiqueResponse(Wire):
     """Why a first answer of the critic was refused, when it was asked once more, and more strictly."""
     p_wrong: list[Probability] | None = None
     """For each step of the attempt, the probability that the critic's model calls it wrong, given that the steps
-    before it are right. What the known answer forced changes none of it. None where the backend does not tell."""
+    before it are right. What was forced changes none of it. None where the backend does not tell."""
     forced: list[Forced] = Field(default_factory=list[Forced])
-    """What the known answer settled, in the order of :class:`Forced`."""
+    """What the known answer or a bound settled, in the order of :class:`Forced`."""
     critic: CriticIdentity
     usage: Usage
     """Tokens of all answers that this one took."""

@@ -111,6 +111,13 @@ def test_an_answers_tag_alone_leaves_the_other_text_its_steps(url: str) -> None:
     assert response.critique.alignment.copied_steps == 2
 
 
+def test_a_result_that_nothing_announces_is_an_answer_and_no_breaking_off(url: str) -> None:
+    response = ask(url, CritiqueRequest(question=QUESTION, attempt="3 + 4 = 7\n7 * 7 = 8\nSo 8.", answer="9"))
+    assert (response.attempt.rule, response.attempt.answer_rule) == (SplitRule.LINES, AnswerRule.CONCLUSION)
+    critique = response.critique
+    assert critique is not None and (critique.verdict, critique.first_error_step) == (Verdict.INCORRECT, 2)
+
+
 def test_an_unaligned_answer_is_an_answer_with_a_failure(url: str) -> None:
     outcome = 'stepalign_critic_critiques_total{outcome="verdict_disagrees"}'
     before = metric(url, outcome)

@@ -41,6 +41,10 @@ OPENINGS: list[tuple[str, str, bool]] = [
 """Wrong steps, texts in their place, and whether they are allowed."""
 
 
+ODD = "".join(map(chr, [*range(1, 0x20), *range(0x7F, 0x100), 0x2028, 0x2029, 0xFEFF, 0xFFFF, 0x1F44D, 0x10FFFF]))
+"""Characters beyond printable ASCII that are easily read otherwise than written. NUL is a case of its own."""
+
+
 def corrected(wrong: str) -> Grammar:
     """What may stand in the place of a wrong second step."""
     return Free(80, "</step_2>", unlike=wrong)

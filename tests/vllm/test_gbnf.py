@@ -11,7 +11,7 @@ from xgrammar import GrammarCompiler, GrammarMatcher, TokenizerInfo
 
 from stepalign.critique.quotation import is_quotation
 from stepalign_critic.decoding.grammar import Choice, Free, Grammar, Literal, Sequenced, to_gbnf
-from support.grammar_cases import FREE, OPENINGS, WRONG, corrected
+from support.grammar_cases import FREE, ODD, OPENINGS, WRONG, corrected
 
 END = 256
 
@@ -34,6 +34,15 @@ def test_free_text_is_what_no_tag_and_no_quotation_is(text: str, allowed: bool) 
 @pytest.mark.parametrize(("wrong", "text", "allowed"), OPENINGS)
 def test_openings_that_are_no_quotations(wrong: str, text: str, allowed: bool) -> None:
     assert allows(corrected(wrong), f"{text}</step_2>") is allowed
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: f"U+{ord(odd):04X}")
+def test_odd_characters_stand_for_themselves(odd: str) -> None:
+    assert allows(Literal(f"a{odd}b"), f"a{odd}b")
+    assert not allows(Literal(f"a{odd}b"), "aab")
+    wrong = f"3 {odd} 4 = 7"
+    assert not allows(corrected(wrong), f"{wrong}</step_2>")
+    assert allows(corrected(wrong), "3 Q 4 = 7</step_2>")
 
 
 def test_no_quotation_is_allowed() -> None:

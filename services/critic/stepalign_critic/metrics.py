@@ -63,7 +63,10 @@ class Metrics:
             registry=self.registry,
         )
         self.forced = Counter(
-            f"{_PREFIX}forced", "Parts of critiques that the known answer settled", ["forced"], registry=self.registry
+            f"{_PREFIX}forced",
+            "Parts of critiques that the known answer or a bound settled",
+            ["forced"],
+            registry=self.registry,
         )
         self.answers_unknown = Counter(
             f"{_PREFIX}answers_unknown",

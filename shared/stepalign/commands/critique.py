@@ -163,6 +163,7 @@ _SETTLED = {
     Forced.NO_ERROR: "that no step is wrong",
     Forced.ERROR: "that there is an error",
 }
+_CUT = {Forced.STEP_BOUND: "a step", Forced.ANSWER_BOUND: "the answer"}
 
 
 def _as_json(answer: CritiqueResponse | CriticError) -> str:
@@ -177,9 +178,12 @@ def _show(console: Terminal, request: CritiqueRequest, answer: CritiqueResponse 
         console.print(Text(printable(f"no answer: {answer}"), style="red"))
     elif answer.critique is not None:
         _show_critique(console, request, answer.critique)
-        if answer.forced:
-            settled = ", ".join(_SETTLED[forced] for forced in answer.forced)
+        settled = ", ".join(said for forced, said in _SETTLED.items() if forced in answer.forced)
+        if settled:
             console.print(_line(None, "settled", f"by the known answer: {settled}", "dim"))
+        cut = " and ".join(said for forced, said in _CUT.items() if forced in answer.forced)
+        if cut:
+            console.print(_line(None, "cut", f"at the most that it may take: {cut}", "dim"))
     elif answer.failure is not None:
         said = printable(f"refused as {answer.failure.reason}: {answer.failure.detail}")
         console.print(Text(said, style="red"))

@@ -2,12 +2,17 @@
 
 The first rule that finds something is used:
 
-===========  ==========================================================================================================
-``boxed``    The last ``\\boxed{…}`` or ``\\fbox{…}``, without braces too: ``\\boxed 5``.
-``hashes``   The text after ``####`` on the last line.
-``phrase``   The last value that is announced: by ``answer is``, ``answer:``, ``answer =``, a line ``A: …``, or a line
-             that is nothing but ``Final Answer``. The value stands behind these words, or on the next line.
-===========  ==========================================================================================================
+==============  =======================================================================================================
+``boxed``       The last ``\\boxed{…}`` or ``\\fbox{…}``, without braces too: ``\\boxed 5``.
+``hashes``      The text after ``####`` on the last line.
+``phrase``      The last value that is announced: by ``answer is``, ``answer:``, ``answer =``, a line ``A: …``, or a
+                line that is nothing but ``Final Answer``. The value stands behind these words, or on the next line.
+``conclusion``  The only number of the last sentence, which opens with ``So``, ``Therefore``, … and has a full stop.
+==============  =======================================================================================================
+
+The sentence of a ``conclusion`` calculates nothing: no sign but those of money, per cent and emphasis stands in it, and
+its number has no letter or hyphen at its end. Such a sentence also closes steps on the way to an answer, which nobody
+can tell from a last one: docs/critique-format.md has how often that happens.
 
 An announced value ends with its clause: ``7, because …``, ``7. I hope it is correct.`` Where a clause without numbers
 of its own marks one place, by dollar signs, LaTeX's brackets or asterisks, the value is that place. Emphasis, dollar
@@ -52,6 +57,16 @@ _DELIMITED = re.compile(
 )
 _UNIT = re.compile(r"(?!\s*+(?:and|or)\b)[a-z\s'*_.!-]*+", re.I)
 _NUMBER_OF_MANY_WORDS = re.compile(r"(-?\d[\d,.]*+(?<!\D))(?:[ \t]++(?!and\b|or\b)[a-z]{2,}+){3}", re.I)
+_SENTENCE_BEGINS = re.compile(r"[.!?:;][\"'”’)*_$]*+\s++|\n")
+_CONCLUDES = re.compile(
+    r"[\s*_>]*+(?:so(?![ \t]++(?:far|that|long)\b)|therefore|thus|hence|consequently|finally"
+    r"|in[ \t]++(?:total|conclusion))\b",
+    re.I,
+)
+_CONCLUSION_ENDS = re.compile(r"[.!][\"'”’)*_$]*+\s*+\Z")
+_CALCULATES = re.compile(r"\\[^()$%]|[=<>≤≥≠≈+×÷^{}\[\]|?]")
+_NUMBER = re.compile(r"(?:\\?\$)?[-−]?\d++(?:,\d{3})*+(?:\.\d++)?+(?:/\d++)?+(?:\\?%)?")
+_LONGEST_CONCLUSION = 400
 _BEFORE_VALUE = re.compile(r"(?:\\[$,!; ]|[\s*_$!`\"“]|\.(?!\d))++")
 _AFTER_VALUE = ' \t\n*_$.!`"”,;:\\'
 _AROUND_BOXED = " \t\n$.\\"
@@ -63,10 +78,10 @@ _ONLY_STATES = re.compile(rf"(?:{_STATES})*+", re.I)
 _CLOSING_WORDS = re.compile(r"(?:[\W_]|\bI hope (?:it|this)(?: is|'s) (?:correct|right)\b)*+", re.I)
 
 
-def find_answer(text: str) -> tuple[Span | None, AnswerRule | None]:
-    """Where the answer stands, and the rule that found it."""
-    for rule, find in ((AnswerRule.BOXED, _boxed), (AnswerRule.HASHES, _hashes), (AnswerRule.PHRASE, _announced)):
-        span = find(text)
+def find_answer(text: str, *, conclusions: bool = True) -> tuple[Span | None, AnswerRule | None]:
+    """Where the answer stands, and the rule that found it; without ``conclusions`` an announced one alone."""
+    for rule, find in _RULES:
+        span = find(text) if conclusions or rule is not AnswerRule.CONCLUSION else None
         if span is not None:
             return span, rule
     return None, None
@@ -120,6 +135,33 @@ def _announced(text: str) -> Span | None:
         if value is not None:
             return value
     return None
+
+
+def _concluded(text: str) -> Span | None:
+    last = text[-_LONGEST_CONCLUSION:]
+    ending = _CONCLUSION_ENDS.search(last)
+    if ending is None:
+        return None
+    begins = [match.end() for match in _SENTENCE_BEGINS.finditer(last, 0, ending.start())]
+    start = begins[-1] if begins else 0
+    whole = bool(begins) or len(last) == len(text)
+    if not whole or _CONCLUDES.match(last, start) is None or _CALCULATES.search(last, start) is not None:
+        return None
+    numbers = list(_NUMBER.finditer(last, start, ending.start()))
+    if len(numbers) != 1:
+        return None
+    (first, end), offset = numbers[0].span(), len(text) - len(last)
+    # "4th", "x2", "5-foot" and "3:30" count nothing.
+    alone = not last[first - 1 : first].isalnum() and re.match(r"[\w^:°]|-\w", last[end:]) is None
+    return _unwrapped(text, (offset + first, offset + end)) if alone else None
+
+
+_RULES = (
+    (AnswerRule.BOXED, _boxed),
+    (AnswerRule.HASHES, _hashes),
+    (AnswerRule.PHRASE, _announced),
+    (AnswerRule.CONCLUSION, _concluded),
+)
 
 
 def _value(text: str, start: int) -> Span | None:

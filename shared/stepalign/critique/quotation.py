@@ -74,18 +74,29 @@ def is_quotation(step: str, wrong: str) -> bool:
     return counts_as_opening(wrong) and not longer and _GOES_ON.match(rest) is None
 
 
+def end_of_common(wrong: str, step: str) -> int:
+    """How far ``step`` goes with the words of ``wrong``: where the first character of its own stands."""
+    return _walk(squeezed(wrong), step)[0]
+
+
 def _end_of(squeezed_wrong: str, step: str) -> int | None:
     """Where the wrong step ends in ``step``, if that opens with it."""
+    place, whole = _walk(squeezed_wrong, step)
+    return place if whole else None
+
+
+def _walk(squeezed_wrong: str, step: str) -> tuple[int, bool]:
+    """Where ``step`` leaves the words of the wrong one, and whether it has all of them."""
     if not squeezed_wrong:
-        return None
+        return 0, False
     place = len(step) - len(step.lstrip(BLANKS + OPENING))
     for gap, character in gaps(squeezed_wrong):
         begin = place
         while place < len(step) and step[place] in BLANKS:
             place += 1
         if (gap == "none" and place > begin) or (gap == "required" and place == begin):
-            return None
+            return begin, False
         if step[place : place + 1] != character:
-            return None
+            return begin, False
         place += 1
-    return place
+    return place, True

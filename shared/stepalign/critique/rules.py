@@ -26,3 +26,5 @@ class AnswerRule(StrEnum):
     BOXED = "boxed"
     HASHES = "hashes"
     PHRASE = "phrase"
+    CONCLUSION = "conclusion"
+    """Nothing announces it: it is the only number of the last sentence, which opens with "So", "Therefore", …"""

@@ -118,7 +118,12 @@ def split_attempt(text: str) -> SplitAttempt:
         end = trace.answer.span[1] if trace.answer is not None and trace.issues else len(sheet.text)
         return _as_tagged(text, sheet.part(0, end))
     loose = read_loose_tags(sheet)
-    found, rule = (None, AnswerRule.TAG) if loose.answer is not None else find_answer(loose.untagged.text)
+    # Who writes tags has one for the answer too: without it the text breaks off, whatever its last sentence says.
+    found, rule = (
+        (None, AnswerRule.TAG)
+        if loose.answer is not None
+        else find_answer(loose.untagged.text, conclusions=not loose.steps)
+    )
     if found is None and loose.answer is None and _breaks_off(trace, loose):
         return _as_tagged(text, sheet)
     if loose.steps:

@@ -41,7 +41,7 @@ class OpenAISection(Section):
     api_key_file: Path | None = None
     """A file that holds the server's API key."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """How long the server may take for one answer, and to come up."""
+    """How long the server may take for one answer, or for all those of a critique in turns; and to come up."""
     max_tokens_field: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")] = "max_tokens"
     """The field of a request that holds ``critic.max_new_tokens``. Some models want ``max_completion_tokens``."""
     omit: list[_Omittable] = Field(default_factory=list[_Omittable])
@@ -189,7 +189,7 @@ class CriticServerSection(Section):
     """Budget of the critique. In aligned decoding an attempt whose copies leave too little of it is refused; in free
     decoding a critique that needs more is a truncated one. A thought before it may take as much again."""
     max_batch: Annotated[int, Field(ge=1)] = 32
-    """Most requests generated together."""
+    """Most requests generated together. The backend ``openai`` has no more open at a time."""
     max_queue: Annotated[int, Field(ge=1)] = 256
     """Most requests waiting; above it the service answers 503 with Retry-After."""
     batch_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 5.0

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -45,15 +46,17 @@ def load_config(path: Path, overrides: Sequence[str] = (), environ: Mapping[str,
 
     Raises ConfigError with a message that names every unknown or invalid key.
     """
-    given = _read_sources(path, overrides, environ)
+    given, problems = _read_sources(path, overrides, environ)
     arm = next((arm for values in given if (arm := _arm_named_by(values)) is not None), None)
     of_arm, _ = _read_arm(RunSection().arm if arm is None else _checked_arm(arm))
     try:
-        return Config.model_validate(_merge([*given, {"arm": of_arm}]))
+        config = Config.model_validate(_merge([*given, {"arm": of_arm}]))
     except ValidationError as error:
         about_the_arm = arm is not None and any(item["loc"][:1] == ("arm",) for item in error.errors())
         file = f"{path} with run.arm {arm}" if about_the_arm else str(path)
-        raise _refusal(error, file, overrides) from None
+        raise _refusal(Config, error, file, overrides, problems) from None
+    _refuse(problems)
+    return config
 
 
 def load_critic_config(
@@ -64,13 +67,16 @@ def load_critic_config(
     The run's other sections and the client's keys are passed over, in the environment and on the command line too.
     Raises ConfigError with a message that names every unknown key, and every invalid one of the critic's.
     """
-    given = _merge(_read_sources(path, overrides, environ))
+    sources, problems = _read_sources(path, overrides, environ)
+    given = _merge(sources)
     # The run's sections go, and with them how the run judges answers, which is how its critic does.
     of_a_run = not given.keys().isdisjoint({"model", "data"})
     try:
-        return CriticConfig.model_validate(_of_the_critic(with_run_graders(given) if of_a_run else given))
+        config = CriticConfig.model_validate(_of_the_critic(with_run_graders(given) if of_a_run else given))
     except ValidationError as error:
-        raise _refusal(error, str(path), overrides) from None
+        raise _refusal(CriticConfig, error, str(path), overrides, problems) from None
+    _refuse(problems)
+    return config
 
 
 def _of_the_critic(values: Values) -> Values:
@@ -105,16 +111,36 @@ class _Environment(EnvSettingsSource):
         return {key.lower(): value for key, value in self._environ.items()}
 
 
-def _read_sources(path: Path, overrides: Sequence[str], environ: Mapping[str, str] | None) -> list[Values]:
-    """The values of the command line, of the environment and of the file, none of them validated."""
+def _read_sources(
+    path: Path, overrides: Sequence[str], environ: Mapping[str, str] | None
+) -> tuple[list[Values], list[str]]:
+    """The values of the command line, of the environment and of the file, none of them validated.
+
+    And what is wrong with the names in the environment, to be told with what is wrong in the file. Options that cannot
+    be read raise ConfigError at once: what they would have set is not known.
+    """
     values = _read_toml(path)
     environ = os.environ if environ is None else environ
-    _refuse_unknown_variables(environ)
+    problems = _unknown_variables(environ)
     try:
         command_line = CliSettingsSource[Any](_Options, cli_parse_args=list(overrides))()
     except SettingsError as error:
-        raise ConfigError(f"command line: {str(error).removeprefix('error parsing CLI: ')}") from None
-    return [command_line, _Environment(environ)(), values]
+        said = str(error).removeprefix("error parsing CLI: ")
+        raise ConfigError("; ".join([*problems, f"command line: {said}{_nearest_options(said)}"])) from None
+    return [command_line, _Environment(environ)(), values], problems
+
+
+def _nearest_options(said: str) -> str:
+    """What the options that are unrecognised might have been meant to be."""
+    known = [name.removeprefix(ENV_PREFIX).replace(DELIMITER, ".").lower() for name in known_variables()]
+    named = [word.partition("=")[0].removeprefix("--") for word in said.split() if word.startswith("--")]
+    return "".join(_nearest(name, known, "--") for name in named if name not in known)
+
+
+def _nearest(name: str, known: Collection[str], prefix: str = "") -> str:
+    """The known name that is most like an unknown one, as the end of a message; empty where none is."""
+    found = get_close_matches(name, known, n=1)
+    return f"; did you mean {prefix}{found[0]}?" if found else ""
 
 
 def _merge(sources: Iterable[Values]) -> Values:
@@ -193,7 +219,7 @@ def _read_arm(name: str) -> tuple[Values, TableSection]:
     try:
         return values, TableSection.model_validate(values.pop("table", {}))
     except ValidationError as error:
-        raise _refusal(error, f"run.arm {name}, [table]", ()) from None
+        raise _refusal(TableSection, error, f"run.arm {name}, [table]", ()) from None
 
 
 def _read_arm_file(name: str) -> Values:
@@ -226,24 +252,60 @@ def known_variables() -> set[str]:
     return walk(Config, ENV_PREFIX)
 
 
-def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
     known = known_variables()
     unknown = sorted(key for key in environ if key.upper().startswith(ENV_PREFIX) and key.upper() not in known)
-    if unknown:
-        raise ConfigError(
-            f"unknown environment variable(s) {', '.join(unknown)}; sections and keys are joined by two underscores, "
-            f"as in {ENV_PREFIX}TRAINER{DELIMITER}STEPS"
-        )
+    if not unknown:
+        return []
+    nearest = "".join(_nearest(key.upper(), known) for key in unknown)
+    return [
+        f"unknown environment variable(s) {', '.join(unknown)}{nearest}; sections and keys are joined by two "
+        f"underscores, as in {ENV_PREFIX}TRAINER{DELIMITER}STEPS"
+    ]
 
 
-def _refusal(error: ValidationError, file: str, overrides: Sequence[str]) -> ConfigError:
-    """Each problem with the key that it is about, and the command line or the file as its source."""
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def _refusal(
+    model: type[BaseModel],
+    error: ValidationError,
+    file: str,
+    overrides: Sequence[str],
+    problems: Sequence[str] = (),
+) -> ConfigError:
+    """Each problem of ``model`` with the key that it is about, and the command line or the file as its source.
+
+    ``problems`` of other sources stand before them.
+    """
     options = {option.partition("=")[0] for option in overrides}
     keys = {f"--{'.'.join(map(str, item['loc']))}" for item in error.errors()}
-    problems: list[str] = []
-    for item in error.errors():
-        problems.append(f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {_message(item)}")
-    return ConfigError(f"{'command line' if keys <= options else file}: {'; '.join(problems)}")
+    found = [
+        f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {_message(item)}{_nearest_key(model, item)}"
+        for item in error.errors()
+    ]
+    source = "command line" if keys <= options else file
+    return ConfigError("; ".join([*problems, f"{source}: {'; '.join(found)}"]))
+
+
+def _nearest_key(model: type[BaseModel], item: ErrorDetails) -> str:
+    """What an unknown key might have been meant to be: a key of the same table."""
+    if item["type"] != "extra_forbidden":
+        return ""
+    *tables, key = map(str, item["loc"])
+    for table in tables:
+        annotation = model.model_fields[table].annotation
+        sections = [
+            kind
+            for kind in (annotation, *get_args(annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if not sections:
+            return ""
+        model = sections[0]
+    return _nearest(key, list(model.model_fields))
 
 
 def _message(item: ErrorDetails) -> str:

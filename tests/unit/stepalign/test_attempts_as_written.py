@@ -178,8 +178,8 @@ ATTEMPTS: dict[str, tuple[str, SplitRule, list[str], str | None]] = {
     "tables": (
         "The sums:\n| a | b |\n|---|---|\n| 3 | 4 |\nSo 7.",
         LINES,
-        ["The sums:", "| a | b |\n|---|---|\n| 3 | 4 |", "So 7."],
-        None,
+        ["The sums:", "| a | b |\n|---|---|\n| 3 | 4 |"],
+        "7",
     ),
     "displays in sentences": (
         r"We see \[ x = 7. Y = 8 \] here. Then 14.",
@@ -314,6 +314,54 @@ ANSWERS: dict[str, tuple[str, AnswerRule]] = {
     "The answer is (3, 4).": ("(3, 4)", AnswerRule.PHRASE),
     "The answer is $x = 3$ and $y = 4$.": ("$x = 3$ and $y = 4$", AnswerRule.PHRASE),
 }
+CONCLUSIONS = {
+    "Therefore, Dana can travel 36 miles in six hours.": "36",
+    "3 + 4 = 7. So she earns $18.50 every day!": "18.50",
+    "We add: Thus, the charge was **27%**.": "27%",
+    "Hence, the area is \\(196\\) square feet.\n": "196",
+    "So, it is approximately \\$26,518.": "26,518",
+    "Finally, that is 3/4 of the cake.": "3/4",
+}
+UNCONCLUDED = [
+    "She earns $18 every day.",
+    "So she earns $18 every day",
+    "So she earns $18 every",
+    "So far she has 18 apples.",
+    "So 3 of the 18 apples are red.",
+    "So x = 18.",
+    "So 3 + 4 are 18?",
+    "So she comes 4th.",
+    "So it is a 4-sided figure.",
+    "So it is 3:30.",
+    "So the range is [0, \\infty).",
+    "So it is \\frac{x}{2}.",
+    "So there is none.",
+    "Therefore, she has 18. Each is red.",
+    "So " + "the apples of the garden and " * 20 + "are 18.",
+]
+
+
+@pytest.mark.parametrize("text", CONCLUSIONS)
+@pytest.mark.parametrize("before", ["", "It was 5.\n", "So it was 5.\n\n"])
+def test_a_last_sentence_that_concludes_with_one_number_answers(text: str, before: str) -> None:
+    split = split_attempt(before + text)
+    assert (answer(split), split.answer_rule) == (CONCLUSIONS[text], AnswerRule.CONCLUSION)
+    in_steps = join_steps([before, text] if before else [text])
+    assert (answer(in_steps), in_steps.answer_rule) == (CONCLUSIONS[text], AnswerRule.CONCLUSION)
+
+
+@pytest.mark.parametrize("text", UNCONCLUDED)
+def test_what_may_go_on_has_no_answer(text: str) -> None:
+    assert split_attempt(f"We add.\n\n{text}").answer is None
+
+
+def test_an_announced_answer_goes_before_a_conclusion() -> None:
+    assert answer(split_attempt("The answer is 7.\n\nSo she has 8 apples.")) == "7"
+
+
+@pytest.mark.parametrize("tag", ["step_1", "Step 1"])
+def test_who_writes_step_tags_has_answered_with_a_tag_alone(tag: str) -> None:
+    assert split_attempt(f"<{tag}>So she has 8 apples.</{tag}>").answer is None
 
 
 @pytest.mark.parametrize("text", ANSWERS)

@@ -20,9 +20,16 @@ from stepalign_critic.errors import BackendDiedError
 from stepalign_launcher.redis_server import ServerDiedError
 
 
-def stepalign(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def stepalign(
+    *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "stepalign.cli", *arguments], capture_output=True, text=True, timeout=60, cwd=cwd
+        [sys.executable, "-m", "stepalign.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
     )
 
 
@@ -62,6 +69,29 @@ def test_an_unknown_key_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "trainer.stepz: unknown key" in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_all_that_is_wrong_is_told_at_once_with_the_nearest_names(tmp_path: Path) -> None:
+    (tmp_path / "critic.toml").write_text(
+        '[critic]\nbackend = "openai"\nmax_batchs = 1\nmax_queue = 0\n[critic.openai]\ntimeout_second = 3\n[critics]\n'
+    )
+    done = stepalign("critic", "critic.toml", cwd=tmp_path, env={"STEPALIGN_CRITIC__PROT": "3"})
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    for said in (
+        "STEPALIGN_CRITIC__PROT; did you mean STEPALIGN_CRITIC__PORT?",
+        "critic.toml: ",
+        "critic.max_batchs: unknown key; did you mean max_batch?",
+        "critic.max_queue: Input should be greater than or equal to 1",
+        "critic.openai.timeout_second: unknown key; did you mean timeout_seconds?",
+        "critics: unknown key; did you mean critic?",
+    ):
+        assert said in done.stderr, done.stderr
+
+
+def test_a_misspelt_option_is_told_the_nearest_one(tmp_path: Path) -> None:
+    (tmp_path / "critic.toml").write_text('[critic]\nbackend = "program"\nchecker = "lab"\n')
+    done = stepalign("critic", "critic.toml", "--critic.prot", "3", cwd=tmp_path)
+    assert done.returncode == 1 and "--critic.prot 3; did you mean --critic.port?" in done.stderr
 
 
 @pytest.mark.parametrize("process", ["trainer", "solver", "critic", "evaluate"])

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from stepalign.critique.quotation import is_quotation
-from stepalign_critic.decoding.grammar import Choice, Free, Grammar, Literal, Sequenced, to_lark
-from support.grammar_cases import FREE, OPENINGS, WRONG, corrected
+from stepalign_critic.decoding.grammar import Choice, Free, Grammar, Literal, Sequenced, to_gbnf, to_lark
+from stepalign_critic.errors import UnsupportedRequestError
+from support.grammar_cases import FREE, ODD, OPENINGS, WRONG, corrected
 
 
 class Bytes:
@@ -56,6 +57,15 @@ def test_openings_that_are_no_quotations(wrong: str, text: str, allowed: bool) -
     assert is_quotation(text, wrong) is not allowed
 
 
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: f"U+{ord(odd):04X}")
+def test_odd_characters_stand_for_themselves(odd: str) -> None:
+    assert allows(Literal(f"a{odd}b"), f"a{odd}b")
+    assert not allows(Literal(f"a{odd}b"), "aab")
+    wrong = f"3 {odd} 4 = 7"
+    assert not allows(corrected(wrong), f"{wrong}</step_2>")
+    assert allows(corrected(wrong), "3 Q 4 = 7</step_2>")
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     wrong=st.text(st.sampled_from('ab1 .=+\n"('), min_size=1, max_size=8).filter(lambda text: text.strip()),
@@ -84,3 +94,11 @@ def test_free_text_is_bounded_in_tokens_where_they_are_known() -> None:
     taken = matcher.try_consume_tokens(list(b"12345678901234567890"))
     assert taken <= 11
     assert matcher.compute_ff_tokens() == list(b"!")
+
+
+def test_a_nul_is_written_in_one_dialect_and_refused_in_the_other() -> None:
+    assert allows(Literal("a\x00b"), "a\x00b")
+    assert not allows(corrected("3 \x00 4 = 7"), "3 \x00 4 = 7</step_2>")
+    with pytest.raises(UnsupportedRequestError, match=r"U\+0000, .*send it without"):
+        to_gbnf(Literal("a\x00b"))
+    assert "\x00" not in to_gbnf(corrected("3 \x00 4 = 7"))

@@ -1,4 +1,4 @@
-"""A model behind any OpenAI-compatible server, through ``POST /chat/completions``: greedy, one request per critique.
+"""A model behind any OpenAI-compatible server, through ``POST /chat/completions``: greedy.
 
 The server applies its chat template to text, so this backend cannot keep control tokens out of a prompt: a server that
 does not do so itself reads an attempt's ``<|im_end|>`` as the end of a turn. Backends with token ids keep them out.
@@ -13,7 +13,8 @@ Callers read the messages of errors, those of a start that failed too. The serve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
@@ -85,7 +86,9 @@ class OpenAIBackend:
         key_file = settings.api_key_file
         # Only a conversation can be had with a server that has the tokenizer to itself.
         self.aligns = load_layout(section.prompts).form == "turns"
-        self._turns = OpenAITurns(settings, self._ask_in_turn)
+        self._turns = OpenAITurns(settings, self._ask_in_turn, section.max_batch)
+        # A critique in turns has many requests; those of all critiques are no more than the same number of critiques.
+        self._open = asyncio.Semaphore(section.max_batch)
         self._key = None if key_file is None else read_secret("critic.openai.api_key_file", key_file)
         self._http = httpx.AsyncClient(
             base_url=settings.base_url.rstrip("/") + "/",
@@ -150,7 +153,8 @@ class OpenAIBackend:
             return read_completion(await self._answered(prompt.messages, self._fields()))
 
     async def _ask_in_turn(self, messages: list[Message], tokens: int | None, fields: dict[str, Any]) -> Answer:
-        return await self._answered(messages, {**self._fields(tokens), **fields})
+        async with self._open:
+            return await self._answered(messages, {**self._fields(tokens), **fields})
 
     async def _answered(self, messages: list[Message], fields: dict[str, Any]) -> Answer:
         """An answer that holds a completion. Raises ServiceError when there is none."""
@@ -166,8 +170,8 @@ class OpenAIBackend:
         return answer
 
     async def align(self, prompt: RenderedPrompt, plan: Plan) -> Alignment:
-        """A critique by ``plan``, in turns."""
-        async with self._admission.place():
+        """A critique by ``plan``, in turns; one time limit holds for all its requests."""
+        async with self._admission.place(), _in_time(self._settings.timeout_seconds):
             return await self._turns.align(plan)
 
     def expected_wait_seconds(self) -> float | None:
@@ -299,16 +303,9 @@ class OpenAIBackend:
     async def _complete(self, messages: list[Message], seconds: float, fields: dict[str, Any]) -> Answer:
         """Raises EngineTimeoutError when there is no answer in ``seconds``, and EngineError when there is none."""
         body = {"model": self._model, "messages": messages, **fields}
-        limit = asyncio.timeout(seconds)
         try:
-            async with limit:
+            async with _in_time(seconds):
                 return await self._send("POST", "chat/completions", json=body)
-        except TimeoutError:
-            raise EngineTimeoutError(
-                f"the model's server gave no answer in {seconds:g} s; where that is too short for its queue and the "
-                "longest critique, raise critic.openai.timeout_seconds or lower critic.max_new_tokens",
-                min(AFTER_TIMEOUT_SECONDS, seconds),
-            ) from None
         except httpx.HTTPError as error:
             # An error's own words hold addresses, which are no caller's business.
             _log.warning("the model's server gave no answer", error=_reason(error))
@@ -346,6 +343,20 @@ class OpenAIBackend:
         except (_NotYet, httpx.HTTPError) as error:
             return type(error).__name__ if isinstance(error, httpx.HTTPError) else str(error)
         return f"/models says {answer.status}" if answer.status >= 500 and answer.status != 501 else None
+
+
+@asynccontextmanager
+async def _in_time(seconds: float) -> AsyncIterator[None]:
+    """Raises EngineTimeoutError after ``seconds``."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise EngineTimeoutError(
+            f"the model's server gave no answer in {seconds:g} s; where that is too short for its queue and the "
+            "longest critique, raise critic.openai.timeout_seconds or lower critic.max_new_tokens",
+            min(AFTER_TIMEOUT_SECONDS, seconds),
+        ) from None
 
 
 def _aiohttp_transport() -> httpx.AsyncBaseTransport:

@@ -1,14 +1,15 @@
 """Aligned decoding with a server that keeps tokenizer and logits to itself: in turns, a request for each.
 
 For each step the server is asked for one word, with the probabilities of the tokens that might have come in its place;
-at last, if anything is still to be written, for that, with its grammar where the server takes one. The requests go out
-one after the other, each going on where the one before it ended, so that a server's prefix cache serves them.
+at last, if anything is still to be written, for that, with its grammar where the server takes one. No step's word
+depends on another's: each is asked for as if those before it were right. So they are asked for at the same time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from stepalign.critique.trace import contains_tag
@@ -16,6 +17,8 @@ from stepalign.prompts import Message
 from stepalign.types import FinishReason
 from stepalign_critic.backends.base import Alignment
 from stepalign_critic.backends.openai_answers import Answer, read_completion, read_json
+from stepalign_critic.backends.together import together
+from stepalign_critic.decoding.bounds import cut_by_characters
 from stepalign_critic.decoding.grammar import CHARACTERS_A_TOKEN, Literal, Sequenced, to_gbnf
 from stepalign_critic.decoding.plan import Piece, Plan, Remainder, Score
 from stepalign_run.config.critic import OpenAISection
@@ -31,11 +34,12 @@ _LEAST = -30.0
 
 
 class OpenAITurns:
-    """Asks for critiques through ``ask``, with the fields that ``settings`` name."""
+    """Asks for critiques through ``ask``, with the fields that ``settings`` name, for ``at_once`` words at a time."""
 
-    def __init__(self, settings: OpenAISection, ask: Ask) -> None:
+    def __init__(self, settings: OpenAISection, ask: Ask, at_once: int) -> None:
         self._settings = settings
         self._ask = ask
+        self._at_once = at_once
 
     def fields(self, grammar: str | None) -> dict[str, Any]:
         """The fields that some request of a critique has: those for probabilities and, with one, for a grammar."""
@@ -53,13 +57,23 @@ class OpenAITurns:
         conversation = plan.conversation
         assert conversation is not None, "this backend aligns in turns"
         tokens = _Tokens()
-        marks = [await self._mark(conversation.asking(i), piece, tokens) for i, piece in enumerate(plan.pieces)]
+        asking = [
+            partial(self._mark, conversation.asking(i), piece, tokens)
+            for i, piece in reversed([*enumerate(plan.pieces)])
+        ]
+        # The longest alone: it begins with all the others, which then find every token in the server's prefix cache.
+        # Together they would each be read anew. A server with one cache reads none anew either, since they get shorter.
+        latest = [await call() for call in asking[:1]]
+        marks = [*reversed(await together(asking[1:], self._at_once)), *latest]
         choosing = plan.choose([score or _UNDECIDED for score, _ in marks])
         remainder = plan.remainder(choosing.place, _estimated_tokens)
         text, truncated = "", False
         if remainder.grammar is not None:
             text, truncated = await self._write(remainder, tokens)
-        finished = plan.finish(choosing, text)
+        # Without a grammar nothing has a bound but the whole.
+        bounded = None if self._settings.grammar == "none" else remainder.grammar
+        cut = () if bounded is None else cut_by_characters(bounded, text, remainder.open_text)
+        finished = plan.finish(choosing, text, cut)
         p_wrong = choosing.p_wrong if all(told for _, told in marks) else None
         return Alignment(finished.text, p_wrong, finished.forced, tokens.read, tokens.written, truncated)
 
@@ -75,7 +89,9 @@ class OpenAITurns:
     async def _write(self, remainder: Remainder, tokens: _Tokens) -> tuple[str, bool]:
         """What takes the attempt's place, from its opening tag on, and whether a budget cut it before its answer."""
         assert remainder.messages is not None and remainder.grammar is not None
-        grammar = to_gbnf(Sequenced((*map(Literal, remainder.given), remainder.grammar)))
+        grammar = None
+        if self._settings.grammar != "none":
+            grammar = to_gbnf(Sequenced((*map(Literal, remainder.given), remainder.grammar)))
         fields = {name: value for name, value in self.fields(grammar).items() if "logprobs" not in name}
         answer = await self._ask(remainder.messages, None, fields)
         text = tagged_text(tokens.count(answer), remainder.open_text)

@@ -22,6 +22,7 @@ from stepalign_critic.backends.admission import Admission
 from stepalign_critic.backends.base import Alignment, Generation, RenderedPrompt
 from stepalign_critic.backends.thinking import Thinking
 from stepalign_critic.backends.weights import weights_revision
+from stepalign_critic.decoding.bounds import cut_by_tokens
 from stepalign_critic.decoding.draft import Asked, Draft, DraftTokens, fitting_draft
 from stepalign_critic.decoding.grammar import to_lark
 from stepalign_critic.decoding.plan import Plan
@@ -113,7 +114,7 @@ class VllmBackend:
                 text = remainder.open_text + output.text
                 answer = [*answer, *output.token_ids]
                 truncated = output.finish_reason == FinishReason.LENGTH and "</answer>" not in text
-        finished = plan.finish(choosing, text)
+        finished = plan.finish(choosing, text, cut_by_tokens(text))
         return Alignment(
             finished.text,
             choosing.p_wrong,

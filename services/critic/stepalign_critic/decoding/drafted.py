@@ -22,6 +22,7 @@ from llguidance import LLMatcher
 from transformers import DynamicCache
 
 from stepalign.types import Forced
+from stepalign_critic.decoding.bounds import cut_by_tokens
 from stepalign_critic.decoding.draft import Asked, Draft, DraftTokens
 from stepalign_critic.decoding.plan import Choosing, Plan, Remainder, Score
 from stepalign_critic.decoding.tokens import GrammarTokens
@@ -53,12 +54,11 @@ class Decoded:
 
 @dataclass
 class _Row:
-    """One job on its way. ``fed`` counts the tokens in the cache that are attended to."""
+    """One job on its way."""
 
     index: int
     job: Job
     mask: list[int] = field(default_factory=list[int])
-    fed: int = 0
     pending: list[int] = field(default_factory=list[int])
     choosing: Choosing | None = None
     remainder: Remainder | None = None
@@ -67,14 +67,39 @@ class _Row:
     written: list[int] = field(default_factory=list[int])
     following: list[int] = field(default_factory=list[int])
     failure: Exception | None = None
+    places: dict[tuple[int, ...], int] | None = None
+    """After which tokens of the draft which place comes: the latest one, that another token follows."""
+    attended: list[int] = field(default_factory=list[int])
+    """The columns that are attended to, in their order."""
+
+    def feed(self, gap: int, count: int) -> None:
+        """Add ``gap`` columns that are not attended to, and ``count`` that are."""
+        self.attended += range(len(self.mask) + gap, len(self.mask) + gap + count)
+        self.mask += [0] * gap + [1] * count
+
+    @property
+    def fed(self) -> int:
+        """How many tokens in the cache are attended to."""
+        return len(self.attended)
 
     def hide(self, columns: int) -> None:
         """Mask out the newest columns that are attended to."""
-        place = len(self.mask)
         for _ in range(columns):
-            place = next(i for i in range(place - 1, -1, -1) if self.mask[i])
-            self.mask[place] = 0
-        self.fed -= columns
+            self.mask[self.attended.pop()] = 0
+
+    def clear(self) -> None:
+        """Begin anew with no column."""
+        self.mask, self.attended = [], []
+
+    def proposed(self) -> list[int]:
+        """What follows in the draft where the last tokens stand there, the latest place first."""
+        latest = (self.answer[-_MATCHED:] + self.written[-_MATCHED:])[-_MATCHED:]
+        draft = self.job.draft.ids
+        if self.places is None:
+            windows = zip(*(draft[i:] for i in range(_MATCHED)), strict=False)
+            self.places = dict(zip(windows, range(_MATCHED, len(draft)), strict=False))
+        place = self.places.get(tuple(latest))
+        return [] if place is None else draft[place : place + _PROPOSED]
 
 
 class DraftedDecoder:
@@ -185,13 +210,13 @@ class DraftedDecoder:
         fresh = DynamicCache(config=self._model.config)
         for row in rows:
             kept = row.following[: row.fed]
-            row.mask, row.fed = [], 0
+            row.clear()
             self._feed([row], [kept], fresh, keep=1, whole=True)
         return fresh
 
     def _advance(self, rows: list[_Row], cache: DynamicCache) -> None:
         """One pass: what is pending and proposed goes in, and each row takes the tokens that come of it."""
-        proposals = [[] if self._plain or not self._together else self._proposed(row) for row in rows]
+        proposals = [[] if self._plain or not self._together else row.proposed() for row in rows]
         feeds = [row.pending + proposal for row, proposal in zip(rows, proposals, strict=True)]
         keep = 1 + max(map(len, proposals))
         logits = self._feed(rows, feeds, cache, keep=keep)
@@ -236,17 +261,6 @@ class DraftedDecoder:
         if row.matcher.is_stopped():
             row.matcher = None
 
-    def _proposed(self, row: _Row) -> list[int]:
-        """What follows in the prompt where the last tokens stand there, the latest place first."""
-        latest = (row.answer + row.written)[-_MATCHED:]
-        if len(latest) < _MATCHED:
-            return []
-        prompt = row.job.draft.ids
-        for end in range(len(prompt) - 1, _MATCHED - 1, -1):
-            if prompt[end - _MATCHED : end] == latest:
-                return prompt[end : end + _PROPOSED]
-        return []
-
     def _feed(
         self,
         rows: list[_Row],
@@ -280,8 +294,7 @@ class DraftedDecoder:
             gap = width - len(feed)
             ids.append([self._pad] * gap + feed)
             positions.append([0] * gap + list(range(row.fed, row.fed + len(feed))))
-            row.mask += [0] * gap + [1] * len(feed)
-            row.fed += len(feed)
+            row.feed(gap, len(feed))
         device = self._model.device
         return self._model(
             input_ids=torch.tensor(ids, device=device),
@@ -299,7 +312,7 @@ class DraftedDecoder:
             assert row.choosing is not None and row.remainder is not None
             # Together, since some tokenizers write the first token of a text without the space before it.
             text = self._drafts.decode(self._drafts.encode(row.remainder.open_text) + row.written)
-            finished = row.job.plan.finish(row.choosing, text)
+            finished = row.job.plan.finish(row.choosing, text, cut_by_tokens(text))
             return Decoded(row.choosing, finished.text, finished.forced, row.answer + row.written)
         assert row.failure is not None, "what does not return has failed"
         return row.failure

@@ -11,6 +11,7 @@ else than the step that it corrects, by :mod:`stepalign.critique.quotation`.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from stepalign.critique.quotation import (
@@ -23,6 +24,7 @@ from stepalign.critique.quotation import (
     is_word,
     squeezed,
 )
+from stepalign_critic.errors import UnsupportedRequestError
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,11 @@ def _escaped_class(characters: str) -> str:
     return "".join(map(_escaped, characters))
 
 
+def most_elements(node: Free) -> int:
+    """The most that may follow the first character of its own in :func:`to_gbnf`; a "<" and what follows it are one."""
+    return max(1, node.tokens * CHARACTERS_A_TOKEN - 2)
+
+
 class _Gbnf:
     def __init__(self) -> None:
         self.rules: list[str] = []
@@ -162,7 +169,7 @@ class _Gbnf:
     def write(self, node: Grammar) -> str:
         match node:
             case Literal(text):
-                return f'"{_gbnf_text(text)}"' if text else '""'
+                return _gbnf_text(text)
             case Free():
                 return self._free(node)
             case Sequenced(parts):
@@ -173,11 +180,10 @@ class _Gbnf:
     def _free(self, node: Free) -> str:
         inside = "[^<\\n\\r]" if node.one_line else "[^<]"
         rest = self.name("rest")
-        self.rules.append(
-            f'{rest} ::= ({inside} | "<" [^/a-zA-Z<]){{0,{max(1, node.tokens * CHARACTERS_A_TOKEN - 2)}}}'
-        )
-        closing = f'"{_gbnf_text(node.closing)}"'
-        if node.unlike is None or not squeezed(node.unlike):
+        self.rules.append(f'{rest} ::= ({inside} | "<" [^/a-zA-Z<]){{0,{most_elements(node)}}}')
+        closing = _gbnf_text(node.closing)
+        # No text in such a grammar has a NUL: it cannot be a wrong step that does.
+        if node.unlike is None or not squeezed(node.unlike) or _NUL in squeezed(node.unlike):
             space = "[ \\n\\t]" if node.after_space else "[ \\n\\t]?"
             return f'{space} ([^< \\n\\t\\r] | "<" [^/a-zA-Z< \\n\\t\\r]) {rest} {closing}'
         return f"{self._unlike(node.unlike, rest)} {closing}"
@@ -189,7 +195,7 @@ class _Gbnf:
         blanks = {"none": "", "optional": BLANK, "required": BLANK.rstrip("?")}
         start = f"[ \\n\\t{_gbnf_class(OPENING)}]{{0,4}}"
         for place, ((gap, character), name) in enumerate(zip(characters, names, strict=False)):
-            follow = f'{blanks[gap]} "{_gbnf_text(character)}" {names[place + 1]}'
+            follow = f"{blanks[gap]} {_gbnf_text(character)} {names[place + 1]}"
             if place == 0:
                 follow, avoided = f"{start} {follow}", character + OPENING
                 ways = [follow, f"{start} {_off(avoided)} {rest}"]
@@ -226,7 +232,10 @@ def _off(awaited: str) -> str:
 
 
 def to_gbnf(node: Grammar) -> str:
-    """The grammar for llama.cpp, and for servers that read its dialect."""
+    """The grammar for llama.cpp, and for servers that read its dialect.
+
+    Raises UnsupportedRequestError for a literal with a NUL, which ends a grammar's text there.
+    """
     gbnf = _Gbnf()
     start = gbnf.write(node)
     return "\n".join([f"root ::= {start}", *gbnf.rules]) + "\n"
@@ -235,8 +244,26 @@ def to_gbnf(node: Grammar) -> str:
 _GBNF_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\", '"': '\\"'}
 
 
+_NUL = "\x00"
+_BYTE_IN_TEXT = re.compile("([\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\xff])")
+
+
 def _gbnf_text(text: str) -> str:
-    return "".join(_GBNF_ESCAPES.get(character, character) for character in text)
+    """A text as one or several parts in a row."""
+    if _NUL in text:
+        raise UnsupportedRequestError(
+            "the known answer, or the attempt's unfinished step, holds the character U+0000, which a grammar of "
+            "critic.openai.grammar cannot; send it without"
+        )
+    # xgrammar takes a control character or a Latin one in a text, be it escaped or not, for a byte; in a class, never.
+    parts = [
+        f"[\\u{ord(part):04x}]"
+        if _BYTE_IN_TEXT.fullmatch(part)
+        else f'"{"".join(_GBNF_ESCAPES.get(character, character) for character in part)}"'
+        for part in _BYTE_IN_TEXT.split(text)
+        if part
+    ]
+    return " ".join(parts) or '""'
 
 
 def _gbnf_class(characters: str) -> str:

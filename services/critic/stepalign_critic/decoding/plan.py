@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from stepalign.critique.trace import TaggedStep, Trace, parse_trace
 from stepalign.prompts import Message
 from stepalign.prompts.layout import CritiqueLayout
 from stepalign.types import Forced, StepStatus, Verdict
+from stepalign_critic.decoding.bounds import answer_is_open, without_begun_tag
 from stepalign_critic.decoding.conversation import Conversation
 from stepalign_critic.decoding.grammar import Choice, Free, Grammar, Literal, Sequenced
 from stepalign_critic.errors import BudgetTooSmallError
@@ -316,8 +317,11 @@ class Plan:
         """How many pieces of the draft are kept where ``step`` is wrong. Of a conversation none is the answer's."""
         return 0 if self.conversation is not None else step * 3
 
-    def finish(self, choosing: Choosing, text: str) -> Finished:
-        """The critique in the marked form that validation reads; ``text`` is ``open_text`` and what was written."""
+    def finish(self, choosing: Choosing, text: str, cut: Collection[Forced] = ()) -> Finished:
+        """The critique in the marked form that validation reads; ``text`` is ``open_text`` and what was written.
+
+        ``cut`` are its parts that a bound has cut.
+        """
         place = choosing.place
         written = _completed(text)
         at = len(self.steps) if place is None else place.step
@@ -343,7 +347,7 @@ class Plan:
         lines = [
             f"<step_{n}>{body}</step_{n}>{layout.before_mark}<{mark}/>{layout.separator}" for n, body, mark in marked
         ]
-        settled = {choosing.overruled}
+        settled = {choosing.overruled, *cut}
         if self._known is not None and not copied:
             settled.add(Forced.ANSWER)
         return Finished(
@@ -353,7 +357,9 @@ class Plan:
 
     def _body(self, step: TaggedStep, mark: StepStatus) -> str:
         """The body of a written step: one that its bound has ended has no closing tag before its mark."""
-        return step.body if step.closed else step.body.rstrip().removesuffix(self._after(mark).rstrip())
+        if step.closed:
+            return step.body
+        return without_begun_tag(step.body.rstrip().removesuffix(self._after(mark).rstrip()))
 
     def _unwritten_answer(self, copied: bool) -> str:
         """The answer where none was written: the attempt's own, or the known one where there is one."""
@@ -376,7 +382,7 @@ class Plan:
 def _completed(text: str) -> Trace:
     """What was written. An answer that its bound has ended has no closing tag."""
     written = parse_trace(text)
-    return parse_trace(f"{text}</answer>") if written.answer is None and "<answer>" in text else written
+    return parse_trace(f"{without_begun_tag(text)}</answer>") if answer_is_open(written, text) else written
 
 
 def _opening(number: int) -> str:
