@@ -22,11 +22,10 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -43,29 +42,29 @@ from benchmarks.critic_quality.cells import (
     NO_REFERENCE,
     ROWS,
     Cell,
-    judged_row,
     judged_rows,
     measure_cell,
     of_test_half,
 )
 from benchmarks.critic_quality.critic_prompt import (
+    AS_WRITTEN,
+    LIKELIEST,
     PROMPTINGS,
-    VARIANTS,
     Prompting,
     Variant,
-    called,
     is_asked,
     measure_peer,
+    predicted,
     prompting_of,
 )
 from benchmarks.critic_quality.critics import MODELS
-from benchmarks.critic_quality.peers import expected_right, rules_of
+from benchmarks.critic_quality.peers import FIGURES, Predict, expected_right, rules_of
 from benchmarks.critic_quality.rows import read_rows
 from benchmarks.critic_quality.speed import measure_speed
 from benchmarks.errors import BenchError
 from benchmarks.report import Bound
 from stepalign.errors import StepalignError
-from stepalign_report.critic_quality.figures import Sample, comparison_figures, critic_figures, estimate, f1, percent
+from stepalign_report.critic_quality.figures import Sample, critic_figures, estimate, f1, percent
 from stepalign_report.critic_quality.judged import NO_STEP, Judged
 from stepalign_report.critic_quality.tables import written
 from stepalign_report.intervals import Array
@@ -96,6 +95,11 @@ VALID_CELLS = (
     *(Cell(model, "llama.cpp", limit=_VALID_LIMIT) for model in ("qwen-1.5b", "qwen-0.5b", "smollm2")),
     Cell("random", "vllm-server", limit=_VALID_LIMIT),
 )
+
+PEER, PEER_LIKELIEST = "critic_prompt", "critic_prompt_likeliest"
+_PEERS: dict[str, tuple[Variant, ...]] = {PEER: AS_WRITTEN, PEER_LIKELIEST: LIKELIEST}
+_OTHERS = ("f1", "f1_ratio_to_best_rule", "f1_ratio_to_peer_likeliest")
+Half = Literal["dev", "test"]
 
 _console = Console()
 
@@ -135,7 +139,8 @@ def main(
         "bounds_kept": all(bound.kept for bound in bounds.values()),
         **{name: bound.value for name, bound in bounds.items()},
         "f1": figures["critics"][MAIN.name]["f1"]["value"],
-        "f1_ratio_to_best_rule": figures["ratios"]["best_rule"]["value"],
+        "f1_ratio_to_best_rule": figures["ratios"][figures["best_rule"]]["value"],
+        "f1_ratio_to_peer_likeliest": figures["ratios"][PEER_LIKELIEST]["value"],
         "bounds": {name: bound.as_dict() for name, bound in bounds.items()},
         "machine": machine,
         "data": {"name": labelled.name, "sha256": labelled.sha256, "half": "test"},
@@ -143,7 +148,7 @@ def main(
         "speed": speed,
     }
     report.write(output, written_figures)
-    report.show(_console, bounds, {name: written_figures[name] for name in ("f1", "f1_ratio_to_best_rule")})
+    report.show(_console, bounds, {name: written_figures[name] for name in _OTHERS})
     if output == RESULTS:
         replace_section(PAGE, "critic-quality", _tables(written_figures))
     _console.print(f"{escape(str(output))}, after {written_figures['seconds']:.0f} s")
@@ -166,113 +171,89 @@ def _measure(data: LabelledData, parts: Sequence[Part]) -> dict[str, Any]:
     if Part.PEER in parts:
         for prompting in PROMPTINGS:
             _ask_peer(data, "dev", prompting)
-        best = best_variant(data)
-        _console.print(f"peer: {best} is the best on the dev half")
-        _ask_peer(data, "test", prompting_of(best))
+        for name, variants in _PEERS.items():
+            best = best_variant(data, variants)
+            _console.print(f"{name}: {best} is the best on the dev half")
+            _ask_peer(data, "test", prompting_of(best))
     return measure_speed(data, _SPEED_ATTEMPTS) if Part.SPEED in parts else {}
 
 
-def _peer_path(half: str, prompting: Prompting) -> Path:
+def _peer_path(half: Half, prompting: Prompting) -> Path:
     return ROWS / f"critic-prompt-{MODEL}-{prompting}-{half}.jsonl"
 
 
-def _half(data: LabelledData, half: str) -> list[LabelledSolution]:
+def _half(data: LabelledData, half: Half) -> list[LabelledSolution]:
     return of_test_half(data) if half == "test" else [each for each in data.solutions if in_half(each, "dev")]
 
 
-def _peer_asked(data: LabelledData, half: str) -> list[LabelledSolution]:
+def _peer_asked(data: LabelledData, half: Half) -> list[LabelledSolution]:
     """Those that the peer is asked about; of the dev half, on which its variant is chosen, the first of them."""
     asked = [each for each in _half(data, half) if is_asked(each)]
     return asked[:_PEER_DEV_LIMIT] if half == "dev" else asked
 
 
-def _ask_peer(data: LabelledData, half: str, prompting: Prompting) -> None:
+def _ask_peer(data: LabelledData, half: Half, prompting: Prompting) -> None:
     _console.print(f"peer, {prompting}, {half} half")
     measure_peer(MODEL, data, _peer_asked(data, half), prompting, _peer_path(half, prompting))
 
 
-def peer_rows(data: LabelledData, half: str, variant: Variant) -> list[Judged]:
-    """What a variant of the peer calls wrong on a half. Raises BenchError when rows are missing."""
+def peer(data: LabelledData, half: Half, variant: Variant) -> Predict:
+    """Where a variant of the peer places the error. Raises BenchError when rows of the half are missing."""
     path = _peer_path(half, prompting_of(variant))
     rows = read_rows(path)[1]
-    judged: list[Judged] = []
-    asked = {solution.id for solution in _peer_asked(data, half)}
-    for solution in _half(data, half):
-        if solution.id in asked and solution.id not in rows:
-            raise BenchError(f"{path} lacks {solution.id}")
-        if is_asked(solution) and solution.id not in asked:
-            continue
-        at = called(solution, rows.get(solution.id), variant)
-        judged.append(
-            judged_row(
-                solution,
-                {
-                    "called": at,
-                    "failure": "no_number" if at is None else None,
-                    "prompt_tokens": None,
-                    "completion_tokens": None,
-                    "seconds": 0.0,
-                    "probabilities": [],
-                },
-            )
-        )
-    return judged
+    missing = [each.id for each in _peer_asked(data, half) if each.id not in rows]
+    if missing:
+        raise BenchError(f"{path} lacks {len(missing)} rows, such as {missing[0]}")
+    return lambda solution: predicted(solution, rows.get(solution.id), variant)
 
 
-def best_variant(data: LabelledData) -> Variant:
-    """The variant of the largest F1 on the dev half; of equal ones the first."""
-    return max(VARIANTS, key=lambda variant: float(_f1(Sample(peer_rows(data, "dev", variant)))[0]))
+def best_variant(data: LabelledData, variants: Sequence[Variant]) -> Variant:
+    """The variant that finds most places on the dev half; of equal ones the first."""
+    asked = _peer_asked(data, "dev")
+
+    def found(variant: Variant) -> float:
+        return sum(expected_right(asked, peer(data, "dev", variant)).values())
+
+    return max(variants, key=found)
 
 
-def _f1(sample: Sample) -> Array:
-    return sample.of(lambda _: True).f1
-
-
-@dataclass(frozen=True)
-class _Ratio:
+def _ratio(ours: Array, theirs: Array) -> dict[str, float] | None:
     """Ours over a peer's, with an interval over the same draws of questions."""
-
-    ours: Array
-    theirs: Array
-
-    def estimate(self) -> dict[str, float] | None:
-        return estimate(np.divide(self.ours, self.theirs, out=np.full_like(self.ours, np.nan), where=self.theirs != 0))
+    return estimate(np.divide(ours, theirs, out=np.full_like(ours, np.nan), where=theirs != 0))
 
 
 def _figures(data: LabelledData) -> dict[str, Any]:
-    critics = {cell.name: _critic(judged_rows(cell, data)) for cell in F1_CELLS}
     ours = Sample(judged_rows(MAIN, data))
-    variant = best_variant(data)
-    peer = peer_rows(data, "test", variant)
-    chosen, dev = of_test_half(data), _half(data, "dev")
-    rules: dict[str, tuple[Array, Array, Array]] = {}
-    for name, predict in rules_of(dev).items():
-        right = expected_right(chosen, predict)
-        erroneous = ours.mean(lambda one, right=right: right[one.id] if one.label != NO_STEP else None)
-        correct = ours.mean(lambda one, right=right: right[one.id] if one.label == NO_STEP else None)
-        rules[name] = (f1(erroneous, correct), erroneous, correct)
-    best_rule = max(rules, key=lambda name: float(rules[name][0][0]))
-    mine = _f1(ours)
+    mine = ours.of(lambda _: True).f1
+    chosen, dev_half = of_test_half(data), _half(data, "dev")
+    peers: dict[str, Predict] = dict(rules_of(dev_half))
+    best_rule = max(peers, key=lambda name: float(_expected(ours, chosen, peers[name])[0][0]))
+    variants = {name: best_variant(data, among) for name, among in _PEERS.items()}
+    peers |= {name: peer(data, "test", variant) for name, variant in variants.items()}
+    expected = {name: _expected(ours, chosen, predict) for name, predict in peers.items()}
+    cells = (*F1_CELLS, *VALID_CELLS)
     return {
-        "critics": critics,
-        "peer": {
-            "variant": variant,
-            "dev_f1": {each: percent(_f1(Sample(peer_rows(data, "dev", each)))) for each in VARIANTS},
-            **_critic(peer),
-        },
-        "comparison_with_peer": comparison_figures(ours.judged, peer),
-        "rules": {
-            name: dict(zip(("f1", "on_erroneous", "on_correct"), map(percent, found), strict=True))
-            for name, found in rules.items()
+        "critics": {cell.name: _critic(judged_rows(cell, data)) for cell in F1_CELLS},
+        "peers": {
+            name: dict(zip(FIGURES, map(percent, found), strict=True)) | _chosen(name, variants)
+            for name, found in expected.items()
         },
         "best_rule": best_rule,
-        "ratios": {
-            "peer": _Ratio(mine, _f1(Sample(peer))).estimate(),
-            "answer_then_uniform": _Ratio(mine, rules["answer_then_uniform"][0]).estimate(),
-            "best_rule": _Ratio(mine, rules[best_rule][0]).estimate(),
-        },
-        "valid": {cell.name: _valid(judged_rows(cell, data)) for cell in (*F1_CELLS, *VALID_CELLS)},
+        "ratios": {name: _ratio(mine, found[0]) for name, found in expected.items()},
+        "valid": {cell.name: _valid(judged_rows(cell, data)) for cell in cells},
     }
+
+
+def _chosen(name: str, variants: dict[str, Variant]) -> dict[str, str]:
+    return {"variant": variants[name]} if name in variants else {}
+
+
+def _expected(sample: Sample, solutions: Sequence[LabelledSolution], predict: Predict) -> tuple[Array, Array, Array]:
+    """F1 and the accuracies on erroneous and on correct solutions, over the draws of ``sample``."""
+    right = expected_right(solutions, predict)
+    on_erroneous = sample.mean(lambda one: right[one.id] if one.label != NO_STEP else None)
+    on_correct = sample.mean(lambda one: right[one.id] if one.label == NO_STEP else None)
+    return f1(on_erroneous, on_correct), on_erroneous, on_correct
 
 
 def _critic(judged: Sequence[Judged]) -> dict[str, Any]:
@@ -291,7 +272,7 @@ def _bounds(figures: dict[str, Any], speed: dict[str, Any]) -> dict[str, Bound]:
     ratios = figures["ratios"]
     return {
         "valid_share": Bound(share, at_least=1.0),
-        "f1_ratio_to_peer": Bound(ratios["peer"]["value"], at_least=LEAST_F1_RATIO),
+        "f1_ratio_to_peer": Bound(ratios[PEER]["value"], at_least=LEAST_F1_RATIO),
         "f1_ratio_to_answer_then_uniform": Bound(ratios["answer_then_uniform"]["value"], at_least=LEAST_F1_RATIO),
         "speedup_transformers": Bound(speed["transformers"]["speedup"], at_least=LEAST_SPEEDUP),
         "speedup_vllm": Bound(speed["vllm"]["speedup"], at_least=LEAST_SPEEDUP),
@@ -304,9 +285,11 @@ def _tables(figures: dict[str, Any]) -> str:
         return [name, told, rows, *(written(found[key], 1) for key in ("f1", "on_erroneous", "on_correct"))]
 
     lines = [row(MODELS[cell.model].title, _told(cell), figures["critics"][cell.name]) for cell in F1_CELLS]
-    peer = figures["peer"]
-    lines.append(row(f"ProcessBench's critic prompt ({peer['variant']}), {MODELS[MODEL].title}", _told(MAIN), peer))
-    lines += [row(f"rule `{name}`", _told(MAIN), found) for name, found in figures["rules"].items()]
+    for name, found in figures["peers"].items():
+        title = f"rule `{name}`"
+        if "variant" in found:
+            title = f"ProcessBench's critic prompt, `{found['variant']}`, {MODELS[MODEL].title}"
+        lines.append(row(title, _told(MAIN), found))
     quality = markdown_table(["critic", "told", "solutions", "F1", "on erroneous", "on correct"], lines)
     ratios = markdown_table(
         ["F1 of ours over that of", "ratio"],

@@ -5,14 +5,18 @@ number of the first wrong paragraph, or −1, in a box. It gets what our critic 
 answer, and the rule of answers: a solution whose answer is right is called right, without a question; one whose
 answer is wrong has an error. The paper's prompt knows neither.
 
-Variants, of which the best one on the dev half is the peer:
+Variants. Of the first two, and of the other three, the best one on the dev half is a peer:
 
-================ ====================================================================================================
-``written``      the number that it writes; −1 and what is no number are what they are
-``likeliest``    after its critique, the likeliest number of a paragraph, by the probabilities of all of them in a box
-``told``         as ``likeliest``, and the prompt says that the answer is wrong
-``at_once``      as ``told``, without a critique
-================ ====================================================================================================
+====================== ==============================================================================================
+``written``            the number that it writes; where that is −1 or none, any paragraph, all alike
+``told``               the same, and the prompt says that the answer is wrong
+``written_likeliest``  after the critique of ``written``, the likeliest number of a paragraph in a box
+``told_likeliest``     after that of ``told``
+``at_once_likeliest``  as ``told_likeliest``, without a critique
+====================== ==============================================================================================
+
+Choosing by the probabilities of all places, and not by what the model writes, is what aligned decoding does: the last
+three say what our prompt adds to that.
 """
 
 from __future__ import annotations
@@ -27,24 +31,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from benchmarks.critic_quality.critics import MODELS, model_folder
 from benchmarks.critic_quality.rows import BenchRows
-from benchmarks.critic_quality.rules import NO_STEP, given_the_answer, uniform
+from benchmarks.critic_quality.rules import NO_STEP, Distribution, given_the_answer, uniform
 from stepalign.prompts import Message
 from stepalign_models.caches import cache_parameter
 from stepalign_run.data import LabelledData, LabelledSolution
 
-Variant = Literal["written", "likeliest", "told", "at_once"]
-VARIANTS: tuple[Variant, ...] = ("written", "likeliest", "told", "at_once")
+Variant = Literal["written", "told", "written_likeliest", "told_likeliest", "at_once_likeliest"]
+AS_WRITTEN: tuple[Variant, ...] = ("written", "told")
+LIKELIEST: tuple[Variant, ...] = ("written_likeliest", "told_likeliest", "at_once_likeliest")
 Prompting = Literal["asked", "told", "at_once"]
 PROMPTINGS: tuple[Prompting, ...] = ("asked", "told", "at_once")
 _PROMPTING_OF: dict[Variant, Prompting] = {
     "written": "asked",
-    "likeliest": "asked",
     "told": "told",
-    "at_once": "at_once",
+    "written_likeliest": "asked",
+    "told_likeliest": "told",
+    "at_once_likeliest": "at_once",
 }
 MOST_TOKENS = 384
 _BATCH = 8
 _BOX = re.compile(r"\\boxed\{\s*(-?\d+)\s*\}")
+_BARE = re.compile(r"\A\s*(-?\d+)\s*\Z")
 _DECISION = "\n\nThe index of the first paragraph with an error is \\boxed{"
 
 
@@ -98,7 +105,7 @@ class CriticPrompt:
             group = ordered[start : start + _BATCH]
             critiques = [""] * len(group) if prompting == "at_once" else self._critiques(group, prompting)
             for solution, critique in zip(group, critiques, strict=True):
-                boxes = _BOX.findall(critique)
+                boxes = _BOX.findall(critique) or _BARE.findall(critique)
                 yield {
                     "id": solution.id,
                     "boxed": int(boxes[-1]) if boxes else None,
@@ -159,15 +166,15 @@ def measure_peer(
                 kept.append(row)
 
 
-def called(solution: LabelledSolution, row: dict[str, Any] | None, variant: Variant) -> int | None:
-    """The paragraph that a variant calls wrong, −1 for none, None where it gives no number of a paragraph."""
+def predicted(solution: LabelledSolution, row: dict[str, Any] | None, variant: Variant) -> Distribution:
+    """Where a variant places the error; none without a row, which solutions with a right answer have not."""
     if row is None:
-        return NO_STEP
-    if variant == "written":
-        boxed = row["boxed"]
-        return boxed if boxed is not None and NO_STEP <= boxed < len(solution.steps) else None
-    scores: list[float] = row["log_probabilities"]
-    return scores.index(max(scores))
+        return {NO_STEP: 1.0}
+    if variant in LIKELIEST:
+        scores: list[float] = row["log_probabilities"]
+        return {scores.index(max(scores)): 1.0}
+    number = row["boxed"]
+    return {number: 1.0} if number is not None and 0 <= number < len(solution.steps) else uniform(solution)
 
 
 def prompting_of(variant: Variant) -> Prompting:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from benchmarks import bench_critic_quality as bench
 from benchmarks.critic_quality import cells
 from benchmarks.critic_quality.cells import NEITHER, Cell, judged_rows, measure_cell, of_test_half
-from benchmarks.critic_quality.critic_prompt import called, is_asked, messages
+from benchmarks.critic_quality.critic_prompt import is_asked, messages, predicted
 from benchmarks.critic_quality.rows import BenchRows, read_rows
 from benchmarks.errors import BenchError
 from stepalign_run.data import LabelledData, LabelledSolution, load_labelled
@@ -102,18 +102,18 @@ def test_the_peer_is_told_what_the_critic_is_told(data: LabelledData) -> None:
     assert is_asked(wrong) and not is_asked(right)
 
 
-def test_what_the_variants_of_the_peer_call_wrong(data: LabelledData) -> None:
+def test_where_the_variants_of_the_peer_place_the_error(data: LabelledData) -> None:
     wrong = data.solutions[1]
-    answer = {"boxed": -1, "log_probabilities": [-3.0, -0.5, -2.0]}
-    assert called(wrong, None, "written") == -1
-    assert called(wrong, answer, "written") == -1
-    assert called(wrong, answer, "likeliest") == called(wrong, answer, "told") == 1
-    assert called(wrong, answer | {"boxed": 3}, "written") is None
-    assert called(wrong, answer | {"boxed": None}, "written") is None
+    answer = {"boxed": 2, "log_probabilities": [-3.0, -0.5, -2.0]}
+    assert predicted(wrong, None, "written") == predicted(wrong, None, "told_likeliest") == {-1: 1.0}
+    assert predicted(wrong, answer, "written") == predicted(wrong, answer, "told") == {2: 1.0}
+    assert predicted(wrong, answer, "told_likeliest") == {1: 1.0}
+    for nowhere in (-1, 3, None):
+        assert predicted(wrong, answer | {"boxed": nowhere}, "told") == {0: 1 / 3, 1: 1 / 3, 2: 1 / 3}
 
 
 def peer_row(each: LabelledSolution, at: int) -> dict[str, Any]:
-    return {"id": each.id, "boxed": 0, "log_probabilities": [0.0 if i == at else -5.0 for i in range(3)]}
+    return {"id": each.id, "boxed": at, "log_probabilities": [0.0 if i == 2 - at else -5.0 for i in range(3)]}
 
 
 def test_figures_compare_with_the_best_variant_of_the_peer(
@@ -133,15 +133,15 @@ def test_figures_compare_with_the_best_variant_of_the_peer(
                 for i, each in enumerate(bench._peer_asked(data, half)):
                     right = prompting == "told" and (half == "dev" or i % 2 == 0)
                     rows.append(peer_row(each, 1 if right else 0))
-    assert bench.best_variant(data) == "told"
     figures = bench._figures(data)
-    assert figures["peer"]["variant"] == "told"
-    chosen = of_test_half(data)
-    asked = [each for each in chosen if each.first_error is not None]
+    assert figures["peers"]["critic_prompt"]["variant"] == "told"
+    assert figures["peers"]["critic_prompt_likeliest"]["variant"] == "told_likeliest"
+    assert figures["best_rule"] == "best_fixed_place"
+    asked = [each for each in of_test_half(data) if each.first_error is not None]
     share = -(-len(asked) // 2) / len(asked)
-    assert figures["peer"]["on_erroneous"]["value"] == pytest.approx(100 * share, abs=1e-3)
+    assert figures["peers"]["critic_prompt"]["on_erroneous"]["value"] == pytest.approx(100 * share, abs=1e-3)
     assert figures["critics"][bench.MAIN.name]["f1"]["value"] == 100.0
-    assert figures["ratios"]["peer"]["value"] == pytest.approx((1 + share) / (2 * share), abs=1e-3)
+    assert figures["ratios"]["critic_prompt"]["value"] == pytest.approx((1 + share) / (2 * share), abs=1e-3)
     assert figures["ratios"]["answer_then_uniform"]["value"] == pytest.approx((1 + 1 / 3) / (2 / 3), abs=1e-3)
     speed = {"transformers": {"speedup": 3.0}, "vllm": {"speedup": 2.0}}
     bounds = bench._bounds(figures, speed)
