@@ -47,6 +47,7 @@ _CONNECT_SECONDS = 5.0
 _TIMEOUT_SECONDS = 120.0
 _NOUNS = {CritiqueResponse: "critique response", ModelList: "list of models"}
 ENGINE_ERROR = "engine_error"
+LOADING = "loading"
 ENGINE_TIMEOUT = "engine_timeout"
 """The code of a critic whose engine took longer than it may for one answer."""
 
@@ -224,7 +225,9 @@ class CriticClient:
                 f"last: {error}{f'; before it: {earlier}' if earlier is not None else ''}",
                 error.retry_after,
             ) from error
-        log.warning("the critic gave no answer; trying again in %.2f s: %s", seconds, error)
+        # A critic that loads is no trouble: it says so to everybody who starts with it.
+        level = logging.INFO if error.code == LOADING else logging.WARNING
+        log.log(level, "the critic gave no answer; trying again in %.2f s: %s", seconds, error)
         await self._sleep(seconds)
 
 

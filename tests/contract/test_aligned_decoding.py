@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import re
 from collections.abc import Sequence
 from importlib.resources import files
 from importlib.util import find_spec
@@ -140,9 +139,6 @@ def test_random_weights_write_no_critique_out_of_form(kind: str, prompts: str, t
     wrong, right, *_ = found
     assert wrong.critique is not None and wrong.critique.verdict is Verdict.INCORRECT and Forced.ANSWER in wrong.forced
     assert right.critique is not None and right.critique.verdict is Verdict.CORRECT
-    # Noise never ends a step by itself, and a long one is cut.
-    assert Forced.STEP_BOUND in wrong.forced and Forced.STEP_BOUND not in right.forced
-    assert not re.search(r"</\w*\Z|<\Z", wrong.critique.steps[-1].body)
     cut = found[4].critique
     assert cut is not None and cut.verdict in (Verdict.INCOMPLETE, Verdict.INCORRECT)
 

@@ -77,16 +77,19 @@ def critique(
 
 @contextmanager
 def _announced_retries(timeout: float) -> Generator[None]:
-    """Print the first of the client's warnings, and how long they would go on; keep the others back."""
-    log, announcement = logging.getLogger("stepalign.client"), _FirstWarning(timeout)
+    """Print why the client tries again for the first time, and how long it would; keep the other times back."""
+    log, announcement = logging.getLogger("stepalign.client"), _FirstRetry(timeout)
+    level = log.level
     log.addHandler(announcement)
+    log.setLevel(logging.INFO)
     try:
         yield
     finally:
+        log.setLevel(level)
         log.removeHandler(announcement)
 
 
-class _FirstWarning(logging.Handler):
+class _FirstRetry(logging.Handler):
     def __init__(self, timeout: float) -> None:
         super().__init__()
         self._timeout = timeout

@@ -104,6 +104,13 @@ def test_a_failed_connection_is_retried(error: Exception) -> None:
     assert len(world.requests) == 2
 
 
+@pytest.mark.parametrize(("code", "level"), [("loading", "INFO"), ("saturated", "WARNING")])
+def test_a_critic_that_loads_is_no_warning(code: str, level: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="stepalign.client")
+    World(refused(503, code), ok()).critique()
+    assert [record.levelname for record in caplog.records if record.name == "stepalign.client"] == [level]
+
+
 def test_pauses_double_up_to_their_limit_with_jitter() -> None:
     world = World(*[refused(503)] * 6, ok())
     world.critique()

@@ -16,6 +16,7 @@ from stepalign.critique.splitting import split_attempt
 from stepalign.critique.trace import parse_trace
 from stepalign.prompts.layout import CritiqueLayout, load_layout
 from stepalign.types import Critique, Forced, StepStatus, Verdict
+from stepalign_critic.decoding.bounds import cut_by_tokens
 from stepalign_critic.decoding.conversation import Conversation, TurnPrompts
 from stepalign_critic.decoding.grammar import to_lark
 from stepalign_critic.decoding.plan import Plan, Score
@@ -230,7 +231,7 @@ def test_the_longest_that_a_grammar_allows_fits_the_budget(prompts: str, budget:
     remainder = plan.remainder(choosing.place, len)
     assert remainder.grammar is not None
     matcher = LLMatcher(byte_tokens(), LLMatcher.grammar_from_lark(to_lark(remainder.grammar)))
-    taken = 0
+    taken, text = 0, b""
     while not matcher.is_stopped():
         forced = matcher.compute_ff_tokens()
         if not forced:
@@ -240,8 +241,15 @@ def test_the_longest_that_a_grammar_allows_fits_the_budget(prompts: str, budget:
         else:
             assert matcher.consume_tokens(forced)
         taken += len(forced)
+        text += bytes(token for token in forced if token < 256)
     given = sum(len(piece.text) for piece in plan.pieces[: remainder.kept]) + sum(map(len, remainder.given))
     assert taken + given <= budget
+    written = remainder.open_text + text.decode()
+    finished = plan.finish(choosing, written, cut_by_tokens(written))
+    found = validate_critique(finished.text, WRONG, known_answer="9")
+    assert isinstance(found, Critique), found
+    assert finished.forced == (Forced.ANSWER, Forced.STEP_BOUND)
+    assert all(step.body.strip("x") == "" for step in found.steps[1:]), [step.body for step in found.steps]
 
 
 def test_words_for_a_missing_step_may_be_had() -> None:

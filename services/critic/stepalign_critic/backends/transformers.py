@@ -1,8 +1,8 @@
 """A frozen causal language model in this process, through transformers: greedy, micro-batched, one worker thread.
 
 The model comes from a local folder, safetensors only, without remote code. Prompts of a batch are padded on the left
-and masked; a sequence that is no longer wanted ends with its next token. The event loop has one tokenizer and the
-worker another: fast tokenizers refuse to be used by two threads at once.
+and masked; a sequence that is no longer wanted ends with its next token. The event loop, the thread of the drafts and
+the worker have a tokenizer each: fast tokenizers refuse to be used by two threads at once.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from stepalign.errors import ConfigError, PromptError, PromptTooLongError
+from stepalign.errors import ConfigError, PromptError
 from stepalign.prompts import Message, render_token_ids
 from stepalign.prompts.content_tokens import control_ids
 from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.base import Alignment, Generation, RenderedPrompt
 from stepalign_critic.backends.micro_batcher import MicroBatcher, Wanted
+from stepalign_critic.backends.prompts import DraftThread, fitting_ids, token_ids_of
 from stepalign_critic.backends.thinking import Thinking
 from stepalign_critic.backends.weights import weights_revision
-from stepalign_critic.decoding.draft import Draft, DraftTokens, fitting_draft
+from stepalign_critic.decoding.draft import Draft, DraftTokens
 from stepalign_critic.decoding.drafted import Decoded, DraftedDecoder, Job
 from stepalign_critic.decoding.plan import Plan
 from stepalign_critic.decoding.tokens import GrammarTokens
@@ -49,7 +50,7 @@ class _Loaded:
     revision: str
     eos: tuple[int, ...]
     pad: int
-    drafts_of_the_loop: DraftTokens
+    drafts: DraftThread
     decoder: DraftedDecoder
     thinking: Thinking | None
 
@@ -140,7 +141,7 @@ class TransformersBackend:
 
     async def generate(self, prompt: RenderedPrompt) -> Generation:
         """Greedy completion, ended by EOS or by ``max_new_tokens``. ``completion_tokens`` counts the EOS."""
-        token_ids = self._fitting(prompt)
+        token_ids = fitting_ids(prompt, self._section)
         loaded = self._ready
         completion = await self._batcher.submit(_Asked(token_ids))
         assert isinstance(completion, list)
@@ -153,9 +154,9 @@ class TransformersBackend:
 
     async def align(self, prompt: RenderedPrompt, plan: Plan) -> Alignment:
         """A critique by ``plan``, after the model's thought if it thinks."""
-        assert prompt.token_ids is not None, "the service renders prompts with this backend's tokenizer"
-        draft = fitting_draft(self._ready.drafts_of_the_loop, plan, prompt.token_ids, self._section)
-        answered = await self._batcher.submit(_Asked(prompt.token_ids, plan, draft))
+        token_ids = token_ids_of(prompt)
+        draft = await self._ready.drafts.fitting(plan, token_ids)
+        answered = await self._batcher.submit(_Asked(token_ids, plan, draft))
         if isinstance(answered, Exception):
             raise answered
         assert isinstance(answered, tuple)
@@ -168,13 +169,6 @@ class TransformersBackend:
             completion_tokens=thought + len(decoded.tokens),
         )
 
-    def _fitting(self, prompt: RenderedPrompt) -> list[int]:
-        token_ids, budget = prompt.token_ids, self._section.max_prompt_tokens
-        assert token_ids is not None, "the service renders prompts with this backend's tokenizer"
-        if len(token_ids) > budget:
-            raise PromptTooLongError("the critique prompt", len(token_ids), budget, "critic.max_prompt_tokens")
-        return token_ids
-
     def expected_wait_seconds(self) -> float | None:
         return self._batcher.expected_wait_seconds()
 
@@ -182,6 +176,8 @@ class TransformersBackend:
         return self._batcher.running
 
     async def stop(self) -> None:
+        if self._loaded is not None:
+            self._loaded.drafts.stop()
         await self._batcher.stop()
 
     def _answer(self, asked: list[_Asked], wanted: Wanted) -> list[_Answered]:
@@ -294,7 +290,9 @@ def _load(path: Path, section: CriticServerSection) -> _Loaded:
     workers: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     grammars = GrammarTokens(workers, eos, model.config.get_text_config().vocab_size)
     decoder = DraftedDecoder(model, DraftTokens(workers, section.chat_template_options), grammars, pad)
-    drafts = DraftTokens(tokenizer, section.chat_template_options)
+    drafters: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    control_ids(drafters)
+    drafts = DraftThread(drafters, section)
     return _Loaded(model, tokenizer, revision, eos, pad, drafts, decoder, Thinking.of(tokenizer, eos))
 
 

@@ -8,22 +8,25 @@ never share cached blocks.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from stepalign.errors import ConfigError, PromptError, PromptTooLongError
+from stepalign.errors import ConfigError, PromptError
 from stepalign.prompts import Message, render_token_ids
 from stepalign.prompts.content_tokens import control_ids
 from stepalign.types import CriticIdentity, FinishReason
 from stepalign_critic.backends.admission import Admission
 from stepalign_critic.backends.base import Alignment, Generation, RenderedPrompt
+from stepalign_critic.backends.prompts import DraftThread, fitting_ids, token_ids_of
 from stepalign_critic.backends.thinking import Thinking
+from stepalign_critic.backends.together import together
 from stepalign_critic.backends.weights import weights_revision
 from stepalign_critic.decoding.bounds import cut_by_tokens
-from stepalign_critic.decoding.draft import Asked, Draft, DraftTokens, fitting_draft
+from stepalign_critic.decoding.draft import Asked, Draft
 from stepalign_critic.decoding.grammar import to_lark
 from stepalign_critic.decoding.plan import Plan
 from stepalign_critic.errors import EngineError, NotReadyError
@@ -46,7 +49,7 @@ class VllmBackend:
         self._admission = Admission(section.max_batch, section.max_queue)
         self._engine: Any = None
         self._tokenizer: Any = None
-        self._drafts: Any = None
+        self._drafts: DraftThread | None = None
         self._thinking: Thinking | None = None
         self._revision = ""
 
@@ -68,7 +71,8 @@ class VllmBackend:
     async def start(self) -> None:
         self._revision = await asyncio.to_thread(weights_revision, self._path)
         self._tokenizer, engine = await asyncio.to_thread(_load, self._path, self._section)
-        self._drafts = DraftTokens(self._tokenizer, self._section.chat_template_options)
+        own = await asyncio.to_thread(_load_tokenizer, self._path)
+        self._drafts = DraftThread(own, self._section)
         self._thinking = Thinking.of(self._tokenizer, (self._tokenizer.eos_token_id,))
         self._engine = engine
 
@@ -78,7 +82,7 @@ class VllmBackend:
 
     async def generate(self, prompt: RenderedPrompt) -> Generation:
         """Greedy completion. Cancelling aborts it in the engine."""
-        token_ids = self._fitting(prompt)
+        token_ids = fitting_ids(prompt, self._section)
         async with self._admission.place():
             output = await self._complete(token_ids, max_tokens=self._section.max_new_tokens)
         return Generation(
@@ -96,16 +100,18 @@ class VllmBackend:
         from vllm.sampling_params import StructuredOutputsParams  # pyright: ignore[reportMissingImports]
 
         assert self._ready is not None
-        assert prompt.token_ids is not None, "the service renders prompts with this backend's tokenizer"
-        draft = fitting_draft(self._drafts, plan, prompt.token_ids, self._section)
+        thread = self._drafts
+        assert thread is not None
+        draft = await thread.fitting(plan, token_ids_of(prompt))
         async with self._admission.place():
             thought = await self._think(plan, draft)
             draft = draft.after(thought)
             choosing = plan.choose(draft.scores((await self._logprobs(draft)).__getitem__))
-            remainder = plan.remainder(choosing.place, self._drafts.count)
-            text, answer, truncated = "", self._drafts.answer(plan, draft, remainder), False
+            remainder = await thread.call(plan.remainder, choosing.place, thread.drafts.count)
+            answer, truncated = await thread.call(thread.drafts.answer, plan, draft, remainder), False
+            text = ""
             if remainder.grammar is not None:
-                following = self._drafts.following(plan, draft, remainder)
+                following = await thread.call(thread.drafts.following, plan, draft, remainder)
                 output = await self._complete(
                     following,
                     max_tokens=self._section.max_new_tokens,
@@ -123,13 +129,6 @@ class VllmBackend:
             completion_tokens=len(thought) + len(answer),
             truncated=truncated,
         )
-
-    def _fitting(self, prompt: RenderedPrompt) -> list[int]:
-        token_ids, budget = prompt.token_ids, self._section.max_prompt_tokens
-        assert token_ids is not None, "the service renders prompts with this backend's tokenizer"
-        if len(token_ids) > budget:
-            raise PromptTooLongError("the critique prompt", len(token_ids), budget, "critic.max_prompt_tokens")
-        return token_ids
 
     async def _think(self, plan: Plan, draft: Draft) -> list[int]:
         """The thought before a critique. In a conversation each answer is a word, without a thought."""
@@ -154,7 +153,8 @@ class VllmBackend:
         if words:
             # The longest first: the others find their beginning in the cache.
             found[words[-1]] = await self._word(draft, words[-1])
-            rest = await asyncio.gather(*(self._word(draft, each) for each in words[:-1]))
+            calls = [partial(self._word, draft, each) for each in words[:-1]]
+            rest = await together(calls, max(1, len(calls)))
             found |= dict(zip(words[:-1], rest, strict=True))
         copies = [each for each in asked if len(each.ids) == 1]
         if copies:
@@ -211,22 +211,30 @@ class VllmBackend:
         return self._engine is not None and not self._engine.errored
 
     async def stop(self) -> None:
+        if self._drafts is not None:
+            self._drafts.stop()
         engine, self._engine = self._engine, None
         if engine is not None:
             await asyncio.to_thread(engine.shutdown)
 
 
+def _load_tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    # Here and not with the first request: it takes a second.
+    control_ids(tokenizer)
+    return tokenizer
+
+
 def _load(path: Path, section: CriticServerSection) -> tuple[Any, Any]:
     """The tokenizer and the engine. Raises ConfigError on a model or arguments that vLLM does not take."""
-    from transformers import AutoTokenizer
     from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore[reportMissingImports]
     from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
 
     settings = section.vllm
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        # Here and not with the first request: it takes a second.
-        control_ids(tokenizer)
+        tokenizer = _load_tokenizer(path)
         # A thought may be as long as a critique.
         thinks = Thinking.of(tokenizer, (tokenizer.eos_token_id,)) is not None
         arguments = AsyncEngineArgs(
