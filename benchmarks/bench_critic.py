@@ -4,11 +4,14 @@
 
 Three comparisons, each with its peer measured in the same run and by turns:
 
-- the service over an engine of fixed latency, beside a bare FastAPI route over the same engine: added time at one
-  connection, requests a second and the 99th percentile at 32 (:mod:`benchmarks.critic.http`);
+- the service, as it decodes and grades by default, over an engine of fixed latency, beside a bare FastAPI route over
+  the same engine: added time at one connection, requests a second and the 99th percentile at 32
+  (:mod:`benchmarks.critic.http`);
 - the backend ``openai`` over httpx's own transport and over ``httpx-aiohttp``, before the same server;
 - tokens a second of vLLM inside the service, beside vLLM's own offline engine
   (:mod:`benchmarks.critic.vllm_comparison`).
+
+``--only-http`` makes the first comparison alone, in two minutes, and writes no file.
 
 Exits with 1 when a bound is missed, after writing the file, and when something could not be measured, without writing.
 """
@@ -39,7 +42,7 @@ from benchmarks.errors import BenchError
 from benchmarks.report import Bound
 
 RESULTS = ROOT / "benchmarks" / "results" / "critic.json"
-MOST_OVERHEAD_MS = 1.2
+MOST_OVERHEAD_MS = 1.5
 LEAST_PER_SECOND = 900.0
 LEAST_VLLM_RATIO = 0.95
 
@@ -50,19 +53,23 @@ _console = Console()
 def main(
     output: Annotated[Path, report.output_option("critic")] = RESULTS,
     vllm_python: Path = typer.Option(
-        ROOT / ".venv-vllm" / "bin" / "python", exists=True, help="Of an environment with vLLM and the critic."
+        ROOT / ".venv-vllm" / "bin" / "python", help="Of an environment with vLLM and the critic."
     ),
+    only_http: bool = typer.Option(False, "--only-http", help="Show the comparison with a bare route; write nothing."),
 ) -> None:
     """Measure the critic service."""
     signal.signal(signal.SIGTERM, _leave)
     begin = time.monotonic()
     machine = report.machine()
     try:
-        http, transports, vllm = _measure(vllm_python)
+        if only_http:
+            _show_http(_measure_http())
+            return
+        http, transports, vllm = _measure_http(), _measure_transports(), _measure_vllm(vllm_python)
     except BenchError as error:
         _console.print(f"[red]not measured:[/red] {escape(str(error))}")
         raise typer.Exit(1) from error
-    bounds = _bounds(http, vllm)
+    bounds = {**_http_bounds(http), "vllm_throughput_ratio": Bound(vllm.ratio, at_least=LEAST_VLLM_RATIO)}
     peers = _peers(http, transports, vllm)
     figures = {
         "benchmark": "critic",
@@ -85,28 +92,46 @@ def main(
         raise typer.Exit(1)
 
 
-def _measure(vllm_python: Path) -> tuple[Http, Transports, VllmComparison]:
+def _measure_http() -> Http:
     _console.print("http: the service and a bare route over an engine of fixed latency")
-    http = measure_http(_OVERHEAD, _LOAD)
+    return measure_http(_OVERHEAD, _LOAD)
+
+
+def _measure_transports() -> Transports:
     _console.print("transports: the backend openai over httpx and over httpx-aiohttp")
-    transports = measure_transports(_LOAD)
+    return measure_transports(_LOAD)
+
+
+def _measure_vllm(python: Path) -> VllmComparison:
     _console.print("vllm: tokens a second inside the service and offline")
-    return http, transports, measure_vllm(vllm_python, _VLLM)
+    return measure_vllm(python, _VLLM)
 
 
-def _bounds(http: Http, vllm: VllmComparison) -> dict[str, Bound]:
+def _show_http(http: Http) -> None:
+    bounds = _http_bounds(http)
+    report.show(_console, bounds, {"p99_ms_32": http.throughput.p99_ms, **_http_peers(http)})
+    if not all(bound.kept for bound in bounds.values()):
+        raise typer.Exit(1)
+
+
+def _http_bounds(http: Http) -> dict[str, Bound]:
     return {
         "overhead_p50_ms": Bound(http.overhead.overhead_p50_ms, at_most=MOST_OVERHEAD_MS),
         "rps_32": Bound(http.throughput.per_second, at_least=LEAST_PER_SECOND),
-        "vllm_throughput_ratio": Bound(vllm.ratio, at_least=LEAST_VLLM_RATIO),
+    }
+
+
+def _http_peers(http: Http) -> dict[str, float]:
+    return {
+        "bare_overhead_p50_ms": http.bare_overhead.overhead_p50_ms,
+        **_load_figures("bare", http.bare_throughput),
+        "rps_32_ratio_to_bare": http.throughput.ratio_to(http.bare_throughput),
     }
 
 
 def _peers(http: Http, transports: Transports, vllm: VllmComparison) -> dict[str, float]:
     return {
-        "bare_overhead_p50_ms": http.bare_overhead.overhead_p50_ms,
-        **_load_figures("bare", http.bare_throughput),
-        "rps_32_ratio_to_bare": http.throughput.ratio_to(http.bare_throughput),
+        **_http_peers(http),
         **_load_figures("openai_httpx", transports.httpx),
         **_load_figures("openai_httpx_aiohttp", transports.aiohttp),
         "aiohttp_ratio_to_httpx": transports.aiohttp.ratio_to(transports.httpx),

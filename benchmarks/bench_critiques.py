@@ -3,9 +3,10 @@
     make bench-critiques
 
 Attempts are completions of a base solver, sampled as for training. Each critic is the real service over HTTP with its
-shipped prompts, one stricter retry included where the prompt set has one. An answer is *valid* when it aligns with the
-attempt, *right* when it names the same verdict and the same first wrong step as the task's exact checker (tasks without
-one have no such figure). The table goes into ``docs/critique.md``. The target converts SmolLM2 first.
+shipped prompts in free decoding, one stricter retry included where the prompt set has one: an aligned critique cannot
+fail for its form. An answer is *valid* when it aligns with the attempt, *right* when it names the same verdict and the
+same first wrong step as the task's exact checker (tasks without one have no such figure). The table goes into
+``docs/critique.md``. The target converts SmolLM2 first.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def serving(critic: Critic) -> Iterator[str]:
     """The service as its command starts it. Raises BenchError when it does not get ready."""
     with tempfile.TemporaryDirectory() as runs:
         address = Path(runs) / "critic.url"
-        options = ["--critic.port", "0", "--critic.address_file", str(address), *critic.overrides]
+        own = ["--critic.port", "0", "--critic.address_file", str(address), "--critic.decoding", "free"]
+        options = [*own, *critic.overrides]
         command = [sys.executable, "-m", "stepalign.cli", "critic", str(ROOT / critic.task.config), *options]
         log = Path(runs) / "log"
         with log.open("wb") as output:

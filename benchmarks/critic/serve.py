@@ -7,7 +7,6 @@ The address goes to ``FOLDER/critic.url``, once the process listens.
 
 from __future__ import annotations
 
-import json
 import socket
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +18,7 @@ import uvicorn
 
 from benchmarks.critic.engine import FixedLatencyBackend, FixedLatencyEngine, ModelServer, bare_app
 from benchmarks.critic.processes import ROOT, URL_FILE
-from benchmarks.critic.workload import PROMPTS, critique
+from benchmarks.critic.workload import WRONG_STEP, correction, is_wrong_step
 from stepalign_critic.backends import create_backend
 from stepalign_critic.backends.openai import OpenAIBackend
 from stepalign_critic.process import freeze, serve
@@ -41,35 +40,25 @@ class Transport(StrEnum):
 @program.command()
 def critic(folder: Path, seconds: float = SECONDS) -> None:
     """The critic service over the engine."""
-    serve(_section(folder), FixedLatencyBackend(FixedLatencyEngine(critique(), seconds)))
+    serve(_section(folder), FixedLatencyBackend(FixedLatencyEngine(correction(), seconds), WRONG_STEP))
 
 
 @program.command()
 def bare(folder: Path, seconds: float = SECONDS) -> None:
     """A bare FastAPI route over the engine."""
-    _serve_app(bare_app(FixedLatencyEngine(critique(), seconds)), folder, lifespan="on")
+    _serve_app(bare_app(FixedLatencyEngine(correction(), seconds)), folder, lifespan="on")
 
 
 @program.command()
 def model(folder: Path) -> None:
     """An OpenAI-compatible server that answers at once."""
-    message = {"role": "assistant", "content": critique()}
-    completion = {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "fixed",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
-    }
-    models = {"object": "list", "data": [{"id": "fixed", "object": "model"}]}
-    _serve_app(ModelServer(json.dumps(models).encode(), json.dumps(completion).encode()), folder, lifespan="off")
+    _serve_app(ModelServer(is_wrong_step, correction()), folder, lifespan="off")
 
 
 @program.command()
 def critic_over(folder: Path, url: str, transport: Transport) -> None:
     """The critic service before an OpenAI-compatible server at ``url``."""
-    section = _section(folder, "--critic.backend", "openai", "--critic.openai.base_url", f"{url}/v1")
+    section = _section(folder, "--critic.openai.base_url", f"{url}/v1")
     if transport is Transport.AIOHTTP:
         serve(section, create_backend(section))
     else:
@@ -79,10 +68,12 @@ def critic_over(folder: Path, url: str, transport: Transport) -> None:
 
 
 def _section(folder: Path, *critic: str) -> CriticServerSection:
-    """The shipped defaults of the service, cache and log lines included."""
+    """The shipped defaults of a critic alone: prompt set, aligned decoding, grader, cache and log lines."""
     configure_logging("critic")
-    own = ["--critic.address_file", str(folder / URL_FILE), "--critic.prompts", PROMPTS]
-    return load_critic_config(ROOT / "configs" / "lab.toml", [*own, *critic]).critic
+    own = ["--critic.address_file", str(folder / URL_FILE), "--critic.port", "0"]
+    # Of the known attempts, which are asked before the first request, the engines here know nothing.
+    checked = ["--critic.check_known_attempts", "false"]
+    return load_critic_config(ROOT / "configs" / "critic.toml", [*own, *checked, *critic]).critic
 
 
 def _serve_app(app: Any, folder: Path, lifespan: Any) -> None:

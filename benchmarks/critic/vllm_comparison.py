@@ -1,5 +1,7 @@
 """Tokens a second of vLLM inside the service beside those of vLLM's own offline engine on the same prompts.
 
+The service decodes freely: an aligned critique is no single generation, and the offline engine has no such thing.
+
 The same on both sides: SmolLM2-135M, vLLM's build for CPUs, its engine's arguments, the prompts' token ids, greedy
 decoding with the same budget. The requests of a round are all there at its beginning, offline as one call of
 ``LLM.generate``, in the service as one HTTP request each; both engines admit ``max_batch`` of them at a time. The
@@ -47,6 +49,7 @@ address_file = "{address}"
 backend = "vllm"
 path = "{model}"
 prompts = "{prompts}"
+decoding = "free"
 port = 0
 max_prompt_tokens = {max_prompt_tokens}
 max_new_tokens = {max_new_tokens}

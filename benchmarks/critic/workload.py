@@ -1,14 +1,14 @@
 """The request of the HTTP measurements: an attempt of eight steps with a reference solution, and its critique.
 
-Requests differ in their question alone, so that one text is the right answer to each of them. They outnumber the
-answers that the service keeps: asked for in turn, none is ever found in its cache.
+Requests differ in their question alone, so that one text is the right correction of each of them. They outnumber the
+answers that the service keeps: asked for in turn, none is ever found in its cache. Their attempt is one that the
+process has just read; what reading an attempt takes is a figure of :mod:`benchmarks.bench_attempts`.
 """
 
 from __future__ import annotations
 
 from stepalign.types import CritiqueRequest
 
-PROMPTS = "chat-v1"
 # Twice the default of critic.cache_entries.
 DIFFERENT_REQUESTS = 2048
 
@@ -60,12 +60,16 @@ def requests(count: int = DIFFERENT_REQUESTS) -> list[CritiqueRequest]:
     ]
 
 
-def critique() -> str:
-    """A perfect critic's answer to each of them."""
-    marked = [
-        *((step, "copied") for step in _COPIED),
-        (_RIGHT, "corrected"),
-        *((step, "continued") for step in _PUT_RIGHT),
-    ]
-    steps = [f"<step_{i}>{step}</step_{i}><{mark}/>" for i, (step, mark) in enumerate(marked, 1)]
-    return "\n".join([*steps, "<answer>98.43</answer>", "<verdict>incorrect</verdict>"])
+WRONG_STEP = len(_COPIED) + 1
+"""The step (from 1) at which the attempt goes wrong."""
+
+
+def correction() -> str:
+    """What a perfect critic writes in the place of that step and of those that follow it."""
+    steps = [f"<step_{i}>{step}</step_{i}>" for i, step in enumerate((_RIGHT, *_PUT_RIGHT), WRONG_STEP)]
+    return "\n".join([*steps, "<answer>98.43</answer>"])
+
+
+def is_wrong_step(shown: str) -> bool:
+    """Whether a message of the conversation shows that step."""
+    return shown.endswith(_WRONG)

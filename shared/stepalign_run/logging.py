@@ -9,10 +9,12 @@ The command that starts them logs for a reader instead: :func:`configure_console
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import TextIO, cast
 
 import structlog
@@ -61,6 +63,15 @@ class _Logger(structlog.WriteLogger):
         self.name = name
 
 
+_JSON = structlog.processors.JSONRenderer(serializer=lambda event, default: _encoder(default).encode(event))
+
+
+@cache
+def _encoder(default: Callable[[object], object]) -> json.JSONEncoder:
+    """``json.dumps`` makes one for every line."""
+    return json.JSONEncoder(default=default)
+
+
 def configure_logging(process: str, level: int = logging.INFO) -> None:
     """Send structlog and standard-library records to stderr as JSON. ``process`` names this process in each line."""
     shared: list[structlog.typing.Processor] = [
@@ -72,7 +83,7 @@ def configure_logging(process: str, level: int = logging.INFO) -> None:
     ]
     # Not through the standard library: it would make, copy and format a record only to hold a finished line.
     structlog.configure(
-        processors=[*shared, structlog.processors.JSONRenderer()],
+        processors=[*shared, _JSON],
         logger_factory=_Logger,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
@@ -83,7 +94,7 @@ def configure_logging(process: str, level: int = logging.INFO) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(),
+                _JSON,
             ],
         )
     )

@@ -94,6 +94,36 @@ def test_a_slow_grader_holds_up_nobody_else() -> None:
         assert waiting.result().critique is not None
 
 
+def test_a_grader_that_is_sure_to_be_quick_is_asked_without_a_thread() -> None:
+    class Quick:
+        """Quick where the known answer is a number."""
+
+        def __init__(self) -> None:
+            self.threads: set[int] = set()
+
+        def __call__(self, answer: str, known_answer: str, /) -> bool:
+            self.threads.add(threading.get_ident())
+            return True
+
+        def at_once(self, answer: str, known_answer: str, /) -> bool:
+            return known_answer.isdigit()
+
+    loops: set[int] = set()
+
+    class Noting(ProgramBackend):
+        def healthy(self) -> bool:
+            loops.add(threading.get_ident())
+            return super().healthy()
+
+    quick = Quick()
+    with serving(CriticService(Noting("agreeing", calls_it_right, "r"), "lab-v1", grader=quick)) as url:
+        wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
+        assert critique_of(url, "5", "5").critique is not None
+        assert quick.threads == loops
+        assert critique_of(url, "five", "five").critique is not None
+        assert not quick.threads <= loops
+
+
 def test_the_command_takes_the_configured_grader(tmp_path: Path) -> None:
     command = critic_command(write_config(tmp_path, grader="nobody"))
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -91,7 +91,7 @@ def create_app(service: CriticService, settings: AppSettings | None = None, metr
     )
     app.router.route_class = JsonRoute
     service.on_answer = metrics.count_answer
-    service.on_unknown = metrics.answers_unknown.inc
+    service.judge.on_unknown = metrics.answers_unknown.inc
     answering = Answering(service, metrics, settings.cache, settings.limiter)
     add_critique_route(app, answering)
     add_batch_route(app, answering, settings.max_batch_items)

@@ -148,12 +148,12 @@ class Lifecycle:
 
     def refusal(self) -> NotReadyError | None:
         """The reason to take no request now; None when requests are taken."""
-        reasons = {
-            State.LOADING: "the critic's backend is loading",
-            State.STOPPING: "the critic is stopping: it finishes what it has and ends",
-            State.FAILED: f"the critic's backend failed: {self.failure}",
-        }
-        if self.state in reasons:
+        if self.state not in (State.READY, State.DRAINING):
+            reasons = {
+                State.LOADING: "the critic's backend is loading",
+                State.STOPPING: "the critic is stopping: it finishes what it has and ends",
+                State.FAILED: f"the critic's backend failed: {self.failure}",
+            }
             return NotReadyError(reasons[self.state], self.state.value)
         if not self._backend.healthy():
             return NotReadyError(self._trouble(), "unhealthy")

@@ -84,6 +84,7 @@ class Metrics:
         self._of_sources = cache(self.sources.labels)
         self._of_answers = cache(self.answers.labels)
         self._of_tokens = cache(self.tokens.labels)
+        self._of_forced = cache(self.forced.labels)
 
     def count_request(self, path: str, status: int) -> None:
         """Count an HTTP request."""
@@ -100,7 +101,7 @@ class Metrics:
         self._of_tokens("prompt").inc(answer.prompt_tokens)
         self._of_tokens("completion").inc(answer.completion_tokens)
         for forced in answer.forced:
-            self.forced.labels(forced.value).inc()
+            self._of_forced(forced.value).inc()
 
     def render(self) -> bytes:
         """The text exposition format."""

@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
 from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
@@ -51,11 +50,10 @@ from stepalign_critic.errors import (
     UnsupportedRequestError,
 )
 from stepalign_critic.free_answers import read_answer
+from stepalign_critic.judging import Judge
 from stepalign_critic.known_attempts import LEAST_T, KnownPair, known_pairs, separates, separation
 from stepalign_critic.lifecycle import Lifecycle
 from stepalign_run.logging import get_logger
-
-Result = TypeVar("Result")
 
 NO_REFERENCE = "none"
 _FIELDS = frozenset({"question", "reference_solution", "attempt", "nonce", "turn", "known"})
@@ -101,10 +99,10 @@ class CriticService:
     With ``aligned``, a backend that can decodes by a plan, and its critiques cannot fail for their form: then nothing
     is asked twice. Their text is validated all the same.
 
-    ``grader`` compares answers, in threads of its own since it may take seconds.
+    ``grader`` compares answers, in threads of its own where it may take seconds (:mod:`.judging`).
 
-    ``on_answer`` is called with every answer of the model, those too that no response will hold, and ``on_unknown``
-    for every comparison of answers that the grader could not decide, from the thread that asked.
+    ``on_answer`` is called with every answer of the model, those too that no response will hold, and
+    ``judge.on_unknown`` for every comparison of answers that the grader could not decide.
     """
 
     def __init__(
@@ -118,13 +116,14 @@ class CriticService:
     ) -> None:
         self._backend = backend
         self._grader = grader
+        self.judge = Judge(grader)
         self._max_steps = max_steps
-        self._aligned = aligned if isinstance(backend, Aligning) and backend.aligns else None
+        self._aligning = backend if isinstance(backend, Aligning) and backend.aligns else None
+        self._aligned = aligned if self._aligning is not None else None
         self._layout = load_layout(prompts_version) if self._aligned is not None else None
         turns = self._layout is not None and self._layout.form == "turns"
         self._turns = TurnPrompts.load(prompts_version) if turns else None
         self.on_answer: Callable[[ModelAnswer], None] = lambda _: None
-        self.on_unknown: Callable[[], None] = lambda: None
         self._prompt = _load(prompts_version, "critique", _FIELDS)
         again = has_prompt(prompts_version, "critique_retry")
         self._retry_prompt = _load(prompts_version, "critique_retry", _RETRY_FIELDS) if again else None
@@ -226,12 +225,12 @@ class CriticService:
         request = CritiqueRequest(
             question=pair.question, attempt=tagged, reference_solution=pair.reference_solution, answer=answer
         )
-        backend = self._backend
-        assert isinstance(backend, Aligning)
-        plan, messages = await self._off_the_loop(self.plan, request, True)
+        backend, aligning = self._backend, self._aligning
+        assert aligning is not None
+        plan, messages = await self.judge.run(lambda grader: self.plan(request, True, grader))
         while True:
             try:
-                made = await backend.align(RenderedPrompt(request, messages, backend.render(messages)), plan)
+                made = await aligning.align(RenderedPrompt(request, messages, backend.render(messages)), plan)
                 return None if made.p_wrong is None else made.p_wrong[pair.step - 1]
             except (SaturatedError, EngineTimeoutError, EngineError) as error:
                 if not backend.recovers:
@@ -242,13 +241,18 @@ class CriticService:
                 _log.warning("a known attempt cannot be asked", error=str(error))
                 return None
 
-    def plan(self, request: CritiqueRequest, trusts_answers: bool | None = None) -> tuple[Plan, list[Message]]:
-        """What may be said about the request's attempt, and the messages of the prompt. Needs ``aligned``."""
+    def plan(
+        self, request: CritiqueRequest, trusts_answers: bool | None = None, grader: Grader | None = None
+    ) -> tuple[Plan, list[Message]]:
+        """What may be said about the request's attempt, and the messages of the prompt. Needs ``aligned``.
+
+        ``trusts_answers`` and ``grader`` take the place of the service's own.
+        """
         aligned, layout, split = self._aligned, self._layout, request.split()
         assert aligned is not None and layout is not None
         values = _values(request, split)
         trusts = aligned.trusts_answers if trusts_answers is None else trusts_answers
-        right = self._is_right(split, request.answer)
+        right = _is_right(split, request.answer, self._grader if grader is None else grader)
         conversation = None
         if self._turns is not None:
             steps = [step.body.strip() for step in parse_trace(split.tagged).steps]
@@ -266,11 +270,10 @@ class CriticService:
         return plan, _fill(self._prompt, values) if conversation is None else conversation.asking(0)
 
     async def _align(self, request: CritiqueRequest, split: SplitAttempt) -> ModelAnswer:
-        backend = self._backend
-        assert isinstance(backend, Aligning)
-        plan, messages = await self._off_the_loop(self.plan, request)
-        made = await backend.align(RenderedPrompt(request, messages, self._backend.render(messages)), plan)
-        outcome = await self._off_the_loop(self._validated, made, split, request.answer)
+        assert self._aligning is not None
+        plan, messages = await self.judge.run(lambda grader: self.plan(request, grader=grader))
+        made = await self._aligning.align(RenderedPrompt(request, messages, self._backend.render(messages)), plan)
+        outcome = await self.judge.run(lambda grader: _validated(made, split, request.answer, grader))
         answer = ModelAnswer(
             self._prompt.name, outcome, made.prompt_tokens, made.completion_tokens, made.p_wrong, made.forced
         )
@@ -318,33 +321,21 @@ class CriticService:
     ) -> ModelAnswer:
         messages = _fill(prompt, values)
         generation = await self._backend.generate(RenderedPrompt(request, messages, self._backend.render(messages)))
-        outcome = await self._off_the_loop(read_answer, generation, split.tagged, request.answer, self._judge)
+        outcome = await self.judge.run(lambda grader: read_answer(generation, split.tagged, request.answer, grader))
         answer = ModelAnswer(prompt.name, outcome, generation.prompt_tokens, generation.completion_tokens)
         self.on_answer(answer)
         return answer
 
-    def _judge(self, answer: str, known_answer: str) -> Judgement:
-        said = judged(self._grader, answer, known_answer)
-        if said is None:
-            self.on_unknown()
-        return said
 
-    def _is_right(self, split: SplitAttempt, known: str | None) -> Judgement:
-        """Whether the attempt's answer is the known one; None when that is unknown or one of them is missing."""
-        given = parse_trace(split.tagged).answer
-        return None if known is None or given is None else self._judge(given.body, known)
+def _is_right(split: SplitAttempt, known: str | None, grader: Grader) -> Judgement:
+    """Whether the attempt's answer is the known one; None when that is unknown or one of them is missing."""
+    given = parse_trace(split.tagged).answer
+    return None if known is None or given is None else judged(grader, given.body, known)
 
-    def _validated(self, made: Alignment, split: SplitAttempt, known: str | None) -> Critique | CritiqueFailure:
-        reason = FinishReason.LENGTH if made.truncated else FinishReason.STOP
-        return validate_critique(
-            made.text, split.tagged, known_answer=known, critic_finish_reason=reason, grader=self._judge
-        )
 
-    async def _off_the_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Call a function that may ask the grader. Only the exact one does not keep the event loop waiting."""
-        if self._grader is answers_equal:
-            return function(*arguments)
-        return await asyncio.to_thread(function, *arguments)
+def _validated(made: Alignment, split: SplitAttempt, known: str | None, grader: Grader) -> Critique | CritiqueFailure:
+    reason = FinishReason.LENGTH if made.truncated else FinishReason.STOP
+    return validate_critique(made.text, split.tagged, known_answer=known, critic_finish_reason=reason, grader=grader)
 
 
 def new_id() -> str:

@@ -143,7 +143,12 @@ def in_sent_text(critique: Critique, split: SplitAttempt) -> Critique:
     found = critique.alignment.first_difference
     if found is None:
         return critique
-    alignment = critique.alignment.model_copy(update={"first_difference": split.span_in_text(found)})
+    report = critique.alignment
+    alignment = AlignmentReport(
+        copied_steps=report.copied_steps,
+        whitespace_differences=report.whitespace_differences,
+        first_difference=split.span_in_text(found),
+    )
     return critique.model_copy(update={"alignment": alignment})
 
 

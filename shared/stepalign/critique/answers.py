@@ -10,12 +10,25 @@ import re
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from functools import lru_cache
+from typing import Protocol, runtime_checkable
 
 Judgement = bool | None
 """Whether two answers are the same; None is unknown: neither equal nor different."""
 
 Grader = Callable[[str, str], Judgement]
 """``(answer, known_answer)`` to a judgement."""
+
+
+@runtime_checkable
+class Foretelling(Protocol):
+    """A grader that may take its time over some answers and can tell beforehand over which."""
+
+    def __call__(self, answer: str, known_answer: str, /) -> Judgement: ...
+
+    def at_once(self, answer: str, known_answer: str, /) -> bool:
+        """Whether the judgement takes microseconds. So does this question."""
+        ...
+
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:/[1-9]\d*)?")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")

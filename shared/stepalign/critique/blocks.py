@@ -16,6 +16,8 @@ _EDGE = re.compile(
     r"|\\(?P<edge>begin|end)\{(?P<name>[A-Za-z]{1,40}+\*?)\}",
     re.M,
 )
+_IN_EDGES = ("\\", "$$", "```", "~~~")
+"""One of these is in every edge."""
 _PIPES = re.compile(r"^[ \t]*+\|[^\n]*+(?:\n[ \t]*+\|[^\n]*+)++", re.M)
 _RULED = re.compile(
     r"^[^\n|]++\|[^\n]*+\n[ \t]*+:?-++:?[ \t]*+(?:\|[ \t]*+:?-*+:?[ \t]*+)++$(?:\n[^\n|]*+\|[^\n]*+)*+", re.M
@@ -27,7 +29,8 @@ class Blocks:
     """The blocks of one text, in order and disjoint."""
 
     def __init__(self, text: str) -> None:
-        found = [*_delimited(text), *(match.span() for match in (*_PIPES.finditer(text), *_RULED.finditer(text)))]
+        tables = (*_PIPES.finditer(text), *_RULED.finditer(text)) if "|" in text else ()
+        found = [*_delimited(text), *(match.span() for match in tables)]
         self._spans: list[Span] = []
         for span in sorted(found, key=lambda span: (span[0], -span[1])):
             if not self._spans or span[0] >= self._spans[-1][1]:
@@ -41,6 +44,8 @@ class Blocks:
 
 
 def _delimited(text: str) -> list[Span]:
+    if not any(mark in text for mark in _IN_EDGES):
+        return []
     edges = list(_EDGE.finditer(text))
     partners = _partners(edges)
     spans: list[Span] = []

@@ -38,6 +38,8 @@ _LEAD = re.compile(
     r"|^[ \t]*+(?:\#{1,6}[ \t]++)?[*_]*+(?:the[ \t]++)?(?:final[ \t]++)?answer[*_]*+[ \t]*+$",
     re.I | re.M,
 )
+_LINE_END = re.compile(r"\n")
+_LEAD_WORD = re.compile("[Aa](?i:nswer)")
 _CHOICE = re.compile(r"^[ \t>*_]*+B[*_]*+[:：.]", re.M)
 _NO_VALUE = re.compile(r"(?:not|(?:in)?correct|wrong|clear|obvious|reasonable|as[ \t]++follows)\b", re.I)
 _FILLER = re.compile(
@@ -97,7 +99,7 @@ def is_only_answer(text: str, span: Span, answer: Span, *, sentences: bool) -> b
     before, after = (text[start : answer[0]], text[answer[1] : end]) if inside else (text[start:end], "")
     if not inside and (sentences and answer[1] <= start and _CLOSING_WORDS.fullmatch(before) is not None):
         return True
-    if not inside and re.search("answer", before, re.I) is None:
+    if not inside and _LEAD_WORD.search(before) is None:
         return False
     if _ONLY_MARK.fullmatch(before) is not None and re.fullmatch(r"[\W_]*+", after) is not None:
         return True
@@ -128,13 +130,27 @@ def _hashes(text: str) -> Span | None:
 
 
 def _announced(text: str) -> Span | None:
-    leads = list(_LEAD.finditer(text))
+    leads = _leads(text)
     choices = any(lead["letter"] for lead in leads) and _CHOICE.search(text) is not None
     for lead in reversed(leads):
         value = None if lead["letter"] and choices else _value(text, lead.end())
         if value is not None:
             return value
     return None
+
+
+def _leads(text: str) -> list[re.Match[str]]:
+    """Where a value is announced. An announcement begins a line or with one word: other places need no look."""
+    words = [word.start() for word in _LEAD_WORD.finditer(text)]
+    lines = [end.end() for end in _LINE_END.finditer(text)]
+    leads: list[re.Match[str]] = []
+    after = 0
+    for place in sorted({0, *lines, *words}):
+        lead = _LEAD.match(text, place) if place >= after else None
+        if lead is not None:
+            leads.append(lead)
+            after = lead.end()
+    return leads
 
 
 def _concluded(text: str) -> Span | None:

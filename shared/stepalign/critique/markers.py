@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from stepalign.critique.blocks import Blocks
 from stepalign.critique.trace import Span
@@ -43,8 +43,7 @@ _STEP, _HASHES, _LIST = range(3)
 _MOST = 0.5
 
 
-@dataclass(frozen=True)
-class _Kind:
+class _Kind(NamedTuple):
     """Markers of one kind count together."""
 
     family: int
@@ -52,8 +51,7 @@ class _Kind:
     stop: str = ""
 
 
-@dataclass(frozen=True)
-class _Marker:
+class _Marker(NamedTuple):
     number: int
     start: int
     """Of its line."""
@@ -86,7 +84,9 @@ def numbered(text: str, blocks: Blocks, paragraphs: Split) -> list[Span]:
 
 def _markers(text: str, blocks: Blocks) -> Iterable[_Marker]:
     seen: set[int] = set()
-    for pattern, make in ((_HASHED, _hashed), (_BOLD, _bold), (_PLAIN, _plain)):
+    for pattern, make, signs in ((_HASHED, _hashed, "#"), (_BOLD, _bold, "*_"), (_PLAIN, _plain, "")):
+        if signs and not any(sign in text for sign in signs):
+            continue
         for match in pattern.finditer(text):
             marker = make(match)
             if marker is not None and match.start() not in seen and not blocks.hold(match.start("number")):

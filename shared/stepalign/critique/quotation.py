@@ -23,6 +23,8 @@ BLANKS = " \t\n\r"
 """Whitespace that tells no two steps apart. Other whitespace does: not every grammar knows it."""
 WORD_CHARACTERS = "0-9A-Za-z_"
 """The inside of a class: characters that make a word or number longer."""
+_BLANK = re.compile(f"[{BLANKS}]+")
+_NEEDLESS_BLANK = re.compile(f"(?<![{WORD_CHARACTERS}]) | (?![{WORD_CHARACTERS}])")
 _FEWEST_WORDS = 3
 _WORD = frozenset(ascii_letters + digits + "_")
 _GOES_ON = re.compile(rf"\.[0-9]|[{BLANKS}]*[0-9]{{1,12}}[{BLANKS}{re.escape(CLOSING)}]*\Z")
@@ -34,8 +36,8 @@ def squeezed(step: str) -> str:
 
     Nothing is left of one that is punctuation alone: that cannot be quoted.
     """
-    words = " ".join(filter(None, re.split(f"[{BLANKS}]+", step)))
-    bare = re.sub(f"(?<![{WORD_CHARACTERS}]) | (?![{WORD_CHARACTERS}])", "", words)
+    words = " ".join(filter(None, _BLANK.split(step)))
+    bare = _NEEDLESS_BLANK.sub("", words)
     return bare.lstrip(OPENING).rstrip(CLOSING)
 
 
@@ -90,6 +92,9 @@ def _walk(squeezed_wrong: str, step: str) -> tuple[int, bool]:
     if not squeezed_wrong:
         return 0, False
     place = len(step) - len(step.lstrip(BLANKS + OPENING))
+    # Most corrections differ in a character: that is seen at once.
+    if not _BLANK.sub("", step[place:]).startswith(squeezed_wrong.replace(" ", "")):
+        return None
     for gap, character in gaps(squeezed_wrong):
         begin = place
         while place < len(step) and step[place] in BLANKS:

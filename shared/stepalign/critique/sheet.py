@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from stepalign.critique.trace import Span
 
@@ -21,10 +21,11 @@ _INVISIBLE = (
     "\u2060-\u206f\ufeff\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f]++"
 )
 _ODD = re.compile(f"({_LINE_END})|{_INVISIBLE}|{_JOINER}")
+# One class of characters is looked for ten times as fast.
+_MAY_BE_ODD = re.compile(f"[\r\u200c\u200d{_LINE_END[_LINE_END.index('[') + 1 : -1]}{_INVISIBLE[1:-3]}]")
 
 
-@dataclass(frozen=True)
-class Sheet:
+class Sheet(NamedTuple):
     """``text`` with its origins.
 
     ``starts`` are places in ``text``, the first of them 0, and ``origins`` their places in the sent text. From one
@@ -48,6 +49,8 @@ class Sheet:
 
     def part(self, start: int, end: int) -> Sheet:
         """The characters from ``start`` to ``end``."""
+        if len(self.starts) == 1:
+            return Sheet(self.text[start:end], (0,), (self.origins[0] + start,))
         first, last = bisect_right(self.starts, start), bisect_right(self.starts, end - 1)
         starts = (0, *(place - start for place in self.starts[first:last]))
         return Sheet(self.text[start:end], starts, (self.origin(start), *self.origins[first:last]))
@@ -58,8 +61,10 @@ class Sheet:
 
     def trimmed(self) -> Sheet:
         """Without whitespace around it."""
-        start = len(self.text) - len(self.text.lstrip())
-        return self.part(start, max(start, len(self.text.rstrip())))
+        text = self.text
+        start = len(text) - len(text.lstrip())
+        end = max(start, len(text.rstrip()))
+        return self if end - start == len(text) else self.part(start, end)
 
     def replaced(self, changes: Iterable[tuple[Span, str]]) -> Sheet:
         """Each span, in order and disjoint, replaced by a text, whose characters all stand where the span began."""
@@ -89,6 +94,6 @@ class Sheet:
 
 def normalised(text: str) -> Sheet:
     """A sent text with line ends that are line feeds, and without characters that show nothing."""
-    if _ODD.search(text) is None:
+    if _MAY_BE_ODD.search(text) is None:
         return Sheet(text)
     return Sheet(text).replaced((match.span(), "\n" if match[1] else "") for match in _ODD.finditer(text))

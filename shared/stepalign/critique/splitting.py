@@ -105,8 +105,8 @@ class SplitAttempt(BaseModel):
         return min(self.origins[run] + place - self.starts[run], segment.sent[1] - 1)
 
 
-# The service reads the attempt of a request more than once.
-@lru_cache(maxsize=64)
+# The service reads the attempt of a request more than once, and has many requests at a time.
+@lru_cache(maxsize=256)
 def split_attempt(text: str) -> SplitAttempt:
     """Read an attempt as it was sent. Every text has a result; a blank one has no steps."""
     sheet = normalised(text)
@@ -140,7 +140,7 @@ def join_steps(steps: Sequence[str]) -> SplitAttempt:
     return _joined(tuple(steps))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _joined(steps: tuple[str, ...]) -> SplitAttempt:
     read: list[Sheet] = []
     start = 0

@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import Literal, NamedTuple
 
 from stepalign.critique.answers import Judgement, answers_equal
 from stepalign.errors import ConfigError
@@ -35,36 +36,67 @@ MAX_CHARACTERS = 1000
 """A longer answer is compared as text alone."""
 POOL = Pool(min(4, os.cpu_count() or 1))
 """The workers of this process; none runs before the first question."""
+AT_ONCE_CHARACTERS = 100
+"""Of longer answers it is not foretold whether they are compared at once: their plain form may take a while itself."""
 
 
-def math_equal(answer: str, known_answer: str) -> Judgement:
-    """Whether two answers are the same; None where that is unknown. For any thread; it may take seconds.
+class MathGrader:
+    """The grader, which can tell beforehand whether a process will be asked."""
 
-    Raises GraderError where no process can be started to compare them.
-    """
-    if not answer.strip() or not known_answer.strip():
-        return False
-    if answers_equal(answer, known_answer):
-        return True
-    if max(len(answer), len(known_answer)) > MAX_CHARACTERS:
-        return False
-    return _equal(answer, known_answer)
+    def __call__(self, answer: str, known_answer: str, /) -> Judgement:
+        """Whether two answers are the same; None where that is unknown. For any thread; it may take seconds.
+
+        Raises GraderError where no process can be started to compare them.
+        """
+        if not answer.strip() or not known_answer.strip():
+            return False
+        if answers_equal(answer, known_answer):
+            return True
+        if max(len(answer), len(known_answer)) > MAX_CHARACTERS:
+            return False
+        said = _said(answer, known_answer)
+        return _said_by_a_process(said) if isinstance(said, _Question) else said
+
+    def at_once(self, answer: str, known_answer: str, /) -> bool:
+        """Whether no process is needed for the judgement, of answers that are no longer than most."""
+        if max(len(answer), len(known_answer)) > AT_ONCE_CHARACTERS:
+            return False
+        return answers_equal(answer, known_answer) or not isinstance(_said(answer, known_answer), _Question)
+
+
+math_equal = MathGrader()
+
+
+class _Question(NamedTuple):
+    """Two values that only algebra can compare; ``unlike``: their units differ."""
+
+    ours: str
+    theirs: str
+    unlike: bool
 
 
 # The samples of a problem repeat few answers, and every one of them is asked about again as checkpoints are evaluated.
 @lru_cache(maxsize=4096)
-def _equal(answer: str, known_answer: str) -> Judgement:
+def _said(answer: str, known_answer: str) -> Judgement | _Question:
     ours, theirs = plain(answer), plain(known_answer)
     if not ours.value or not theirs.value:
         return False
     if ours.name and theirs.name and ours.name != theirs.name:
         return False
+    unlike = bool(ours.unit and theirs.unit and ours.unit != theirs.unit)
     same = _same_value(ours, theirs)
-    unlike = ours.unit and theirs.unit and ours.unit != theirs.unit
+    if same == "algebra":
+        return _Question(ours.value, theirs.value, unlike)
     return None if same and unlike else same
 
 
-def _same_value(ours: Plain, theirs: Plain) -> Judgement:
+@lru_cache(maxsize=4096)
+def _said_by_a_process(question: _Question) -> Judgement:
+    same = POOL.ask(question.ours, question.theirs)
+    return None if same and question.unlike else same
+
+
+def _same_value(ours: Plain, theirs: Plain) -> Judgement | Literal["algebra"]:
     if ours.value.casefold() == theirs.value.casefold():
         return True
     a, b = ours.number, theirs.number
@@ -73,4 +105,4 @@ def _same_value(ours: Plain, theirs: Plain) -> Judgement:
         return a == b or (percents == 1 and a / 100 == b) or (percents == -1 and a == b / 100)
     if ours.is_text or theirs.is_text:
         return None if ours.scales or theirs.scales else False
-    return POOL.ask(ours.value, theirs.value)
+    return "algebra"

@@ -127,6 +127,25 @@ print(said, POOL.pids())
     assert done.stdout == "[True, False, False, True, True, False] []\n", done.stderr
 
 
+@either_way
+@pytest.mark.parametrize(
+    ("answer", "known", "at_once"),
+    [
+        ("94.86", "98.43", True),
+        (r"\frac12", "0.5", True),
+        ("12 students", "12 teachers", True),
+        ("Paris", "London", True),
+        ("", "12", True),
+        ("x + 1", "1 + x", False),
+        ("9**9**9", "12", False),
+        ("7" * 500, "7" * 500, False),
+        ("\\sqrt{" * 100, "12", False),
+    ],
+)
+def test_it_tells_whether_it_will_ask_a_process(answer: str, known: str, at_once: bool, swapped: bool) -> None:
+    assert math_equal.at_once(*((known, answer) if swapped else (answer, known))) is at_once
+
+
 # Hostile answers.
 
 HOSTILE = {

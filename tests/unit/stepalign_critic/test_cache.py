@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from stepalign.prompts import Prompt, load_prompt
 from stepalign.types import CriticIdentity, CritiqueMode, CritiqueRequest, CritiqueResponse
-from stepalign_critic.cache import CritiqueCache, Source
+from stepalign_critic.cache import CritiqueCache, Found, Source
 from stepalign_critic.cache.store import StoreUnavailableError
 from stepalign_critic.service import CriticService
 from stepalign_critic.tenant import set_key
@@ -60,8 +60,8 @@ def test_a_hundred_equal_requests_make_one_generation() -> None:
         await asyncio.sleep(0)
         make.gate.set()
         found = await asyncio.gather(*tasks)
-        assert all(response == ANSWER for response, _ in found)
-        return make.made, [source for _, source in found] + [(await cache.get_or_make("k", make))[1]]
+        assert all(each.response == ANSWER for each in found)
+        return make.made, [each.source for each in found] + [(await cache.get_or_make("k", make))[1]]
 
     made, sources = run(work)
     assert made == 1 and sources == [Source.MISS, *[Source.JOINED] * 99, Source.HIT]
@@ -148,7 +148,7 @@ def test_replicas_share_a_store_and_do_without_one_that_is_down_or_broken() -> N
         make.gate.set()
         assert (await CritiqueCache(8, store).get_or_make("k", make))[1] is Source.MISS
         other = CritiqueCache(8, store)
-        assert await other.get_or_make("k", make) == (ANSWER, Source.SHARED)
+        assert await other.get_or_make("k", make) == Found(ANSWER, Source.SHARED)
         assert (await other.get_or_make("k", make))[1] is Source.HIT and make.made == 1
         store.texts["another"] = store.texts["k"]
         third = CritiqueCache(8, store)

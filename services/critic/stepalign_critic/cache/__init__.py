@@ -1,5 +1,5 @@
 """The cache of answers: in the process, and in a Redis server that replicas share."""
 
-from stepalign_critic.cache.cache import CritiqueCache, Source
+from stepalign_critic.cache.cache import CritiqueCache, Found, Source
 
-__all__ = ["CritiqueCache", "Source"]
+__all__ = ["CritiqueCache", "Found", "Source"]

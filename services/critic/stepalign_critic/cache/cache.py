@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
@@ -46,6 +46,14 @@ class Source(StrEnum):
     """Another request was waiting for it already."""
 
 
+class Found(NamedTuple):
+    """An answer and its source. ``text`` is its JSON, where that is at hand."""
+
+    response: CritiqueResponse
+    source: Source
+    text: str | None = None
+
+
 class _Entry(BaseModel):
     """An entry of the shared store."""
 
@@ -55,7 +63,7 @@ class _Entry(BaseModel):
 
 @dataclass
 class _Flight:
-    task: asyncio.Task[tuple[CritiqueResponse, Source]]
+    task: asyncio.Task[Found]
     waiting: int = 0
 
 
@@ -93,12 +101,12 @@ class CritiqueCache:
         """Whether the answer is kept in this process or being made."""
         return key in self._kept or key in self._flights
 
-    async def get_or_make(self, key: str, make: Make) -> tuple[CritiqueResponse, Source]:
-        """The answer of this key and its source. Errors of ``make`` are raised to all who wait for it."""
+    async def get_or_make(self, key: str, make: Make) -> Found:
+        """The answer of this key. Errors of ``make`` are raised to all who wait for it."""
         kept = self._kept.get(key)
         if kept is not None:
             self._kept.move_to_end(key)
-            return CritiqueResponse.model_validate_json(kept), Source.HIT
+            return Found(CritiqueResponse.model_validate_json(kept), Source.HIT)
         flight = self._flights.get(key)
         joined = flight is not None
         if flight is None:
@@ -107,7 +115,7 @@ class CritiqueCache:
             flight.task.add_done_callback(lambda _, flight=flight: self._land(key, flight))
         flight.waiting += 1
         try:
-            response, source = await asyncio.shield(flight.task)
+            found = await asyncio.shield(flight.task)
         finally:
             flight.waiting -= 1
             if flight.waiting == 0 and not flight.task.done():
@@ -118,18 +126,18 @@ class CritiqueCache:
             if flight.task.done() and not flight.task.cancelled():
                 # Nobody may be left to raise a failure that comes while it is being cancelled.
                 flight.task.exception()
-        return response, Source.JOINED if joined else source
+        return found._replace(source=Source.JOINED) if joined else found
 
     def _land(self, key: str, flight: _Flight) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    async def _find_or_make(self, key: str, make: Make) -> tuple[CritiqueResponse, Source]:
+    async def _find_or_make(self, key: str, make: Make) -> Found:
         found = await self.shared(key)
         if found is not None:
-            return found, Source.SHARED
+            return Found(found, Source.SHARED)
         made = await make()
-        self._keep(key, made)
+        text = self._keep(key, made)
         if self._store is not None:
             try:
                 await self._store.set(key, _Entry(key=key, response=made).model_dump_json())
@@ -137,7 +145,7 @@ class CritiqueCache:
                 pass
             except StoreUnavailableError as error:
                 self._note(str(error))
-        return made, Source.MISS
+        return Found(made, Source.MISS, text)
 
     async def shared(self, key: str) -> CritiqueResponse | None:
         """The answer that stands in the store, which this process keeps from now on; None without one."""
@@ -168,11 +176,14 @@ class CritiqueCache:
         self.on_store_error()
         _log.warning("the shared cache was of no use", error=error)
 
-    def _keep(self, key: str, response: CritiqueResponse) -> None:
-        if self._entries:
-            self._kept[key] = response.model_dump_json()
-            while len(self._kept) > self._entries:
-                self._kept.popitem(last=False)
+    def _keep(self, key: str, response: CritiqueResponse) -> str | None:
+        """Keep an answer; gives its JSON where any are kept."""
+        if not self._entries:
+            return None
+        text = self._kept[key] = response.model_dump_json()
+        while len(self._kept) > self._entries:
+            self._kept.popitem(last=False)
+        return text
 
     async def close(self) -> None:
         """Close the store's connections."""

@@ -52,6 +52,8 @@ class Conversation:
         self._right, self._wrong = layout.right, layout.wrong
         self._values = values
         self._steps = steps
+        self._shown: list[str] = []
+        """The messages of the first steps, of as many as were asked for."""
         if prompts.known is not None and right_answer is not None:
             self._values = {**values, "known": prompts.known.fill(answer=right_answer)[-1]["content"] + "\n\n"}
 
@@ -76,7 +78,10 @@ class Conversation:
         return [*self.approving(), *turn] if self._steps else self._messages([turn[-1]["content"]])
 
     def _step(self, step: int) -> str:
-        return self._prompts.step.fill(number=str(step + 1), step=self._steps[step])[-1]["content"]
+        for following in range(len(self._shown), step + 1):
+            (shown,) = self._prompts.step.fill(number=str(following + 1), step=self._steps[following])[-1:]
+            self._shown.append(shown["content"])
+        return self._shown[step]
 
     def _messages(self, turns: list[str]) -> list[Message]:
         first = turns[0] if turns else ""

@@ -36,8 +36,7 @@ _SHORTEST_STEP_TOKENS = 16
 """Room for one step, at least. A corrected one may be half as long again as the wrong one."""
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A part of the draft. ``step`` is the attempt's step (from 0) that it calls right; None where nothing is decided.
 
     ``others`` are the words that might stand in its place; without any, every other text might.
@@ -131,10 +130,10 @@ class Plan:
 
     def _draft(self) -> tuple[Piece, ...]:
         layout, pieces = self._layout, list[Piece]()
+        if layout.form == "turns":
+            others = (layout.wrong,)
+            return tuple(Piece(layout.right, i, others) for i in range(len(self.steps)))
         for i, step in enumerate(self.steps):
-            if layout.form == "turns":
-                pieces.append(Piece(layout.right, i, (layout.wrong,)))
-                continue
             if layout.form == "check":
                 others = (layout.wrong,) if layout.unjustified is None else (layout.wrong, layout.unjustified)
                 pieces.append(Piece(layout.label.format(number=i + 1)))
@@ -276,11 +275,10 @@ class Plan:
         known = None if self._known is None else Literal(self._known + closing)
         answer = known or Free(_LONGEST_ANSWER_TOKENS, closing, one_line=True)
         end: Grammar = Sequenced((Literal(f"<answer>{inside}"), answer))
-        grammar = end
+        grammar, after = end, Literal(self._after(mark))
         for following in reversed(range(number, number + steps)):
             free = Free(each, f"</step_{following}>")
-            step = (Literal(_opening(following)), free, Literal(self._after(mark)))
-            grammar = Choice((Sequenced((*step, grammar)), end))
+            grammar = Choice((Sequenced((Literal(_opening(following)), free, after, grammar)), end))
         return grammar
 
     def _room(self, kept: int, given: Sequence[str], count: Callable[[str], int]) -> int:

@@ -5,8 +5,10 @@ The routes of one critique and of a batch share it.
 
 from __future__ import annotations
 
-from stepalign.types import CritiqueRequest, CritiqueResponse
-from stepalign_critic.cache import CritiqueCache, Source
+import asyncio
+
+from stepalign.types import CritiqueRequest
+from stepalign_critic.cache import CritiqueCache, Found, Source
 from stepalign_critic.errors import DeadlineUnreachableError
 from stepalign_critic.http.deadlines import check_reachable, within
 from stepalign_critic.http.rate_limit import RateLimiter
@@ -39,8 +41,8 @@ class Answering:
         """The states of the service's process."""
         return self._service.lifecycle
 
-    async def answer(self, request: CritiqueRequest, deadline: float | None) -> tuple[CritiqueResponse, Source]:
-        """The answer, before ``deadline``, and where it came from. Raises ServiceError or PromptError without one."""
+    async def answer(self, request: CritiqueRequest, deadline: float | None) -> Found:
+        """The answer, before ``deadline``. Raises ServiceError or PromptError without one."""
         refusal = self.lifecycle.refusal()
         if refusal is not None:
             raise refusal
@@ -48,18 +50,29 @@ class Answering:
             self._limiter.take(caller())
         with self._metrics.in_flight.track_inprogress(), self._metrics.seconds.time():
             async with self.lifecycle.answering():
-                response, source = await within(deadline, lambda: self._find_or_make(request, deadline))
-        if source is not Source.MISS:
-            response = response.model_copy(update={"id": new_id()})
-        self._metrics.count_critique(response, source)
-        usage = response.usage.model_dump()
-        _log.info("critique", critique_id=response.id, outcome=outcome_of(response), cache=source, **usage)
-        return response, source
+                found = await within(deadline, lambda: self._find_or_make(request, deadline))
+        if found.source is not Source.MISS:
+            found = Found(found.response.model_copy(update={"id": new_id()}), found.source)
+        # The answer goes out first: what is counted and logged makes no client wait.
+        asyncio.get_running_loop().call_soon(self._account, found)
+        return found
 
-    async def _find_or_make(self, request: CritiqueRequest, deadline: float | None) -> tuple[CritiqueResponse, Source]:
+    def _account(self, found: Found) -> None:
+        response, usage = found.response, found.response.usage
+        self._metrics.count_critique(response, found.source)
+        _log.info(
+            "critique",
+            critique_id=response.id,
+            outcome=outcome_of(response),
+            cache=found.source,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+        )
+
+    async def _find_or_make(self, request: CritiqueRequest, deadline: float | None) -> Found:
         if self._cache is None:
             check_reachable(deadline, self.lifecycle)
-            return await self._service.critique(request), Source.MISS
+            return Found(await self._service.critique(request), Source.MISS)
         key = self._cache.key_of(request, self._service.shaping())
         # An answer that is kept or on its way needs no place in the queue.
         if not self._cache.holds(key):
@@ -69,5 +82,5 @@ class Answering:
                 shared = await self._cache.shared(key)
                 if shared is None:
                     raise
-                return shared, Source.SHARED
+                return Found(shared, Source.SHARED)
         return await self._cache.get_or_make(key, lambda: self._service.critique(request))

@@ -93,8 +93,7 @@ class Batch:
             return item
         with bound_contextvars(item=index):
             try:
-                response, _ = await self._answering.answer(item, self._deadline)
-                return response
+                return (await self._answering.answer(item, self._deadline)).response
             except (ServiceError, PromptError) as error:
                 return error
             except Exception as error:

@@ -28,5 +28,6 @@ def add_critique_route(app: FastAPI, answering: Answering) -> None:
         openapi_extra={"parameters": [TIMEOUT_PARAMETER]},
     )
     async def critiques_endpoint(body: Asked, request: Request) -> Response:
-        response, source = await until_hang_up(request.receive, answering.answer(body, deadline_of(request)))
-        return Response(response.model_dump_json(), media_type="application/json", headers={CACHE_HEADER: source})
+        found = await until_hang_up(request.receive, answering.answer(body, deadline_of(request)))
+        text = found.response.model_dump_json() if found.text is None else found.text
+        return Response(text, media_type="application/json", headers={CACHE_HEADER: found.source})

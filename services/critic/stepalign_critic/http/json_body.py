@@ -10,6 +10,7 @@ from email.message import Message
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -22,10 +23,7 @@ _MOST_SHOWN_CHARACTERS = 100
 
 
 class UnreadBodyError(HTTPException):
-    """A body that is not read. ``param`` is the header that says so, if one does.
-
-    FastAPI passes on its own errors only; it makes a vague 400 of any other.
-    """
+    """A body that is not read. ``param`` is the header that says so, if one does."""
 
     def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
         accepted = {"content-type": {"accept-post": JSON}, "content-encoding": {"accept-encoding": "identity"}}
@@ -35,26 +33,28 @@ class UnreadBodyError(HTTPException):
 
 
 class JsonRoute(APIRoute):
-    """A route that reads its body by the rules of this module."""
+    """A route that reads its body by the rules of this module.
+
+    An endpoint with a body takes ``body`` and ``request`` and nothing else, and answers with a response. FastAPI's own
+    handler can do more, which takes it a sixth of a request's time.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        answer = super().get_route_handler()
-        if self.body_field is None:
-            return answer
+        field, endpoint = self.body_field, self.endpoint
+        if field is None:
+            return super().get_route_handler()
 
         async def read_and_answer(request: Request) -> Response:
-            asked = _JsonRequest(request.scope, request.receive)
-            if not await asked.body():
+            body = await request.body()
+            if not body:
                 raise _unread("the body is empty; send a JSON object")
-            check_headers(asked.headers)
-            return await answer(asked)
+            check_headers(request.headers)
+            asked, problems = field.validate(read_json(body), loc=("body",))
+            if problems:
+                raise RequestValidationError(problems)
+            return await endpoint(body=asked, request=request)
 
         return read_and_answer
-
-
-class _JsonRequest(Request):
-    async def json(self) -> Any:
-        return read_json(await self.body())
 
 
 def check_headers(headers: Headers) -> None:
