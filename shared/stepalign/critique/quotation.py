@@ -83,6 +83,10 @@ def end_of_common(wrong: str, step: str) -> int:
 
 def _end_of(squeezed_wrong: str, step: str) -> int | None:
     """Where the wrong step ends in ``step``, if that opens with it."""
+    # Most corrections differ in a character: that is seen at once.
+    opened = _BLANK.sub("", step).lstrip(OPENING)
+    if not opened.startswith(squeezed_wrong.replace(" ", "")):
+        return None
     place, whole = _walk(squeezed_wrong, step)
     return place if whole else None
 
@@ -92,9 +96,6 @@ def _walk(squeezed_wrong: str, step: str) -> tuple[int, bool]:
     if not squeezed_wrong:
         return 0, False
     place = len(step) - len(step.lstrip(BLANKS + OPENING))
-    # Most corrections differ in a character: that is seen at once.
-    if not _BLANK.sub("", step[place:]).startswith(squeezed_wrong.replace(" ", "")):
-        return None
     for gap, character in gaps(squeezed_wrong):
         begin = place
         while place < len(step) and step[place] in BLANKS:
