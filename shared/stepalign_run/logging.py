@@ -63,13 +63,17 @@ class _Logger(structlog.WriteLogger):
         self.name = name
 
 
-_JSON = structlog.processors.JSONRenderer(serializer=lambda event, default: _encoder(default).encode(event))
-
-
 @cache
 def _encoder(default: Callable[[object], object]) -> json.JSONEncoder:
     """``json.dumps`` makes one for every line."""
     return json.JSONEncoder(default=default)
+
+
+def _written(event: object, default: Callable[[object], object]) -> str:
+    return _encoder(default).encode(event)
+
+
+_JSON = structlog.processors.JSONRenderer(serializer=_written)
 
 
 def configure_logging(process: str, level: int = logging.INFO) -> None:
