@@ -70,13 +70,14 @@ CHAINS = Task("chains of digits", "configs/lab.toml", "lab/stepalign_lab/assets/
 SUMS = Task("sums of three digits", "configs/sums.toml", "examples/sums/validation.jsonl", 4, "sums")
 WORDS = Task("word problems", "configs/smollm2.toml", "examples/word_problems.jsonl", 2, None)
 _SMOLLM2 = ("--critic.backend", "transformers", "--critic.path", ".cache/smollm2", "--critic.prompts", "chat-v1")
+DECODING = ("--critic.decoding", "free")
 _ROOM = ("--critic.max_prompt_tokens", "2560", "--critic.max_new_tokens", "256", "--critic.max_batch", "4")
 CRITICS = {
     "lab": Critic("the lab's critic, 0.8M", CHAINS),
     "lab-program": Critic("exact program `lab`", CHAINS, ("--critic.backend", "program", "--critic.checker", "lab")),
     "sums-program": Critic("exact program `sums`", SUMS),
     "smollm2-sums": Critic("SmolLM2-135M-Instruct", SUMS, (*_SMOLLM2, *_ROOM)),
-    "smollm2-words": Critic("SmolLM2-135M-Instruct", WORDS),
+    "smollm2-words": Critic("SmolLM2-135M-Instruct", WORDS, ("--critic.prompts", "chat-v1")),
 }
 
 
@@ -105,9 +106,9 @@ def serving(critic: Critic) -> Iterator[str]:
     """The service as its command starts it. Raises BenchError when it does not get ready."""
     with tempfile.TemporaryDirectory() as runs:
         address = Path(runs) / "critic.url"
-        own = ["--critic.port", "0", "--critic.address_file", str(address), "--critic.decoding", "free"]
-        options = [*own, *critic.overrides]
-        command = [sys.executable, "-m", "stepalign.cli", "critic", str(ROOT / critic.task.config), *options]
+        own = ["--critic.port", "0", "--critic.address_file", str(address)]
+        config = str(ROOT / critic.task.config)
+        command = [sys.executable, "-m", "stepalign.cli", "critic", config, *own, *DECODING, *critic.overrides]
         log = Path(runs) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
