@@ -151,6 +151,16 @@ if "vllm" in ENGINES:
         check(REQUESTS, critiques(path, prompts, REQUESTS, backend="vllm"))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_steps_may_be_long(engine: str, tmp_path: Path) -> None:
+    """One of 1,800 characters, as models without line breaks write them."""
+    path = random_model(tmp_path / "model", KINDS["qwen"]())
+    long = " ".join(f"Then {i} + {i + 1} = {2 * i + 1}, and I go on." for i in range(52))
+    requests = [CritiqueRequest(question="?", steps=[long, "The answer is 8."], answer="9")]
+    (found,) = critiques(path, "chat-v2", requests, backend=engine, max_prompt_tokens=3000, max_new_tokens=2500)
+    check(requests, [found])
+
+
 def decoded(path: Path, prompts: str, batches: Sequence[Sequence[CritiqueRequest]], *, plain: bool) -> list[list[int]]:
     """The tokens of each answer, and how many forward passes they took."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -8,10 +8,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from transformers import AutoTokenizer
 
 from stepalign.critique.quotation import is_quotation
 from stepalign_critic.decoding.grammar import Choice, Free, Grammar, Literal, Sequenced, to_gbnf, to_lark
+from stepalign_critic.decoding.tokens import GrammarTokens
 from stepalign_critic.errors import UnsupportedRequestError
+from stepalign_lab.smollm2 import find_gguf
 from support.grammar_cases import FREE, ODD, OPENINGS, WRONG, corrected
 
 
@@ -30,6 +33,14 @@ class Bytes:
 @cache
 def byte_tokens() -> LLTokenizer:
     return LLTokenizer(TokenizerWrapper(Bytes()))
+
+
+@cache
+def smollm2_tokens() -> GrammarTokens:
+    """Those of a real vocabulary, of 49,152 tokens."""
+    path = find_gguf()
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    return GrammarTokens(tokenizer, (tokenizer.eos_token_id,), len(tokenizer))
 
 
 @cache
@@ -102,3 +113,25 @@ def test_a_nul_is_written_in_one_dialect_and_refused_in_the_other() -> None:
     with pytest.raises(UnsupportedRequestError, match=r"U\+0000, .*send it without"):
         to_gbnf(Literal("a\x00b"))
     assert "\x00" not in to_gbnf(corrected("3 \x00 4 = 7"))
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The size of group {} is then {} / 9 = 6, ",
+        "所以第{}组有 {} 人，",
+        "\\frac{{{}}}{{{}}} = 6 ",
+        "!? ..{}. ((({} ",
+        "é×ß {} {} ",
+    ],
+    ids=["words", "han", "latex", "marks", "latin"],
+)
+def test_a_long_wrong_step_has_a_grammar(sentence: str) -> None:
+    """llguidance has room for so many states and no more; how many it makes depends on the vocabulary."""
+    sentences = [sentence.format(number, number * number) for number in range(4000 // len(sentence))]
+    wrong = f"First {''.join(sentences)} so it is 7"
+    grammar = Free(20_000, "</step_2>", unlike=wrong)
+    assert allows(grammar, f"{wrong} after all</step_2>") is False
+    assert allows(grammar, f"{wrong[:-1]}8</step_2>") is True
+    assert allows(grammar, "It is 8.</step_2>") is True
+    assert not smollm2_tokens().matcher(grammar).is_error()

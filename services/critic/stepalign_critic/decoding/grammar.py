@@ -98,9 +98,13 @@ class _Lark:
         space = _SPACE if node.after_space else f"{_SPACE}?"
         pattern = f"/{space}([^<\\s]|<[^\\/a-zA-Z<\\s])({inside}|<[^\\/a-zA-Z<])*/"
         if node.unlike is not None and squeezed(node.unlike):
-            # Blanks and closing marks without an end would reach the bound and be a quotation there.
-            run = f"/(.|\\n)*[{_LARK_BLANKS}{_escaped_class(CLOSING)}]{{8}}(.|\\n)*/"
-            pattern = f"({pattern} & ~{_quotation(node.unlike)} & ~{run}) | {_completed(node.unlike)}"
+            allowed = f"{pattern} & ~{_quotation(node.unlike)}"
+            if not counts_as_opening(node.unlike):
+                # Blanks and closing marks without an end would reach the bound and be a quotation there. Of a longer
+                # step each of them is a quotation at once, and llguidance has no room for both conditions.
+                run = f"/(.|\\n)*[{_LARK_BLANKS}{_escaped_class(CLOSING)}]{{8}}(.|\\n)*/"
+                allowed += f" & ~{run}"
+            pattern = f"({allowed}) | {_completed(node.unlike)}"
         # Lexemes are greedy: a tag of its own would begin with a "<" that the text might go on with.
         self.rules += [
             f"free_{number}[max_tokens={node.tokens}]: FREE_{number}",
