@@ -7,6 +7,7 @@ Apache-2.0.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -58,10 +59,13 @@ def have_gguf(size: Size, folder: Path, log: Callable[[str], None]) -> Path:
 def have_safetensors(size: Size, folder: Path, log: Callable[[str], None]) -> Path:
     """``folder/<size>``, converted from the GGUF file unless it is there. Raises as :func:`have_gguf`.
 
-    In bfloat16, which holds what four bits have left of a weight and takes half of float32's disk.
+    A GGUF file beside a folder that is there is checked too; without one, nothing is downloaded. In bfloat16, which
+    holds what four bits have left of a weight and takes half of float32's disk.
     """
     target = folder / size
     if is_converted(target):
+        if os.path.lexists(folder / FILES[size].name):
+            have_gguf(size, folder, log)
         return target
     source = have_gguf(size, folder, log)
     import torch

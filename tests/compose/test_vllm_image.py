@@ -27,16 +27,23 @@ class Stack(Protocol):
 
 @pytest.fixture
 def key(vllm_stack: Stack) -> Iterator[str]:
-    vllm_stack.manual_says(UP, timeout=BUILD_SECONDS + START_SECONDS)
+    try:
+        vllm_stack.manual_says(UP, timeout=BUILD_SECONDS + START_SECONDS)
+    except AssertionError as error:
+        error.add_note(vllm_stack.logs("critic-vllm-cpu")[-6000:])
+        raise
     yield vllm_stack.run("make", "-s", "key").strip()
 
 
-def test_it_answers_with_vllm(vllm_stack: Stack, key: str) -> None:
+def test_it_is_ready_and_critiques_with_vllm(vllm_stack: Stack, key: str) -> None:
+    assert httpx.get(f"{vllm_stack.url}/health/ready").json() == {"status": "ready"}
     attempt = "3 * 4 = 12\n2 + 12 = 15\n#### 15"
     body: dict[str, Any] = {"question": "What is 2 + 3 * 4?", "attempt": attempt, "answer": "14"}
     headers = {"authorization": f"Bearer {key}"}
     answer = httpx.post(f"{vllm_stack.url}/v1/critiques", json=body, headers=headers, timeout=START_SECONDS)
-    assert answer.status_code == 200, answer.text + vllm_stack.logs("critic-vllm-cpu")[-3000:]
+    assert answer.status_code == 200, answer.text + vllm_stack.logs("critic-vllm-cpu")[-6000:]
     found = answer.json()
-    assert (found["critique"] is None) is not (found["failure"] is None)
+    # Aligned decoding: no critique fails for its form, and each step has a probability.
+    assert found["critique"]["answer"] == "14" and found["failure"] is None
+    assert len(found["p_wrong"]) == 2
     assert found["critic"]["backend"] == "vllm" and found["usage"]["completion_tokens"] > 0

@@ -358,7 +358,7 @@ def test_a_prompt_over_its_budget_and_a_bug_are_told_apart(gated: tuple[str, Gat
     backend.load.set()
     wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
     for attempt, status, code in (("too long", 422, "prompt_too_long"), ("bug", 500, "internal_error")):
-        answer = httpx.post(f"{url}/v1/critiques", json={**CORRECT, "attempt": attempt})
+        answer = httpx.post(f"{url}/v1/critiques", json={**CORRECT, "attempt": attempt}, timeout=60)
         assert (answer.status_code, error_of(answer)["code"]) == (status, code)
         assert "x-request-id" in answer.headers
         assert metric(url, f'stepalign_critic_requests_total{{path="/v1/critiques",status="{status}"}}') == 1

@@ -161,15 +161,16 @@ def test_an_item_at_a_full_queue_is_saturated_and_the_others_are_answered(
     with ThreadPoolExecutor() as threads:
         running = threads.submit(httpx.post, f"{url}/v1/critiques", json=CORRECT, timeout=30)
         wait_until(lambda: backend.attempts)
-        many = threads.submit(httpx.post, f"{url}/v1/critiques/batch", json=items(FIRST, SECOND), timeout=30)
-        wait_until(lambda: metric(url, "stepalign_critic_critique_seconds_count") == 1)
-        backend.gate.set()
-        assert running.result(30).status_code == 200
-        answered = many.result(30).json()["items"]
-    assert [(found["status"], found["error"] and found["error"]["code"]) for found in answered] == [
-        (200, None),
-        (503, "saturated"),
-    ]
+        asked = items(FIRST, SECOND)
+        with httpx.stream("POST", f"{url}/v1/critiques/batch", json=asked, headers=LINES, timeout=30) as many:
+            lines = many.iter_lines()
+            refused = json.loads(next(lines))
+            backend.gate.set()
+            assert running.result(30).status_code == 200
+            answered = json.loads(next(lines))
+    assert (refused["index"], refused["status"], refused["error"]["code"]) == (1, 503, "saturated")
+    assert (answered["index"], answered["status"]) == (0, 200)
+    assert metric(url, "stepalign_critic_critique_seconds_count") == 2
 
 
 @pytest.mark.parametrize("headers", [{}, LINES])
@@ -231,6 +232,7 @@ def test_a_client_that_hangs_up_cancels_what_is_not_done(
     requests = 'stepalign_critic_requests_total{path="/v1/critiques/batch",status="499"}'
     wait_until(lambda: metric(url, requests) == 1)
     assert metric(url, "stepalign_critic_in_flight") == 0
+    assert metric(url, "stepalign_critic_critique_seconds_count") == 1, "what was cancelled has no time of an answer"
 
 
 def test_when_the_deadline_passes_the_work_is_given_up(held: tuple[str, HeldBackend]) -> None:

@@ -131,6 +131,18 @@ def test_the_command_touches_nothing_that_is_not_its_own(tmp_path: Path) -> None
     assert (target / HALF.name).read_text() == "mine" and files(target) == [HALF.name]
 
 
+def test_a_gguf_file_is_checked_beside_its_safetensors_too(index: Path, tmp_path: Path) -> None:
+    """Else `make qwen` would say that all is there, and llama.cpp would serve what is broken."""
+    target = tmp_path / "qwen"
+    (target / "0.5b").mkdir(parents=True)
+    (target / "0.5b" / "config.json").write_text("{}")
+    done = lab("qwen", str(target), "--size", "0.5b")
+    assert done.returncode == 0 and done.stdout.endswith(f"is in {target / '0.5b'}\n"), done.stderr
+    (target / HALF.name).write_text("broken")
+    said = refused("qwen", str(target), "--size", "0.5b")
+    assert f"{target / HALF.name} is there already and not the known file" in said and "move it away" in said
+
+
 def test_another_size_is_refused_with_those_there_are(tmp_path: Path) -> None:
     done = lab("qwen", str(tmp_path), "--size", "7b")
     assert done.returncode == 2 and "0.5b" in done.stderr and "1.5b" in done.stderr

@@ -22,9 +22,16 @@ SCRIPT = REPO / "deploy" / "requirements.py"
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
 SERVICES: dict[str, Any] = yaml.safe_load((REPO / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
 BUILDS = {name: service["build"] for name, service in SERVICES.items() if "build" in service}
-TARGETS = ("critic", "solver", "trainer")
+# The images that Compose builds: a target, and the critic's model library where it is not the first one.
+IMAGES: dict[str, tuple[str, dict[str, str]]] = {
+    "critic": ("critic", {}),
+    "critic-vllm": ("critic", {"CRITIC_BACKEND": "vllm"}),
+    "critic-vllm-cpu": ("critic", {"CRITIC_BACKEND": "vllm-cpu"}),
+    "solver": ("solver", {}),
+    "trainer": ("trainer", {}),
+}
 
-each_target = pytest.mark.parametrize("target", TARGETS)
+each_image = pytest.mark.parametrize("name", IMAGES)
 
 
 def instructions() -> list[str]:
@@ -143,9 +150,10 @@ def test_the_images_need_no_newer_engine_than_the_manual_names() -> None:
         assert not re.match(r"FROM .*--platform=\$(BUILD|TARGET)PLATFORM", line), line
 
 
-@each_target
-def test_an_image_runs_a_command_of_ours_as_a_user_without_rights(target: str) -> None:
-    lines = image(target)
+@each_image
+def test_an_image_runs_a_command_of_ours_as_a_user_without_rights(name: str) -> None:
+    target, chosen = IMAGES[name]
+    lines = image(target, chosen)
     user = lines.index("USER stepalign")
     assert not [line for line in lines[user:] if line.startswith(("RUN ", "COPY ", "ADD ")) or "USER root" in line]
     assert "useradd --uid 10001 --gid 10001" in " ".join(lines)
@@ -155,9 +163,10 @@ def test_an_image_runs_a_command_of_ours_as_a_user_without_rights(target: str) -
     assert (REPO / config).exists()
 
 
-@each_target
-def test_an_image_checks_its_health_where_its_process_shows_it(target: str) -> None:
-    lines = image(target)
+@each_image
+def test_an_image_checks_its_health_where_its_process_shows_it(name: str) -> None:
+    target, chosen = IMAGES[name]
+    lines = image(target, chosen)
     health = last(lines, "HEALTHCHECK")
     environment = " ".join(line for line in lines if line.startswith("ENV ")) + " "
     assert 'CMD ["python", "-I", "-S", "healthcheck.py", ' in health
@@ -170,9 +179,10 @@ def test_an_image_checks_its_health_where_its_process_shows_it(target: str) -> N
         assert beaten and f'"{beaten[1]}", "60"]' in health
 
 
-@each_target
-def test_an_image_is_labelled_after_its_last_step(target: str) -> None:
-    lines = image(target)
+@each_image
+def test_an_image_is_labelled_after_its_last_step(name: str) -> None:
+    target, chosen = IMAGES[name]
+    lines = image(target, chosen)
     labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', "\n".join(lines)))
     assert labels == {
         "title": f"stepalign {target}",
@@ -195,9 +205,10 @@ def test_versions_are_those_of_the_package_and_of_make_setup() -> None:
     assert defaults["VLLM_VERSION"] == tested
 
 
-@each_target
-def test_the_environment_of_an_image_is_of_known_variables(target: str) -> None:
-    named = re.findall(r"\b(STEPALIGN_\w+)=", "\n".join(image(target)))
+@each_image
+def test_the_environment_of_an_image_is_of_known_variables(name: str) -> None:
+    target, chosen = IMAGES[name]
+    named = re.findall(r"\b(STEPALIGN_\w+)=", "\n".join(image(target, chosen)))
     assert named and set(named) <= known_variables()
 
 
@@ -208,7 +219,7 @@ def test_compose_builds_a_target_and_passes_arguments_that_exist(service: str) -
     assert build["dockerfile"] == "deploy/Dockerfile" and build["target"] == service.partition("-")[0]
     assert set(build["args"]) <= set(arguments())
     chosen = {name: value for name, value in build["args"].items() if name == "CRITIC_BACKEND"}
-    assert image(build["target"], chosen)
+    assert (build["target"], chosen) in IMAGES.values()
 
 
 def test_the_critic_of_the_profile_gpu_has_its_configurations_backend() -> None:
@@ -229,6 +240,16 @@ def test_the_critic_of_the_profile_vllm_cpu_is_installed_as_make_test_vllm_insta
     options = SERVICES["critic-vllm-cpu"]["command"][2:]
     section = load_config(REPO / "configs" / "smollm2.toml", options, {}).critic
     assert (section.backend, section.vllm.engine_args) == ("vllm", {"enforce_eager": True})
+
+
+@pytest.mark.parametrize(("backend", "named"), [("vllm", ""), ("vllm-cpu", " libnuma1")])
+def test_a_critic_on_vllm_has_a_compiler_and_what_its_kernels_load(backend: str, named: str) -> None:
+    """The engine compiles with its first request, and without libnuma vLLM's kernels for CPUs are not there at all."""
+    lines = image("critic", {"CRITIC_BACKEND": backend})
+    script = "/opt/stepalign/vllm-packages.sh"
+    installed = lines.index(f"RUN sh {script}{named}")
+    assert lines.index("COPY deploy/vllm-packages.sh /opt/stepalign/") < installed < lines.index("ARG VLLM_VERSION")
+    assert subprocess.run(["sh", "-n", REPO / "deploy" / "vllm-packages.sh"], timeout=30, check=False).returncode == 0
 
 
 def test_only_the_sources_of_an_image_get_into_a_build() -> None:

@@ -7,107 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[2]
-MODEL = ROOT / ".cache" / "smollm2"
-START_SECONDS = 400.0
-KEYS = ("sk-one", "sk-two", "sk-three")
+from support.vllm_service import KEYS, MODEL, Service, bearer, vllm_service
+
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
 pytestmark = pytest.mark.timeout(600)
 
-CONFIG = """
-[critic]
-address_file = "{address}"
-backend = "vllm"
-path = "{model}"
-prompts = "chat-v1"
-decoding = "free"
-port = 0
-api_keys_file = "{keys}"
-metrics_port = {metrics_port}
-max_prompt_tokens = 3000
-max_new_tokens = 160
-max_batch = 8
-cache_entries = 0
-
-[critic.vllm]
-gpu_memory_utilization = 0.2
-engine_args = {{ enforce_eager = true }}
-"""
-
-
-class Service:
-    def __init__(self, url: str, metrics_url: str, process: subprocess.Popen[bytes]) -> None:
-        self.url = url
-        self.metrics_url = metrics_url
-        self.process = process
-
-    def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels."""
-        total = 0.0
-        for line in httpx.get(self.metrics_url, timeout=30).text.splitlines():
-            named = line.startswith((f"{name}{{", f"{name} "))
-            if named and all(f'{key}="{value}"' in line for key, value in labels.items()):
-                total += float(line.rpartition(" ")[2])
-        return total
-
-    def wait_until(self, condition: Callable[[], Any], seconds: float = 120) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert self.process.poll() is None, "the service has ended"
-            assert time.monotonic() < deadline, "waited too long"
-            time.sleep(0.05)
-
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("vllm")
-    config = folder / "critic.toml"
-    keys = folder / "keys"
-    keys.write_text("\n".join(KEYS))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        metrics_port = free.getsockname()[1]
-    address = folder / "critic.url"
-    config.write_text(CONFIG.format(address=address, model=MODEL, keys=keys, metrics_port=metrics_port))
-    log = (folder / "log").open("wb")
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stepalign.cli", "critic", str(config)], stdout=log, stderr=log, env=environment
-    )
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        live = False
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-4000:]
-            if address.exists():
-                answer = httpx.get(f"{address.read_text()}/health/ready")
-                live = live or (answer.status_code == 503 and answer.json()["error"]["code"] == "loading")
-                if answer.status_code == 200:
-                    break
-            time.sleep(0.2)
-        assert live, "readiness never said that the engine was loading"
-        yield Service(address.read_text(), f"http://127.0.0.1:{metrics_port}/metrics", process)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-        log.close()
+    further = 'prompts = "chat-v1"\ndecoding = "free"\nmax_new_tokens = 160\ncache_entries = 0'
+    with vllm_service(tmp_path_factory.mktemp("vllm"), further) as service:
+        yield service
 
 
 def body(question: str, **fields: Any) -> dict[str, Any]:
@@ -117,10 +35,6 @@ def body(question: str, **fields: Any) -> dict[str, Any]:
         "answer": "14",
         **fields,
     }
-
-
-def bearer(key: str = KEYS[0]) -> dict[str, str]:
-    return {"authorization": f"Bearer {key}"}
 
 
 def critique(service: Service, request: dict[str, Any], key: str = KEYS[0]) -> dict[str, Any]:

@@ -23,6 +23,14 @@ def _figure(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def _critiques(updates: list[dict[str, Any]]) -> str:
+    """The critiques of these updates by outcome, which say why rollouts are not trained; empty without any."""
+    outcomes = sum_counts(updates, "critiques")
+    return (
+        printable("critiques: " + ", ".join(f"{name} {count}" for name, count in outcomes.items())) if outcomes else ""
+    )
+
+
 class RunProgress:
     """A progress bar, the last update's figures and the validation curve; one line a checkpoint without a terminal."""
 
@@ -73,9 +81,11 @@ class RunProgress:
         every = max(1, self.config.trainer.steps // 10)
         for row in self.updates[self.printed_updates :]:
             if row["step"] % every == 0:
+                critiques = _critiques([row])
                 self.console.print(
                     f"  {'update':>10} · step {row['step']:>4} · loss {_figure(row['loss'], 4)} · "
-                    f"{row['trained_rollouts']} of {row['rollouts']} rollouts trained",
+                    f"{row['trained_rollouts']} of {row['rollouts']} rollouts trained"
+                    + (f" · {critiques}" if critiques else ""),
                 )
         self.printed_updates = len(self.updates)
 
@@ -94,14 +104,13 @@ class RunProgress:
         if not self.updates:
             return []
         last = self.updates[-1]
-        outcomes = sum_counts(self.updates, "critiques")
-        critiques = printable(", ".join(f"{name} {count}" for name, count in outcomes.items()))
+        critiques = _critiques(self.updates)
         rollouts = f"rollouts {sum(row['rollouts'] for row in self.updates)}"
         return [
             f"loss {_figure(last['loss'], 4)} · entropy {_figure(last['entropy'], 3)} · "
             f"mean tokens {_figure(last['mean_tokens'], 1)}",
             f"advantage: correct {_figure(last['advantage_correct'])}, error {_figure(last['advantage_at_error'])}",
-            f"{rollouts} · critiques: {critiques}" if critiques else rollouts,
+            f"{rollouts} · {critiques}" if critiques else rollouts,
         ]
 
 

@@ -47,3 +47,17 @@ def test_no_row_steers_the_terminal(
     shown = watched(config, monkeypatch, capsys)
     assert "a\ufffd[31mb\ufffdc[/bold] · step" in shown
     assert set("\x1b\u202e") & set(shown) == set()
+
+
+def test_a_line_about_an_update_says_what_became_of_its_critiques(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else `0 of 8 rollouts trained` leaves open why."""
+    config = load_config(LAB, ["--run.dir", str(tmp_path)], {})
+    config.run_dir.mkdir(parents=True)
+    row = {"step": config.trainer.steps, "loss": 0.0, "trained_rollouts": 0, "rollouts": 8}
+    figures = dict.fromkeys(("entropy", "mean_tokens", "advantage_correct", "advantage_at_error"))
+    critiques = {"critic_error": 7, "no_error_found": 1}
+    config.folder.metrics.write_text(json.dumps({**row, **figures, "critiques": critiques}) + "\n")
+    shown = watched(config, monkeypatch, capsys)
+    assert "0 of 8 rollouts trained · critiques: critic_error 7, no_error_found 1\n" in shown

@@ -75,6 +75,7 @@ def test_paths_are_relative_to_the_file(toml: Path) -> None:
             "no code is loaded by configuration",
         ),
         ("[critic.vllm]\nengine_args = {max_num_seqs = 3}\n", [], {}, "max_num_seqs: set critic.max_batch"),
+        ("", ["--critic.vllm.engine_args", "spec_method='ngram_gpu'"], {}, "spec_method: no speculative decoding"),
         ("[critic.openai]\nextra_body = {stream = true}\n", [], {}, "stream: an answer is read whole"),
         ("[critic.openai]\nextra_body = {model = 'm'}\n", [], {}, "model: set critic.openai.model"),
         ("", ["--critic.openai.extra_body", "max_tokens=3"], {}, "max_tokens: set critic.max_new_tokens"),

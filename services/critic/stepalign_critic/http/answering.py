@@ -6,6 +6,7 @@ The routes of one critique and of a batch share it.
 from __future__ import annotations
 
 import asyncio
+import time
 
 from stepalign.types import CritiqueRequest
 from stepalign_critic.cache import CritiqueCache, Found, Source
@@ -48,17 +49,21 @@ class Answering:
             raise refusal
         if self._limiter is not None:
             self._limiter.take(caller())
-        with self._metrics.in_flight.track_inprogress(), self._metrics.seconds.time():
+        began = time.perf_counter()
+        with self._metrics.in_flight.track_inprogress():
             async with self.lifecycle.answering():
                 found = await within(deadline, lambda: self._find_or_make(request, deadline))
+        seconds = time.perf_counter() - began
         if found.source is not Source.MISS:
             found = Found(found.response.model_copy(update={"id": new_id()}), found.source)
         # The answer goes out first: what is counted and logged makes no client wait.
-        asyncio.get_running_loop().call_soon(self._account, found)
+        asyncio.get_running_loop().call_soon(self._account, found, seconds)
         return found
 
-    def _account(self, found: Found) -> None:
+    def _account(self, found: Found, seconds: float) -> None:
+        """Count and log an answer. A client that hung up and a refusal have none, and no time of one."""
         response, usage = found.response, found.response.usage
+        self._metrics.seconds.observe(seconds)
         self._metrics.count_critique(response, found.source)
         _log.info(
             "critique",
