@@ -21,7 +21,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -228,7 +228,7 @@ def _figures(data: LabelledData) -> dict[str, Any]:
     chosen, dev_half = of_test_half(data), _half(data, "dev")
     peers: dict[str, Predict] = dict(rules_of(dev_half))
     best_rule = max(peers, key=lambda name: float(_expected(ours, chosen, peers[name])[0][0]))
-    variants = {name: best_variant(data, among) for name, among in _PEERS.items()}
+    variants: dict[str, Variant] = {name: best_variant(data, among) for name, among in _PEERS.items()}
     peers |= {name: peer(data, "test", variant) for name, variant in variants.items()}
     expected = {name: _expected(ours, chosen, predict) for name, predict in peers.items()}
     cells = (*F1_CELLS, *VALID_CELLS)
@@ -244,7 +244,7 @@ def _figures(data: LabelledData) -> dict[str, Any]:
     }
 
 
-def _chosen(name: str, variants: dict[str, Variant]) -> dict[str, str]:
+def _chosen(name: str, variants: Mapping[str, Variant]) -> dict[str, str]:
     return {"variant": variants[name]} if name in variants else {}
 
 

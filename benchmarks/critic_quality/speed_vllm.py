@@ -19,6 +19,7 @@ from typing import Any
 from stepalign.types import CritiqueRequest
 from stepalign_critic.backends.base import Alignment, RenderedPrompt
 from stepalign_critic.backends.vllm import VllmBackend
+from stepalign_critic.decoding.bounds import cut_by_tokens
 from stepalign_critic.decoding.grammar import Grammar, Literal, Sequenced, to_lark
 from stepalign_critic.decoding.plan import Plan, Score
 from stepalign_critic.service import AlignedDecoding, CriticService
@@ -39,8 +40,9 @@ class _Engine(VllmBackend):
         """The critique in one masked request, its place of error given; and how many tokens the request wrote."""
         from vllm.sampling_params import StructuredOutputsParams  # pyright: ignore[reportMissingImports]
 
+        assert self._drafts is not None
         choosing = plan.choose(_scores(plan, p_wrong))
-        remainder = plan.remainder(choosing.place, self._drafts.count)
+        remainder = plan.remainder(choosing.place, self._drafts.drafts.count)
         copied = "".join([*(piece.text for piece in plan.pieces[: remainder.kept]), *remainder.given])
         parts: list[Grammar] = [Literal(copied)] if copied else []
         parts += [] if remainder.grammar is None else [remainder.grammar]
@@ -50,7 +52,7 @@ class _Engine(VllmBackend):
             structured_outputs=StructuredOutputsParams(grammar=to_lark(Sequenced(tuple(parts)))),
         )
         written = "" if remainder.grammar is None else remainder.open_text + output.text.removeprefix(copied)
-        return plan.finish(choosing, written).text, len(output.token_ids)
+        return plan.finish(choosing, written, cut_by_tokens(written)).text, len(output.token_ids)
 
 
 def _scores(plan: Plan, p_wrong: Sequence[float]) -> list[Score]:
