@@ -96,9 +96,9 @@ VALID_CELLS = (
     Cell("random", "vllm-server", limit=_VALID_LIMIT),
 )
 
-PEER, PEER_LIKELIEST = "critic_prompt", "critic_prompt_likeliest"
-_PEERS: dict[str, tuple[Variant, ...]] = {PEER: AS_WRITTEN, PEER_LIKELIEST: LIKELIEST}
-_OTHERS = ("f1", "f1_ratio_to_best_rule", "f1_ratio_to_peer_likeliest")
+PEER, PEER_AS_WRITTEN = "critic_prompt", "critic_prompt_as_written"
+_PEERS: dict[str, tuple[Variant, ...]] = {PEER: (*AS_WRITTEN, *LIKELIEST), PEER_AS_WRITTEN: AS_WRITTEN}
+_OTHERS = ("f1", "f1_ratio_to_best_rule", "f1_ratio_to_peer_as_written")
 Half = Literal["dev", "test"]
 
 _console = Console()
@@ -140,7 +140,7 @@ def main(
         **{name: bound.value for name, bound in bounds.items()},
         "f1": figures["critics"][MAIN.name]["f1"]["value"],
         "f1_ratio_to_best_rule": figures["ratios"][figures["best_rule"]]["value"],
-        "f1_ratio_to_peer_likeliest": figures["ratios"][PEER_LIKELIEST]["value"],
+        "f1_ratio_to_peer_as_written": figures["ratios"][PEER_AS_WRITTEN]["value"],
         "bounds": {name: bound.as_dict() for name, bound in bounds.items()},
         "machine": machine,
         "data": {"name": labelled.name, "sha256": labelled.sha256, "half": "test"},

@@ -5,7 +5,7 @@ number of the first wrong paragraph, or −1, in a box. It gets what our critic 
 answer, and the rule of answers: a solution whose answer is right is called right, without a question; one whose
 answer is wrong has an error. The paper's prompt knows neither.
 
-Variants. Of the first two, and of the other three, the best one on the dev half is a peer:
+Variants, of which the best one on the dev half is the peer; so is, besides, the better one of the first two:
 
 ====================== ==============================================================================================
 ``written``            the number that it writes; where that is −1 or none, any paragraph, all alike
@@ -15,8 +15,7 @@ Variants. Of the first two, and of the other three, the best one on the dev half
 ``at_once_likeliest``  as ``told_likeliest``, without a critique
 ====================== ==============================================================================================
 
-Choosing by the probabilities of all places, and not by what the model writes, is what aligned decoding does: the last
-three say what our prompt adds to that.
+The last three choose by the probabilities of all places, as aligned decoding does, and not by what the model writes.
 """
 
 from __future__ import annotations
