@@ -53,6 +53,7 @@ from benchmarks.critic_quality.critic_prompt import (
     Prompting,
     Variant,
     is_asked,
+    made_of,
     measure_peer,
     predicted,
     prompting_of,
@@ -76,7 +77,7 @@ DATA = "processbench_gsm8k_dev.jsonl"
 MODEL = "qwen-1.5b"
 LEAST_F1_RATIO = 1.25
 LEAST_SPEEDUP = 2.5
-_VALID_LIMIT = 6
+_VALID_LIMIT = 8
 _TOLD_LIMIT = 20
 _PEER_DEV_LIMIT = 24
 _SPEED_ATTEMPTS = 8
@@ -89,11 +90,11 @@ F1_CELLS = (
     *(Cell("qwen-0.5b", "transformers", told, 2 * _TOLD_LIMIT) for told in (NO_ANSWER, NO_REFERENCE, NEITHER)),
 )
 VALID_CELLS = (
-    Cell("smollm2", "transformers", limit=_VALID_LIMIT),
-    Cell("random", "transformers", limit=_VALID_LIMIT),
-    *(Cell(model, "vllm", limit=_VALID_LIMIT) for model in MODELS),
-    *(Cell(model, "llama.cpp", limit=_VALID_LIMIT) for model in ("qwen-1.5b", "qwen-0.5b", "smollm2")),
-    Cell("random", "vllm-server", limit=_VALID_LIMIT),
+    Cell("smollm2", "transformers", limit=_VALID_LIMIT, erroneous=True),
+    Cell("random", "transformers", limit=_VALID_LIMIT, erroneous=True),
+    *(Cell(model, "vllm", limit=_VALID_LIMIT, erroneous=True) for model in MODELS),
+    *(Cell(model, "llama.cpp", limit=_VALID_LIMIT, erroneous=True) for model in ("qwen-1.5b", "qwen-0.5b", "smollm2")),
+    Cell("random", "vllm-server", limit=_VALID_LIMIT, erroneous=True),
 )
 
 PEER, PEER_AS_WRITTEN = "critic_prompt", "critic_prompt_as_written"
@@ -200,7 +201,7 @@ def _ask_peer(data: LabelledData, half: Half, prompting: Prompting) -> None:
 def peer(data: LabelledData, half: Half, variant: Variant) -> Predict:
     """Where a variant of the peer places the error. Raises BenchError when rows of the half are missing."""
     path = _peer_path(half, prompting_of(variant))
-    rows = read_rows(path)[1]
+    rows = read_rows(path, made_of(MODEL, data, prompting_of(variant)))
     missing = [each.id for each in _peer_asked(data, half) if each.id not in rows]
     if missing:
         raise BenchError(f"{path} lacks {len(missing)} rows, such as {missing[0]}")

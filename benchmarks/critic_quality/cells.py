@@ -7,8 +7,11 @@ critic and needs no model.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +41,14 @@ NEITHER = Told(reference_solution=False, answer=False)
 
 @dataclass(frozen=True)
 class Cell:
-    """``limit`` takes the first so many solutions of the test half."""
+    """``limit`` takes the first so many solutions of the test half, of the ``erroneous`` ones alone if so wished."""
 
     model: str
     engine: Engine
     told: Told = BOTH
     limit: int | None = None
     prompts: str = PROMPTS
+    erroneous: bool = False
 
     @property
     def name(self) -> str:
@@ -57,7 +61,22 @@ class Cell:
         return ROWS / f"{self.name}.jsonl"
 
     def chosen(self, data: LabelledData) -> list[LabelledSolution]:
-        return of_test_half(data)[: self.limit]
+        chosen = of_test_half(data)
+        return [each for each in chosen if not self.erroneous or each.first_error is not None][: self.limit]
+
+    def made_of(self, data: LabelledData) -> dict[str, Any]:
+        """What the rows are made of."""
+        folder = files("stepalign.prompts") / self.prompts
+        texts = {each.name: each.read_text(encoding="utf-8") for each in folder.iterdir() if each.name.startswith("critique")}
+        return {
+            "model": self.model,
+            "engine": self.engine,
+            "prompts": self.prompts,
+            "prompts_sha256": hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest(),
+            "data_sha256": data.sha256,
+            "told": self.told.model_dump(),
+            "dtype": MODELS[self.model].dtype,
+        }
 
 
 def of_test_half(data: LabelledData) -> list[LabelledSolution]:
@@ -103,7 +122,7 @@ def _rounded(values: Sequence[float]) -> list[float]:
 def measure_cell(cell: Cell, data: LabelledData, console: Console) -> None:
     """Ask for the rows that are missing. Raises BenchError when a critic does not start or stops answering."""
     chosen = cell.chosen(data)
-    there = set(read_rows(cell.path)[1]) if cell.path.exists() else set[str]()
+    there = read_rows(cell.path, cell.made_of(data))
     missing = [solution for solution in chosen if solution.id not in there]
     if not missing:
         return
@@ -115,13 +134,7 @@ def measure_cell(cell: Cell, data: LabelledData, console: Console) -> None:
 async def _ask(cell: Cell, url: str, data: LabelledData, missing: Sequence[LabelledSolution]) -> None:
     async with CriticClient(url, timeout=_ANSWER_SECONDS) as client:
         identity = await identity_of(client)
-        made_of = {
-            "critic": identity.model_dump() | {"model": cell.model},
-            "data_sha256": data.sha256,
-            "told": cell.told.model_dump(),
-            "dtype": MODELS[cell.model].dtype,
-        }
-        with BenchRows(cell.path, made_of) as kept:
+        with BenchRows(cell.path, cell.made_of(data)) as kept:
             rows = _JudgedRows(kept, missing)
             try:
                 asked = await ask(
@@ -136,7 +149,7 @@ async def _ask(cell: Cell, url: str, data: LabelledData, missing: Sequence[Label
 
 def judged_rows(cell: Cell, data: LabelledData) -> list[Judged]:
     """The rows of a finished cell beside their labels. Raises BenchError when rows are missing."""
-    rows = read_rows(cell.path)[1]
+    rows = read_rows(cell.path, cell.made_of(data))
     chosen = cell.chosen(data)
     missing = sum(solution.id not in rows for solution in chosen)
     if missing:

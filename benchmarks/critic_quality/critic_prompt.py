@@ -20,6 +20,8 @@ The last three choose by the probabilities of all places, as aligned decoding do
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,19 +52,20 @@ _PROMPTING_OF: dict[Variant, Prompting] = {
 MOST_TOKENS = 384
 _BATCH = 8
 _BOX = re.compile(r"\\boxed\{\s*(-?\d+)\s*\}")
-_BARE = re.compile(r"\A\s*(-?\d+)\s*\Z")
+_BEGINNING = "I go through the paragraphs one by one.\n\nParagraph 0:"
 _DECISION = "\n\nThe index of the first paragraph with an error is \\boxed{"
 
 
 def messages(solution: LabelledSolution, *, told: bool) -> list[Message]:
     """The question about one solution."""
     paragraphs = "\n\n".join(f"<paragraph_{i}>\n{step}\n</paragraph_{i}>" for i, step in enumerate(solution.steps))
-    known = (
-        f"The correct final answer is {solution.answer}. The solution arrives at a different one, so at least one of "
-        "its paragraphs contains an error.\n\n"
-        if told
-        else ""
-    )
+    known, otherwise = "", " If there is no error anywhere, state -1."
+    if told:
+        known = (
+            f"The correct final answer is {solution.answer}. The solution arrives at a different one, so at least one "
+            "of its paragraphs contains an error.\n\n"
+        )
+        otherwise = ""
     return [
         {
             "role": "user",
@@ -74,8 +77,8 @@ def messages(solution: LabelledSolution, *, told: bool) -> list[Message]:
                 f"[Solution]\n{paragraphs}\n\n"
                 f"{known}"
                 "Review the solution paragraph by paragraph and give a critique of each. As soon as you find an error, "
-                "state the index of the paragraph in which it occurs first. If there is no error anywhere, state -1. "
-                "Write the index at the end in \\boxed{}."
+                f"state the index of the paragraph in which it occurs first.{otherwise} Write the index at the end in "
+                "\\boxed{}."
             ),
         }
     ]
@@ -104,10 +107,8 @@ class CriticPrompt:
             group = ordered[start : start + _BATCH]
             critiques = [""] * len(group) if prompting == "at_once" else self._critiques(group, prompting)
             for solution, critique in zip(group, critiques, strict=True):
-                boxes = _BOX.findall(critique) or _BARE.findall(critique)
                 yield {
                     "id": solution.id,
-                    "boxed": int(boxes[-1]) if boxes else None,
                     "log_probabilities": self._decide(solution, prompting, critique),
                     "critique": critique,
                 }
@@ -117,8 +118,12 @@ class CriticPrompt:
             messages(solution, told=prompting != "asked"), tokenize=False, add_generation_prompt=True
         )
 
+    def _begun(self, solution: LabelledSolution, prompting: Prompting) -> str:
+        """The prompt and the beginning of a critique: left to itself the 1.5B model writes -1 and nothing else."""
+        return self._prompt(solution, prompting) + _BEGINNING
+
     def _critiques(self, group: Sequence[LabelledSolution], prompting: Prompting) -> list[str]:
-        inputs = self._tokenizer([self._prompt(each, prompting) for each in group], return_tensors="pt", padding=True)
+        inputs = self._tokenizer([self._begun(each, prompting) for each in group], return_tensors="pt", padding=True)
         with torch.inference_mode():
             made = self._model.generate(
                 **inputs,
@@ -129,7 +134,8 @@ class CriticPrompt:
                 top_k=None,
                 repetition_penalty=1.0,
             )
-        return self._tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = self._tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [_BEGINNING + text for text in texts]
 
     def _decide(self, solution: LabelledSolution, prompting: Prompting, critique: str) -> list[float]:
         """Log P of each paragraph's number in a box after the critique, natural logarithm."""
@@ -153,12 +159,24 @@ class CriticPrompt:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def made_of(model: str, data: LabelledData, prompting: Prompting) -> dict[str, Any]:
+    """What the rows of a way of asking are made of."""
+    asked = messages(data.solutions[0], told=prompting != "asked")
+    prompt = json.dumps([asked, _BEGINNING, _DECISION, MOST_TOKENS])
+    return {
+        "model": model,
+        "prompting": prompting,
+        "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
+        "data_sha256": data.sha256,
+        "dtype": MODELS[model].dtype,
+    }
+
+
 def measure_peer(
     model: str, data: LabelledData, solutions: Sequence[LabelledSolution], prompting: Prompting, path: Path
 ) -> None:
     """Ask the peer about those of ``solutions`` that have no row."""
-    made_of = {"model": model, "prompting": prompting, "data_sha256": data.sha256, "dtype": MODELS[model].dtype}
-    with BenchRows(path, made_of) as kept:
+    with BenchRows(path, made_of(model, data, prompting)) as kept:
         missing = [each for each in solutions if each.id not in kept.rows]
         if missing:
             for row in CriticPrompt(model).rows(missing, prompting):
@@ -172,8 +190,9 @@ def predicted(solution: LabelledSolution, row: dict[str, Any] | None, variant: V
     if variant in LIKELIEST:
         scores: list[float] = row["log_probabilities"]
         return {scores.index(max(scores)): 1.0}
-    number = row["boxed"]
-    return {number: 1.0} if number is not None and 0 <= number < len(solution.steps) else uniform(solution)
+    boxes = _BOX.findall(row["critique"])
+    number = int(boxes[-1]) if boxes else NO_STEP
+    return {number: 1.0} if 0 <= number < len(solution.steps) else uniform(solution)
 
 
 def prompting_of(variant: Variant) -> Prompting:

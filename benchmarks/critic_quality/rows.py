@@ -21,15 +21,12 @@ class BenchRows:
         """Open a file that goes on, or begin one. Raises BenchError when it holds rows of something else."""
         self.path = path
         self.rows: dict[str, dict[str, Any]] = {}
-        there = path.exists() and path.stat().st_size > 0
+        there = path.exists() and b"\n" in path.read_bytes()
         if there:
+            self.rows = read_rows(path, made_of)
             end_at_a_whole_row(path)
-            found, self.rows = read_rows(path)
-            if found != made_of:
-                parts = sorted(name for name in found | made_of if found.get(name) != made_of.get(name))
-                raise BenchError(f"{path} holds rows of another {' and '.join(parts)}: move it away to measure anew")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a" if there else "w", encoding="utf-8")
         if not there:
             self._write(made_of)
 
@@ -49,10 +46,17 @@ class BenchRows:
         self._file.flush()
 
 
-def read_rows(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What the rows were made of, and the rows by id. Raises BenchError when there is no such file."""
-    if not path.exists():
-        raise BenchError(f"there is no {path} yet")
-    first, *lines = path.read_text(encoding="utf-8").splitlines()
+def read_rows(path: Path, made_of: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The whole rows of a file by id; a last one that a kill has cut short is left out, and none without a file.
+
+    Raises BenchError when they were made of something else.
+    """
+    first, *lines = path.read_text(encoding="utf-8").split("\n")[:-1] or [""] if path.exists() else [""]
+    if not first:
+        return {}
+    found = json.loads(first)
+    if found != made_of:
+        parts = sorted(name for name in found | made_of if found.get(name) != made_of.get(name))
+        raise BenchError(f"{path} holds rows of another {' and '.join(parts)}: move it away to measure anew")
     rows = [json.loads(line) for line in lines]
-    return json.loads(first), {row["id"]: row for row in rows}
+    return {row["id"]: row for row in rows}

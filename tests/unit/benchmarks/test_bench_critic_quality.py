@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from benchmarks import bench_critic_quality as bench
 from benchmarks.critic_quality import cells
 from benchmarks.critic_quality.cells import NEITHER, Cell, judged_rows, measure_cell, of_test_half
-from benchmarks.critic_quality.critic_prompt import is_asked, messages, predicted
+from benchmarks.critic_quality.critic_prompt import is_asked, made_of, messages, predicted
 from benchmarks.critic_quality.rows import BenchRows, read_rows
 from benchmarks.errors import BenchError
 from stepalign_run.data import LabelledData, LabelledSolution, load_labelled
@@ -59,34 +59,53 @@ def test_rows_are_kept_and_a_cut_one_is_written_again(tmp_path: Path) -> None:
         rows.append({"id": "a", "called": 1})
         rows.append({"id": "b", "called": 2})
     path.write_text(path.read_text()[:-5])
+    assert set(read_rows(path, MADE_OF)) == {"a"}
     with BenchRows(path, MADE_OF) as rows:
         assert set(rows.rows) == {"a"}
         rows.append({"id": "b", "called": 3})
-    assert read_rows(path)[1]["b"]["called"] == 3
+    assert read_rows(path, MADE_OF)["b"]["called"] == 3
+
+
+@pytest.mark.parametrize("left", ["", '{"model": "m"'])
+def test_a_file_that_a_kill_has_left_without_a_row_is_begun_anew(left: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(left)
+    assert read_rows(path, MADE_OF) == {}
+    with BenchRows(path, MADE_OF) as rows:
+        rows.append({"id": "a"})
+    assert set(read_rows(path, MADE_OF)) == {"a"}
 
 
 def test_rows_of_something_else_are_not_mixed(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     BenchRows(path, MADE_OF).append({"id": "a"})
-    with pytest.raises(BenchError, match="another data_sha256"):
-        BenchRows(path, MADE_OF | {"data_sha256": "1"})
+    for use in (BenchRows, read_rows):
+        with pytest.raises(BenchError, match="another data_sha256"):
+            use(path, MADE_OF | {"data_sha256": "1"})
 
 
 def test_a_finished_cell_starts_no_critic(data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: str) -> None:
+        raise BenchError("a critic was started")
+
     monkeypatch.setattr(cells, "ROWS", tmp_path)
-    cell = Cell("no such model", "transformers", NEITHER, limit=3)
-    assert cell.name == "no such model-transformers-chat-v2-no-reference-no-answer"
-    with BenchRows(cell.path, MADE_OF) as rows:
+    monkeypatch.setattr(cells, "serving_critic", refused)
+    cell = Cell("random", "transformers", NEITHER, limit=3)
+    assert cell.name == "random-transformers-chat-v2-no-reference-no-answer"
+    with BenchRows(cell.path, cell.made_of(data)) as rows:
         for each in cell.chosen(data)[:2]:
             rows.append(row(each, -1))
     with pytest.raises(BenchError, match="1 of 3 rows are missing"):
         judged_rows(cell, data)
-    with pytest.raises(KeyError, match="no such model"):
+    with pytest.raises(BenchError, match="a critic was started"):
         measure_cell(cell, data, bench._console)
-    with BenchRows(cell.path, MADE_OF) as rows:
+    with BenchRows(cell.path, cell.made_of(data)) as rows:
         rows.append(row(cell.chosen(data)[2], 1))
     measure_cell(cell, data, bench._console)
     assert [one.called for one in judged_rows(cell, data)] == [-1, -1, 1]
+    told = Cell("random", "transformers", limit=3)
+    assert told.made_of(data) != cell.made_of(data)
+    assert {each.first_error for each in Cell("random", "transformers", erroneous=True).chosen(data)} == {1}
 
 
 def test_the_peer_is_told_what_the_critic_is_told(data: LabelledData) -> None:
@@ -99,22 +118,27 @@ def test_the_peer_is_told_what_the_critic_is_told(data: LabelledData) -> None:
             and "<paragraph_2>\nSo the answer is 9.\n</paragraph_2>" in shown["content"]
         )
     assert "The correct final answer is 8." in told["content"] and "correct final" not in asked["content"]
+    assert "state -1" in asked["content"] and "-1" not in told["content"]
     assert is_asked(wrong) and not is_asked(right)
 
 
 def test_where_the_variants_of_the_peer_place_the_error(data: LabelledData) -> None:
     wrong = data.solutions[1]
-    answer = {"boxed": 2, "log_probabilities": [-3.0, -0.5, -2.0]}
+    answer = {"critique": r"\boxed{0}? No: \boxed{ 2}.", "log_probabilities": [-3.0, -0.5, -2.0]}
     assert predicted(wrong, None, "written") == predicted(wrong, None, "told_likeliest") == {-1: 1.0}
     assert predicted(wrong, answer, "written") == predicted(wrong, answer, "told") == {2: 1.0}
     assert predicted(wrong, answer, "told_likeliest") == {1: 1.0}
-    for nowhere in (-1, 3, None):
-        assert predicted(wrong, answer | {"boxed": nowhere}, "told") == {0: 1 / 3, 1: 1 / 3, 2: 1 / 3}
+    for nowhere in (r"\boxed{-1}", r"\boxed{3}", r"\boxed{x}", "Paragraph 2"):
+        assert predicted(wrong, answer | {"critique": nowhere}, "told") == {0: 1 / 3, 1: 1 / 3, 2: 1 / 3}
 
 
 def peer_row(each: LabelledSolution, boxed: int, likeliest: int) -> dict[str, Any]:
     """The first error of all is step 1."""
-    return {"id": each.id, "boxed": boxed, "log_probabilities": [0.0 if i == likeliest else -5.0 for i in range(3)]}
+    return {
+        "id": each.id,
+        "critique": rf"\boxed{{{boxed}}}",
+        "log_probabilities": [0.0 if i == likeliest else -5.0 for i in range(3)],
+    }
 
 
 def test_figures_compare_with_the_best_variant_of_the_peer(
@@ -123,13 +147,14 @@ def test_figures_compare_with_the_best_variant_of_the_peer(
     monkeypatch.setattr(cells, "ROWS", tmp_path)
     monkeypatch.setattr(bench, "ROWS", tmp_path)
     for cell in (*bench.F1_CELLS, *bench.VALID_CELLS):
-        with BenchRows(cell.path, MADE_OF) as rows:
+        with BenchRows(cell.path, cell.made_of(data)) as rows:
             for each in cell.chosen(data):
                 is_right = each.first_error is None
                 rows.append(row(each, -1 if is_right else 1))
     for half in ("dev", "test"):
         for prompting in ("asked", "told", "at_once"):
-            with BenchRows(bench._peer_path(half, prompting), MADE_OF) as rows:
+            made = made_of(bench.MODEL, data, prompting)
+            with BenchRows(bench._peer_path(half, prompting), made) as rows:
                 for i, each in enumerate(bench._peer_asked(data, half)):
                     # Likeliest after "asked" is the right place, on the test half each second time. "told" writes it
                     # each third time.
