@@ -67,7 +67,9 @@ class Cell:
     def made_of(self, data: LabelledData) -> dict[str, Any]:
         """What the rows are made of."""
         folder = files("stepalign.prompts") / self.prompts
-        texts = {each.name: each.read_text(encoding="utf-8") for each in folder.iterdir() if each.name.startswith("critique")}
+        texts = {
+            each.name: each.read_text(encoding="utf-8") for each in folder.iterdir() if each.name.startswith("critique")
+        }
         return {
             "model": self.model,
             "engine": self.engine,

@@ -5,9 +5,10 @@ reference solution and known answer; float32. Both sides have the same model, pr
 and forced text counts as the tokenizer writes it. Speed is tokens of critiques over seconds, the reading of the prompt
 included; ``without_prompt`` leaves that out.
 
-With transformers the reference is the same decoder without drafts. A token that differs counts as ``ties`` when the
-two best allowed logits before it differ by less than 1e-3, else as ``differing``. With vLLM it is a request of the
-whole critique under its grammar (:mod:`benchmarks.critic_quality.speed_vllm`, in vLLM's own environment).
+With transformers the reference is a loop of its own: the prompt in one pass, then one token a pass, what is copied or
+certain too. A critique that parts from it counts under ``ties`` where the two best allowed logits differ by less than
+1e-3, else under ``differing``; at batch 8, too. With vLLM it is a request of the whole critique under its grammar
+(:mod:`benchmarks.critic_quality.speed_vllm`, in vLLM's own environment).
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from benchmarks.arms_benchmark import ROOT
 from benchmarks.critic.processes import end_of_log, temporary_folder
@@ -33,8 +34,10 @@ from stepalign.types import CritiqueRequest
 from stepalign_critic.backends import create_backend
 from stepalign_critic.decoding.draft import DraftTokens
 from stepalign_critic.decoding.drafted import Decoded, DraftedDecoder, Job
+from stepalign_critic.decoding.plan import Choosing
 from stepalign_critic.decoding.tokens import GrammarTokens
 from stepalign_critic.service import AlignedDecoding, CriticService
+from stepalign_models.caches import cache_parameter
 from stepalign_run.config import CriticServerSection
 from stepalign_run.data import LabelledData
 
@@ -44,20 +47,6 @@ LEAST_TOKENS = 150
 BUDGET = 1024
 SMALLEST_MARGIN = 1e-3
 BATCH = 8
-
-
-@dataclass(frozen=True)
-class Speed:
-    """``tokens`` of all critiques; ``seconds`` of aligned decoding and of the reference."""
-
-    attempts: int
-    tokens: int
-    seconds: float
-    reference_seconds: float
-    speedup: float
-    speedup_without_prompt: float | None
-    ties: int
-    differing: int
 
 
 def attempts(data: LabelledData, count: int) -> list[CritiqueRequest]:
@@ -79,8 +68,17 @@ def attempts(data: LabelledData, count: int) -> list[CritiqueRequest]:
     ]
 
 
+@dataclass(frozen=True)
+class _Plain:
+    """A critique of the reference. ``prompt_seconds`` of its seconds went into the prompt."""
+
+    tokens: list[int]
+    seconds: float
+    prompt_seconds: float
+
+
 class _Decoders:
-    """The decoder with drafts and without, over one model."""
+    """Aligned decoding and the reference, over one model."""
 
     def __init__(self) -> None:
         folder = model_folder(MODEL)
@@ -91,81 +89,126 @@ class _Decoders:
         self._drafts = DraftTokens(self._tokenizer, {})
         eos = (self._tokenizer.eos_token_id,)
         self._grammars = GrammarTokens(self._tokenizer, eos, self._model.config.vocab_size)
-        self._of = {
-            plain: DraftedDecoder(self._model, self._drafts, self._grammars, eos[0], plain=plain)
-            for plain in (False, True)
-        }
+        self._aligned = DraftedDecoder(self._model, self._drafts, self._grammars, eos[0])
 
-    def jobs(self, requests: Sequence[CritiqueRequest]) -> list[Job]:
-        planned = [self._service.plan(request) for request in requests]
-        return [
-            Job(plan, self._drafts.draft(plan, render_token_ids(self._tokenizer, messages)))
-            for plan, messages in planned
-        ]
+    def job(self, request: CritiqueRequest) -> Job:
+        plan, messages = self._service.plan(request)
+        return Job(plan, self._drafts.draft(plan, render_token_ids(self._tokenizer, messages)))
 
-    def decode(self, requests: Sequence[CritiqueRequest], *, plain: bool) -> tuple[list[list[int]], float]:
-        """The tokens of the critiques of one batch, and its seconds."""
-        jobs = self.jobs(requests)
+    def aligned(self, requests: Sequence[CritiqueRequest]) -> tuple[list[Decoded], float]:
+        """The critiques of one batch, and its seconds."""
+        jobs = [self.job(request) for request in requests]
         began = time.perf_counter()
-        results = self._of[plain].decode(jobs, lambda _: True)
+        results = self._aligned.decode(jobs, lambda _: True)
         seconds = time.perf_counter() - began
-        tokens: list[list[int]] = []
-        for result in results:
-            if not isinstance(result, Decoded):
-                raise BenchError(f"a critique failed: {result}")
-            tokens.append(result.tokens)
-        return tokens, seconds
+        failed = [result for result in results if not isinstance(result, Decoded)]
+        if failed:
+            raise BenchError(f"a critique failed: {failed[0]}")
+        return [result for result in results if isinstance(result, Decoded)], seconds
 
-    def prompt_seconds(self, requests: Sequence[CritiqueRequest]) -> float:
-        """How long the prompts take to read, one after the other."""
-        total = 0.0
-        for job in self.jobs(requests):
-            began = time.perf_counter()
-            with torch.inference_mode():
-                self._model(input_ids=torch.tensor([job.draft.ids[: job.draft.prompt]]), logits_to_keep=1)
-            total += time.perf_counter() - began
-        return total
+    def reference(self, request: CritiqueRequest, choosing: Choosing) -> _Plain:
+        """The critique whose place of error is known, its prompt in one pass and then one token a pass."""
+        job = self.job(request)
+        began = time.perf_counter()
+        remainder = job.plan.remainder(choosing.place, self._drafts.count)
+        answer = self._drafts.answer(job.plan, job.draft, remainder)
+        cache = DynamicCache(config=self._model.config)
+        logits = self._pass(job.draft.ids[: job.draft.prompt], cache)
+        prompt_seconds = time.perf_counter() - began
+        for token in answer:
+            logits = self._pass([token], cache)
+        tokens = list(answer)
+        matcher = None if remainder.grammar is None else self._grammars.matcher(remainder.grammar)
+        while matcher is not None:
+            forced = self._grammars.forced(matcher)
+            for token in forced:
+                logits = self._pass([token], cache)
+            tokens += forced
+            if matcher.is_stopped():
+                break
+            tokens.append(self._grammars.best(matcher, logits))
+            if matcher.is_stopped():
+                break
+            logits = self._pass(tokens[-1:], cache)
+        return _Plain(tokens, time.perf_counter() - began, prompt_seconds)
 
-    def margin(self, request: CritiqueRequest, tokens: Sequence[int], others: Sequence[int]) -> float:
-        """By how much the logits of two answers differ where they part."""
-        (job,) = self.jobs([request])
-        at = next((i for i, (a, b) in enumerate(zip(tokens, others, strict=False)) if a != b), None)
-        if at is None:
+    def margin(self, request: CritiqueRequest, choosing: Choosing, tokens: list[int], at: int) -> float:
+        """By how much the best allowed logit leads the second one after ``at`` tokens of a critique."""
+        job = self.job(request)
+        remainder = job.plan.remainder(choosing.place, self._drafts.count)
+        answer = self._drafts.answer(job.plan, job.draft, remainder)
+        if remainder.grammar is None or at < len(answer):
             return float("inf")
-        ids = job.draft.ids[: job.draft.prompt] + list(tokens[:at])
+        matcher = self._grammars.matcher(remainder.grammar)
+        matcher.consume_tokens(tokens[len(answer) : at])
+        logits = self._pass([*job.draft.ids[: job.draft.prompt], *tokens[:at]], DynamicCache(config=self._model.config))
+        ordered = logits.argsort(descending=True).tolist()
+        allowed = (token for token in ordered if matcher.validate_tokens([token]) == 1)
+        first, second = next(allowed), next(allowed, None)
+        return float("inf") if second is None else float(logits[first] - logits[second])
+
+    def _pass(self, ids: list[int], cache: DynamicCache) -> torch.Tensor:
+        named: dict[str, Any] = {cache_parameter(self._model): cache}
         with torch.inference_mode():
-            logits = self._model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[0, -1]
-        return abs(float(logits[tokens[at]] - logits[others[at]]))
+            return self._model(input_ids=torch.tensor([ids]), logits_to_keep=1, **named).logits[0, -1]
 
 
-def transformers_speed(requests: Sequence[CritiqueRequest], batch: int) -> Speed:
-    """Both decoders by turns, ``batch`` attempts at a time."""
+def transformers_speed(requests: Sequence[CritiqueRequest]) -> dict[str, Any]:
+    """Both by turns at batch 1, then aligned decoding at batch 8, whose tokens must be the reference's too."""
     decoders = _Decoders()
-    decoders.decode(requests[:1], plain=False)
-    tokens = differing = ties = 0
-    seconds = {False: 0.0, True: 0.0}
-    for start in range(0, len(requests), batch):
-        group = requests[start : start + batch]
-        found: dict[bool, list[list[int]]] = {}
-        for plain in (False, True) if start // batch % 2 else (True, False):
-            found[plain], taken = decoders.decode(group, plain=plain)
-            seconds[plain] += taken
-        tokens += sum(map(len, found[False]))
-        for request, ours, theirs in zip(group, found[False], found[True], strict=True):
-            if ours != theirs:
-                is_tie = decoders.margin(request, ours, theirs) < SMALLEST_MARGIN
-                ties, differing = ties + is_tie, differing + (not is_tie)
-    prompts = decoders.prompt_seconds(requests) if batch == 1 else None
-    return Speed(
-        attempts=len(requests),
-        tokens=tokens,
-        seconds=seconds[False],
-        reference_seconds=seconds[True],
-        speedup=seconds[True] / seconds[False],
-        speedup_without_prompt=(None if prompts is None else (seconds[True] - prompts) / (seconds[False] - prompts)),
-        ties=ties,
-        differing=differing,
-    )
+    decoders.aligned(requests[:1])
+    alone: list[Decoded] = []
+    plain: list[_Plain] = []
+    seconds = 0.0
+    for request in requests:
+        (found,), taken = decoders.aligned([request])
+        seconds += taken
+        alone.append(found)
+        plain.append(decoders.reference(request, found.choosing))
+    together: list[Decoded] = []
+    batch_seconds = 0.0
+    for start in range(0, len(requests), BATCH):
+        results, taken = decoders.aligned(requests[start : start + BATCH])
+        together += results
+        batch_seconds += taken
+    tokens = sum(len(found.tokens) for found in alone)
+    reference = sum(each.seconds for each in plain)
+    prompts = sum(each.prompt_seconds for each in plain)
+    return {
+        "attempts": len(requests),
+        "written_by_model": sum(found.choosing.place is not None for found in alone),
+        "tokens": tokens,
+        "seconds": seconds,
+        "reference_seconds": reference,
+        "prompt_seconds": prompts,
+        "speedup": reference / seconds,
+        "speedup_without_prompt": (reference - prompts) / (seconds - prompts),
+        "by_attempt": [
+            {"tokens": len(each.tokens), "reference_seconds": each.seconds, "copies_all": found.choosing.place is None}
+            for found, each in zip(alone, plain, strict=True)
+        ],
+        **_identity(decoders, requests, alone, plain),
+        "batch_8": {
+            "seconds": batch_seconds,
+            "tokens_per_second": sum(len(found.tokens) for found in together) / batch_seconds,
+            **_identity(decoders, requests, together, plain),
+        },
+    }
+
+
+def _identity(
+    decoders: _Decoders, requests: Sequence[CritiqueRequest], found: Sequence[Decoded], plain: Sequence[_Plain]
+) -> dict[str, int]:
+    """How many critiques differ from the reference's, and how many part from it where two tokens are as good."""
+    differing = ties = 0
+    for request, ours, theirs in zip(requests, found, plain, strict=True):
+        if ours.tokens == theirs.tokens:
+            continue
+        pairs = zip(ours.tokens, theirs.tokens, strict=False)
+        at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        is_tie = at is not None and decoders.margin(request, ours.choosing, theirs.tokens, at) < SMALLEST_MARGIN
+        ties, differing = ties + is_tie, differing + (not is_tie)
+    return {"ties": ties, "differing": differing}
 
 
 def vllm_speed(requests: Sequence[CritiqueRequest]) -> dict[str, Any]:
@@ -184,11 +227,10 @@ def vllm_speed(requests: Sequence[CritiqueRequest]) -> dict[str, Any]:
 
 
 def measure_speed(data: LabelledData, count: int) -> dict[str, Any]:
-    """All of it, at batch 1 and, with transformers, at batch 8."""
+    """Both engines, on ``count`` attempts."""
     requests = attempts(data, count)
     return {
-        "attempts": {"count": len(requests), "least_tokens": LEAST_TOKENS, "model": MODEL, "prompts": PROMPTS},
-        "transformers": asdict(transformers_speed(requests, 1)),
-        "transformers_batch_8": asdict(transformers_speed(requests, BATCH)),
+        "sample": {"least_tokens": LEAST_TOKENS, "model": MODEL, "prompts": PROMPTS},
+        "transformers": transformers_speed(requests),
         "vllm": vllm_speed(requests),
     }

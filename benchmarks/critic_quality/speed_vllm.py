@@ -112,7 +112,7 @@ async def _measure(path: Path, requests: Sequence[CritiqueRequest]) -> dict[str,
         "reference_tokens": reference_tokens,
         "reference_seconds": reference_seconds,
         "speedup": speed / reference,
-        "equal_texts": same,
+        "differing": len(requests) - same,
     }
 
 

@@ -248,7 +248,8 @@ class CritiqueResponse(Wire):
     """Why a first answer of the critic was refused, when it was asked once more, and more strictly."""
     p_wrong: list[Probability] | None = None
     """For each step of the attempt, the probability that the critic's model calls it wrong, given that the steps
-    before it are right. What was forced changes none of it. None where the backend does not tell."""
+    before it are right. A model that is asked in turns knows of a wrong answer meanwhile (docs/critique.md); what is
+    ``forced`` changes nothing in it. None where the backend does not tell."""
     forced: list[Forced] = Field(default_factory=list[Forced])
     """What the known answer or a bound settled, in the order of :class:`Forced`."""
     critic: CriticIdentity

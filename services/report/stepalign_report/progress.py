@@ -71,7 +71,7 @@ class RunProgress:
             description = "evaluating" if self.config.data.test is not None else "finishing"
         self.bar.update(self.task, completed=len(self.updates), description=description)
         for row in self.evaluations[self.printed :]:
-            self.console.print(self._evaluation_line(row))
+            self.console.print(self._evaluation_line(row), soft_wrap=True)
         self.printed = len(self.evaluations)
         if not self.console.is_terminal:
             self._print_updates()
@@ -86,6 +86,7 @@ class RunProgress:
                     f"  {'update':>10} · step {row['step']:>4} · loss {_figure(row['loss'], 4)} · "
                     f"{row['trained_rollouts']} of {row['rollouts']} rollouts trained"
                     + (f" · {critiques}" if critiques else ""),
+                    soft_wrap=True,
                 )
         self.printed_updates = len(self.updates)
 

@@ -66,6 +66,9 @@ _CONCLUDES = re.compile(
     re.I,
 )
 _CONCLUSION_ENDS = re.compile(r"[.!][\"'”’)*_$]*+\s*+\Z")
+_DENIES = re.compile(r"\b(?:not|never|cannot|neither|wrong|incorrect|mistake|error)\b|n['’]t\b", re.IGNORECASE)
+_NAMED = re.compile(r"\b(?:step|case|option|choice|part|question|problem|equation|line|method)\s+\Z", re.IGNORECASE)
+"""Before a number that is a name."""
 _CALCULATES = re.compile(r"\\[^()$%]|[=<>≤≥≠≈+×÷^{}\[\]|?]")
 _NUMBER = re.compile(r"(?:\\?\$)?[-−]?\d++(?:,\d{3})*+(?:\.\d++)?+(?:/\d++)?+(?:\\?%)?")
 _LONGEST_CONCLUSION = 400
@@ -163,12 +166,15 @@ def _concluded(text: str) -> Span | None:
     whole = bool(begins) or len(last) == len(text)
     if not whole or _CONCLUDES.match(last, start) is None or _CALCULATES.search(last, start) is not None:
         return None
+    if _DENIES.search(last, start) is not None:
+        return None
     numbers = list(_NUMBER.finditer(last, start, ending.start()))
     if len(numbers) != 1:
         return None
     (first, end), offset = numbers[0].span(), len(text) - len(last)
     # "4th", "x2", "5-foot" and "3:30" count nothing.
-    alone = not last[first - 1 : first].isalnum() and re.match(r"[\w^:°]|-\w", last[end:]) is None
+    named = _NAMED.search(last, start, first) is not None
+    alone = not named and not last[first - 1 : first].isalnum() and re.match(r"[\w^:°]|-\w", last[end:]) is None
     return _unwrapped(text, (offset + first, offset + end)) if alone else None
 
 

@@ -17,6 +17,7 @@ equals its number and its hundredth. A decimal equals what it writes, not what i
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Literal, NamedTuple
@@ -24,7 +25,7 @@ from typing import Literal, NamedTuple
 from stepalign.critique.answers import Judgement, answers_equal
 from stepalign.errors import ConfigError
 from stepalign.graders.plain import Plain, plain
-from stepalign.graders.pool import Pool
+from stepalign.graders.pool import Pool, WorkerLostError
 
 if find_spec("math_verify") is None:
     raise ConfigError(
@@ -55,7 +56,12 @@ class MathGrader:
         if max(len(answer), len(known_answer)) > MAX_CHARACTERS:
             return False
         said = _said(answer, known_answer)
-        return _said_by_a_process(said) if isinstance(said, _Question) else said
+        if not isinstance(said, _Question):
+            return said
+        # Outside of what is cached: a worker that is lost says nothing of the answers.
+        with suppress(WorkerLostError):
+            return _said_by_a_process(said)
+        return None
 
     def at_once(self, answer: str, known_answer: str, /) -> bool:
         """Whether no process is needed for the judgement, of answers that are no longer than most."""

@@ -97,6 +97,10 @@ class _Worker:
                 pipe.close()
 
 
+class WorkerLostError(Exception):
+    """A worker was killed, or the machine was too busy for its answer. It may go well the next time."""
+
+
 class Pool:
     """At most ``size`` workers, started when they are needed and killed at the end of the process."""
 
@@ -118,7 +122,10 @@ class Pool:
         self._reset()
 
     def ask(self, answer: str, known: str) -> bool | None:
-        """Whether the two are equal; None where no worker could tell. Raises GraderError where none starts."""
+        """Whether the two are equal; None where that cannot be told in a worker's limits.
+
+        Raises GraderError where no worker starts, and WorkerLostError where one was killed or gave no answer in time.
+        """
         with self._free:
             worker = self._waiting() or _Worker()
             self._all.add(worker)
@@ -128,7 +135,7 @@ class Pool:
                 self._all.discard(worker)
                 worker.kill()
                 if isinstance(error, OSError):
-                    return None
+                    raise WorkerLostError from error
                 raise
             self._idle.put(worker)
             return said

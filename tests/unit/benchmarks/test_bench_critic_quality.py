@@ -170,10 +170,16 @@ def test_figures_compare_with_the_best_variant_of_the_peer(
     assert figures["critics"][bench.MAIN.name]["f1"]["value"] == 100.0
     assert figures["ratios"]["critic_prompt"]["value"] == pytest.approx((1 + share) / (2 * share), abs=1e-3)
     assert figures["ratios"]["answer_then_uniform"]["value"] == pytest.approx((1 + 1 / 3) / (2 / 3), abs=1e-3)
-    speed = {"transformers": {"speedup": 3.0}, "vllm": {"speedup": 2.0}}
+    speed = {
+        "transformers": {"speedup": 3.0, "differing": 0, "batch_8": {"differing": 1}},
+        "vllm": {"speedup": 2.0, "differing": 1},
+    }
     bounds = bench._bounds(figures, speed)
     assert bounds["valid_share"].value == 1.0
-    assert [name for name, bound in bounds.items() if not bound.kept] == ["speedup_vllm"]
+    assert [name for name, bound in bounds.items() if not bound.kept] == [
+        "speedup_vllm",
+        "differing_transformers_batch_8",
+    ]
 
 
 def test_without_the_data_nothing_is_measured(tmp_path: Path) -> None:

@@ -336,6 +336,10 @@ UNCONCLUDED = [
     "So the range is [0, \\infty).",
     "So it is \\frac{x}{2}.",
     "So there is none.",
+    "Thus step 3 is wrong.",
+    "Therefore we are in case 2.",
+    "So the result is not 5.",
+    "So it can't be 5.",
     "Therefore, she has 18. Each is red.",
     "So " + "the apples of the garden and " * 20 + "are 18.",
 ]

@@ -214,6 +214,22 @@ def test_a_worker_that_dies_is_replaced() -> None:
     assert math_equal("z + 3", "3 + z") is True
 
 
+def test_what_a_lost_worker_left_unknown_is_asked_again() -> None:
+    assert math_equal("q + 1", "1 + q") is True
+    pids = POOL.pids()
+    for pid in pids:
+        os.killpg(pid, signal.SIGSTOP)
+    said: list[bool | None] = []
+    thread = threading.Thread(target=lambda: said.append(math_equal("q + 2", "2 + q")))
+    thread.start()
+    thread.join(0.5)
+    for pid in pids:
+        os.killpg(pid, signal.SIGKILL)
+    thread.join()
+    assert said == [None]
+    assert math_equal("q + 2", "2 + q") is True
+
+
 def test_threads_are_answered_each_by_its_own_question() -> None:
     said: dict[int, bool | None] = {}
 

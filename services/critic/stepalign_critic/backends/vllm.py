@@ -120,7 +120,8 @@ class VllmBackend:
                 text = remainder.open_text + output.text
                 answer = [*answer, *output.token_ids]
                 truncated = output.finish_reason == FinishReason.LENGTH and "</answer>" not in text
-        finished = plan.finish(choosing, text, cut_by_tokens(text))
+        # What the whole budget has cut is no bound of a part: it fails as truncated.
+        finished = plan.finish(choosing, text, () if truncated else cut_by_tokens(text))
         return Alignment(
             finished.text,
             choosing.p_wrong,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stepalign.errors import PromptError
 from stepalign.prompts import Message, Prompt, has_prompt, load_prompt
 from stepalign.prompts.layout import CritiqueLayout
 
@@ -28,10 +29,17 @@ class TurnPrompts:
 
     @classmethod
     def load(cls, version: str) -> TurnPrompts:
-        """The prompts of a set. Raises PromptError when one is missing."""
+        """The prompts of a set. Raises PromptError when one is missing, or has no place in the first one."""
         names = ("critique", "critique_step", "critique_write", "critique_continue")
-        known = load_prompt(version, "critique_known") if has_prompt(version, "critique_known") else None
-        return cls(*(load_prompt(version, name) for name in names), known=known)
+        prompts = cls(
+            *(load_prompt(version, name) for name in names),
+            known=load_prompt(version, "critique_known") if has_prompt(version, "critique_known") else None,
+        )
+        if prompts.known is not None and "known" not in prompts.first.fields:
+            raise PromptError(
+                f"prompt {version}/critique_known has no place: {version}/critique must hold {{{{known}}}}"
+            )
+        return prompts
 
 
 class Conversation:
