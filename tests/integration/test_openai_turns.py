@@ -255,7 +255,7 @@ def test_a_long_attempt_does_not_keep_a_short_one_waiting_for_all_its_steps() ->
 
 
 def test_one_time_limit_holds_for_all_requests_of_a_critique() -> None:
-    (found,) = critic_of(Upstream(Watched(0.3)), 1, long_attempt(12), timeout_seconds=1.5)
+    (found,) = critic_of(Upstream(Watched(0.6)), 1, long_attempt(12), timeout_seconds=4.0)
     assert isinstance(found, EngineTimeoutError), found
     assert "critic.openai.timeout_seconds" in str(found)
 
