@@ -76,7 +76,7 @@ def quality_summary() -> dict[str, Any]:
         LabelledSolution(
             id=f"s{n}",
             question=f"What is {n} + 1?",
-            steps=(f"Take {n}.", f"Add 1 to get {n + 1}.", f"So it is {n + 1}."),
+            steps=(f"Take {n}.", f"Add 1 to get {n + 1}.", f"That makes {n + 1}."),
             first_error=None if n % 3 == 0 else n % 3,
             generator="wrote <b>this</b>" if n % 2 else "m2",
         )
