@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -59,17 +59,18 @@ from benchmarks.critic_quality.critic_prompt import (
     prompting_of,
 )
 from benchmarks.critic_quality.critics import MODELS
-from benchmarks.critic_quality.peers import FIGURES, Predict, expected_right, rules_of
+from benchmarks.critic_quality.peers import FIGURES, Predict, expected_accuracies, expected_right, rules_of
 from benchmarks.critic_quality.rows import read_rows
 from benchmarks.critic_quality.speed import measure_speed
 from benchmarks.errors import BenchError
 from benchmarks.report import Bound
 from stepalign.errors import StepalignError
-from stepalign_report.critic_quality.figures import Sample, critic_figures, estimate, f1, percent
-from stepalign_report.critic_quality.judged import NO_STEP, Judged
+from stepalign_report.critic_quality.figures import Sample, critic_figures, estimate, percent
+from stepalign_report.critic_quality.judged import Judged
 from stepalign_report.critic_quality.tables import written
 from stepalign_report.intervals import Array
 from stepalign_run.data import LabelledData, LabelledSolution, in_half, load_labelled
+from stepalign_run.data.labelled import Half
 
 RESULTS = ROOT / "benchmarks" / "results" / "critic_quality.json"
 PAGE = ROOT / "docs" / "critic-quality.md"
@@ -100,7 +101,6 @@ VALID_CELLS = (
 PEER, PEER_AS_WRITTEN = "critic_prompt", "critic_prompt_as_written"
 _PEERS: dict[str, tuple[Variant, ...]] = {PEER: (*AS_WRITTEN, *LIKELIEST), PEER_AS_WRITTEN: AS_WRITTEN}
 _OTHERS = ("f1", "f1_ratio_to_best_rule", "f1_ratio_to_peer_as_written")
-Half = Literal["dev", "test"]
 
 _console = Console()
 
@@ -228,10 +228,10 @@ def _figures(data: LabelledData) -> dict[str, Any]:
     mine = ours.of(lambda _: True).f1
     chosen, dev_half = of_test_half(data), _half(data, "dev")
     peers: dict[str, Predict] = dict(rules_of(dev_half))
-    best_rule = max(peers, key=lambda name: float(_expected(ours, chosen, peers[name])[0][0]))
+    best_rule = max(peers, key=lambda name: float(expected_accuracies(ours, chosen, peers[name])[0][0]))
     variants: dict[str, Variant] = {name: best_variant(data, among) for name, among in _PEERS.items()}
     peers |= {name: peer(data, "test", variant) for name, variant in variants.items()}
-    expected = {name: _expected(ours, chosen, predict) for name, predict in peers.items()}
+    expected = {name: expected_accuracies(ours, chosen, predict) for name, predict in peers.items()}
     cells = (*F1_CELLS, *VALID_CELLS)
     return {
         "critics": {cell.name: _critic(judged_rows(cell, data)) for cell in F1_CELLS},
@@ -247,14 +247,6 @@ def _figures(data: LabelledData) -> dict[str, Any]:
 
 def _chosen(name: str, variants: Mapping[str, Variant]) -> dict[str, str]:
     return {"variant": variants[name]} if name in variants else {}
-
-
-def _expected(sample: Sample, solutions: Sequence[LabelledSolution], predict: Predict) -> tuple[Array, Array, Array]:
-    """F1 and the accuracies on erroneous and on correct solutions, over the draws of ``sample``."""
-    right = expected_right(solutions, predict)
-    on_erroneous = sample.mean(lambda one: right[one.id] if one.label != NO_STEP else None)
-    on_correct = sample.mean(lambda one: right[one.id] if one.label == NO_STEP else None)
-    return f1(on_erroneous, on_correct), on_erroneous, on_correct
 
 
 def _critic(judged: Sequence[Judged]) -> dict[str, Any]:

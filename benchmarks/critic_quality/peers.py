@@ -24,6 +24,7 @@ from stepalign.commands.terminal import Table, Terminal
 from stepalign_report.critic_quality.figures import Sample, f1, percent
 from stepalign_report.critic_quality.judged import Judged
 from stepalign_report.critic_quality.tables import written
+from stepalign_report.intervals import Array
 from stepalign_run.data import LabelledSolution, in_half, load_labelled
 from stepalign_run.data.labelled import Half
 
@@ -47,13 +48,20 @@ def expected_right(solutions: Sequence[LabelledSolution], predict: Predict) -> d
     return {one.id: predict(one).get(label, 0.0) for one, label in zip(solutions, labels, strict=True)}
 
 
-def expected_figures(solutions: Sequence[LabelledSolution], predict: Predict) -> dict[str, dict[str, float] | None]:
-    """F1 and its two accuracies in percent, with intervals over questions, of the expected accuracy of each row."""
+def expected_accuracies(
+    sample: Sample, solutions: Sequence[LabelledSolution], predict: Predict
+) -> tuple[Array, Array, Array]:
+    """F1 and the accuracies on erroneous and on correct solutions, ``[1 + R]`` over the draws of ``sample``."""
     right = expected_right(solutions, predict)
-    sample = Sample([_labelled(one, NO_STEP if one.first_error is None else one.first_error) for one in solutions])
     on_erroneous = sample.mean(lambda one: right[one.id] if one.label != NO_STEP else None)
     on_correct = sample.mean(lambda one: right[one.id] if one.label == NO_STEP else None)
-    return dict(zip(FIGURES, map(percent, (f1(on_erroneous, on_correct), on_erroneous, on_correct)), strict=True))
+    return f1(on_erroneous, on_correct), on_erroneous, on_correct
+
+
+def expected_figures(solutions: Sequence[LabelledSolution], predict: Predict) -> dict[str, dict[str, float] | None]:
+    """F1 and its two accuracies in percent, with intervals over questions, of the expected accuracy of each row."""
+    sample = Sample([_labelled(one, NO_STEP if one.first_error is None else one.first_error) for one in solutions])
+    return dict(zip(FIGURES, map(percent, expected_accuracies(sample, solutions, predict)), strict=True))
 
 
 def _labelled(solution: LabelledSolution, label: int) -> Judged:
