@@ -22,6 +22,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -44,7 +45,7 @@ from benchmarks.critic_quality.cells import (
     Cell,
     judged_rows,
     measure_cell,
-    of_test_half,
+    of_half,
 )
 from benchmarks.critic_quality.critic_prompt import (
     AS_WRITTEN,
@@ -65,11 +66,18 @@ from benchmarks.critic_quality.speed import measure_speed
 from benchmarks.errors import BenchError
 from benchmarks.report import Bound
 from stepalign.errors import StepalignError
-from stepalign_report.critic_quality.figures import Sample, critic_figures, estimate, percent
+from stepalign_report.critic_quality.figures import (
+    Sample,
+    at_threshold,
+    best_threshold,
+    critic_figures,
+    estimate,
+    percent,
+)
 from stepalign_report.critic_quality.judged import Judged
 from stepalign_report.critic_quality.tables import written
 from stepalign_report.intervals import Array
-from stepalign_run.data import LabelledData, LabelledSolution, in_half, load_labelled
+from stepalign_run.data import LabelledData, LabelledSolution, load_labelled
 from stepalign_run.data.labelled import Half
 
 RESULTS = ROOT / "benchmarks" / "results" / "critic_quality.json"
@@ -90,6 +98,8 @@ F1_CELLS = (
     Cell("qwen-0.5b", "transformers"),
     *(Cell("qwen-0.5b", "transformers", told, 2 * _TOLD_LIMIT) for told in (NO_ANSWER, NO_REFERENCE, NEITHER)),
 )
+DEV_CELLS = {cell.name: replace(cell, half="dev") for cell in F1_CELLS if not cell.told.answer}
+"""Of each critic that knows no answer: the cell on which the threshold of its ``p_wrong`` is chosen."""
 VALID_CELLS = (
     Cell("smollm2", "transformers", limit=_VALID_LIMIT, erroneous=True),
     Cell("random", "transformers", limit=_VALID_LIMIT, erroneous=True),
@@ -167,7 +177,7 @@ def _load(data: Path | None) -> LabelledData:
 def _measure(data: LabelledData, parts: Sequence[Part]) -> dict[str, Any]:
     """Fill in what is missing; the figures of speed."""
     if Part.CELLS in parts:
-        for cell in (*F1_CELLS, *VALID_CELLS):
+        for cell in (*F1_CELLS, *DEV_CELLS.values(), *VALID_CELLS):
             measure_cell(cell, data, _console)
     if Part.PEER in parts:
         for prompting in PROMPTINGS:
@@ -183,13 +193,9 @@ def _peer_path(half: Half, prompting: Prompting) -> Path:
     return ROWS / f"critic-prompt-{MODEL}-{prompting}-{half}.jsonl"
 
 
-def _half(data: LabelledData, half: Half) -> list[LabelledSolution]:
-    return of_test_half(data) if half == "test" else [each for each in data.solutions if in_half(each, "dev")]
-
-
 def _peer_asked(data: LabelledData, half: Half) -> list[LabelledSolution]:
     """Those that the peer is asked about; of the dev half, on which its variant is chosen, the first of them."""
-    asked = [each for each in _half(data, half) if is_asked(each)]
+    asked = [each for each in of_half(data, half) if is_asked(each)]
     return asked[:_PEER_DEV_LIMIT] if half == "dev" else asked
 
 
@@ -226,7 +232,7 @@ def _ratio(ours: Array, theirs: Array) -> dict[str, float] | None:
 def _figures(data: LabelledData) -> dict[str, Any]:
     ours = Sample(judged_rows(MAIN, data))
     mine = ours.of(lambda _: True).f1
-    chosen, dev_half = of_test_half(data), _half(data, "dev")
+    chosen, dev_half = of_half(data, "test"), of_half(data, "dev")
     peers: dict[str, Predict] = dict(rules_of(dev_half))
     best_rule = max(peers, key=lambda name: float(expected_accuracies(ours, chosen, peers[name])[0][0]))
     variants: dict[str, Variant] = {name: best_variant(data, among) for name, among in _PEERS.items()}
@@ -234,7 +240,7 @@ def _figures(data: LabelledData) -> dict[str, Any]:
     expected = {name: expected_accuracies(ours, chosen, predict) for name, predict in peers.items()}
     cells = (*F1_CELLS, *VALID_CELLS)
     return {
-        "critics": {cell.name: _critic(judged_rows(cell, data)) for cell in F1_CELLS},
+        "critics": {cell.name: _critic(cell, data) for cell in F1_CELLS},
         "peers": {
             name: dict(zip(FIGURES, map(percent, found), strict=True)) | _chosen(name, variants)
             for name, found in expected.items()
@@ -249,9 +255,15 @@ def _chosen(name: str, variants: Mapping[str, Variant]) -> dict[str, str]:
     return {"variant": variants[name]} if name in variants else {}
 
 
-def _critic(judged: Sequence[Judged]) -> dict[str, Any]:
-    figures = critic_figures(Sample(judged))
-    return {name: value for name, value in figures.items() if name not in ("by_steps", "by_generator")}
+def _critic(cell: Cell, data: LabelledData) -> dict[str, Any]:
+    sample = Sample(judged_rows(cell, data))
+    left_out = ("by_steps", "by_generator", "best_threshold")
+    figures = {name: value for name, value in critic_figures(sample).items() if name not in left_out}
+    if cell.name in DEV_CELLS:
+        threshold = best_threshold(judged_rows(DEV_CELLS[cell.name], data))
+        assert threshold is not None, "these critics give probabilities"
+        figures["at_dev_threshold"] = at_threshold(sample, threshold)
+    return figures
 
 
 def _valid(judged: Sequence[Judged]) -> dict[str, Any]:
@@ -279,7 +291,15 @@ def _tables(figures: dict[str, Any]) -> str:
         rows = str(found["rows"]) if "rows" in found else ""
         return [name, told, rows, *(written(found[key], 1) for key in ("f1", "on_erroneous", "on_correct"))]
 
-    lines = [row(MODELS[cell.model].title, _told(cell), figures["critics"][cell.name]) for cell in F1_CELLS]
+    lines: list[list[str]] = []
+    for cell in F1_CELLS:
+        found, title = figures["critics"][cell.name], MODELS[cell.model].title
+        lines.append(row(title, _told(cell), found))
+        if "at_dev_threshold" in found:
+            at = found["at_dev_threshold"]
+            lines.append(
+                row(f"{title}, `wrong_threshold` {at['threshold']:.2f}", _told(cell), at | {"rows": found["rows"]})
+            )
     for name, found in figures["peers"].items():
         title = f"rule `{name}`"
         if "variant" in found:

@@ -27,6 +27,7 @@ from stepalign_report.critic_quality.asking import ask, identity_of
 from stepalign_report.critic_quality.judged import NO_STEP, Judged, judge
 from stepalign_report.critic_quality.rows import Row, Told
 from stepalign_run.data import LabelledData, LabelledSolution, in_half
+from stepalign_run.data.labelled import Half
 
 ROWS = ROOT / "benchmarks" / "results" / "critic_quality"
 PROMPTS = "chat-v2"
@@ -41,7 +42,7 @@ NEITHER = Told(reference_solution=False, answer=False)
 
 @dataclass(frozen=True)
 class Cell:
-    """``limit`` takes the first so many solutions of the test half, of the ``erroneous`` ones alone if so wished."""
+    """``limit`` takes the first so many solutions of the half, of the ``erroneous`` ones alone if so wished."""
 
     model: str
     engine: Engine
@@ -49,19 +50,21 @@ class Cell:
     limit: int | None = None
     prompts: str = PROMPTS
     erroneous: bool = False
+    half: Half = "test"
 
     @property
     def name(self) -> str:
         told = {"reference": self.told.reference_solution, "answer": self.told.answer}
         without = [name for name, given in told.items() if not given]
-        return "-".join([self.model, self.engine, self.prompts, *(f"no-{name}" for name in without)])
+        half = [] if self.half == "test" else [self.half]
+        return "-".join([self.model, self.engine, self.prompts, *(f"no-{name}" for name in without), *half])
 
     @property
     def path(self) -> Path:
         return ROWS / f"{self.name}.jsonl"
 
     def chosen(self, data: LabelledData) -> list[LabelledSolution]:
-        chosen = of_test_half(data)
+        chosen = of_half(data, self.half)
         return [each for each in chosen if not self.erroneous or each.first_error is not None][: self.limit]
 
     def made_of(self, data: LabelledData) -> dict[str, Any]:
@@ -81,9 +84,9 @@ class Cell:
         }
 
 
-def of_test_half(data: LabelledData) -> list[LabelledSolution]:
-    """The solutions that figures are read on; prompts and thresholds were chosen on the others."""
-    return [solution for solution in data.solutions if in_half(solution, "test")]
+def of_half(data: LabelledData, half: Half) -> list[LabelledSolution]:
+    """The solutions of a half. Figures are read on ``test``; prompts and thresholds are chosen on ``dev``."""
+    return [solution for solution in data.solutions if in_half(solution, half)]
 
 
 class _JudgedRows:

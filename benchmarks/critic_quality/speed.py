@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from benchmarks.arms_benchmark import ROOT
 from benchmarks.critic.processes import end_of_log, temporary_folder
-from benchmarks.critic_quality.cells import of_test_half
+from benchmarks.critic_quality.cells import of_half
 from benchmarks.critic_quality.critics import VLLM_ENVIRONMENT, model_folder, vllm_python
 from benchmarks.errors import BenchError
 from stepalign.prompts import render_token_ids
@@ -54,7 +54,7 @@ def attempts(data: LabelledData, count: int) -> list[CritiqueRequest]:
     tokenizer: Any = AutoTokenizer.from_pretrained(model_folder(MODEL))
     long = [
         solution
-        for solution in of_test_half(data)
+        for solution in of_half(data, "test")
         if len(tokenizer("\n".join(solution.steps), add_special_tokens=False)["input_ids"]) >= LEAST_TOKENS
     ]
     return [

@@ -69,7 +69,9 @@ def serve(section: CriticServerSection, backend: Backend | None = None) -> None:
     served = create_backend(section) if backend is None else backend
     aligned = None
     if section.decoding == "aligned":
-        aligned = AlignedDecoding(section.max_new_tokens, section.trust_answers, section.check_known_attempts)
+        aligned = AlignedDecoding(
+            section.max_new_tokens, section.trust_answers, section.check_known_attempts, section.wrong_threshold
+        )
     grader = load_grader(section.grader, "critic.grader")
     service = CriticService(served, section.prompts, section.max_steps, grader, aligned=aligned)
     address_file = AddressFile(section.address_file)

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from uuid import uuid4
+from secrets import token_hex
 
 from prometheus_client import CollectorRegistry
 
@@ -40,7 +40,7 @@ from stepalign.types import (
 )
 from stepalign_critic.backends.base import Aligning, Alignment, Backend, Measured, RenderedPrompt
 from stepalign_critic.decoding.conversation import Conversation, TurnPrompts
-from stepalign_critic.decoding.plan import Plan
+from stepalign_critic.decoding.plan import WRONG_THRESHOLD, Plan
 from stepalign_critic.errors import (
     EngineError,
     EngineTimeoutError,
@@ -69,12 +69,14 @@ class AlignedDecoding:
     """Critiques are decoded by a plan: ``budget`` tokens for each; what the known answer narrows.
 
     With ``trusts_answers`` a right answer clears an attempt's steps, and a wrong one convicts one of them. With
-    ``checked``, a critic that does not tell right steps from wrong ones does not start.
+    ``checked``, a critic that does not tell right steps from wrong ones does not start. A step is wrong with a
+    probability over ``threshold``, where no answer settles it.
     """
 
     budget: int
     trusts_answers: bool = True
     checked: bool = False
+    threshold: float = WRONG_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,7 @@ class CriticService:
                 f"the attempt has {len(split.steps)} steps by the rule {split.rule.value!r}, the limit is "
                 f"{self._max_steps}; send fewer, longer ones, or mark the steps with tags"
             )
-        values = _values(request, split)
-        answers = await self._answers(request, split, values)
+        answers = await self._answers(request, split)
         refused, outcome = answers[0].outcome, answers[-1].outcome
         p_wrong = answers[-1].p_wrong
         critique = in_sent_text(outcome, split) if isinstance(outcome, Critique) else None
@@ -187,12 +188,11 @@ class CriticService:
             ),
         )
 
-    async def _answers(
-        self, request: CritiqueRequest, split: SplitAttempt, values: dict[str, str]
-    ) -> list[ModelAnswer]:
+    async def _answers(self, request: CritiqueRequest, split: SplitAttempt) -> list[ModelAnswer]:
         """The answers of the model, the last of which counts."""
         if self._aligned is not None:
             return [await self._align(request, split)]
+        values = _values(request, split)
         first = await self._ask(request, split, self._prompt, values)
         refused = first.outcome
         if isinstance(refused, Critique) or refused.reason is FailureReason.TRUNCATED:
@@ -265,6 +265,7 @@ class CriticService:
             answer_is_right=right,
             trusts_answers=trusts,
             budget=aligned.budget,
+            threshold=aligned.threshold,
             conversation=conversation,
         )
         return plan, _fill(self._prompt, values) if conversation is None else conversation.asking(0)
@@ -340,7 +341,7 @@ def _validated(made: Alignment, split: SplitAttempt, known: str | None, grader: 
 
 def new_id() -> str:
     """An id for a response."""
-    return f"crq_{uuid4().hex}"
+    return f"crq_{token_hex(16)}"
 
 
 def _load(version: str, name: str, fields: frozenset[str]) -> Prompt:

@@ -46,6 +46,7 @@ from stepalign.types import (
 )
 
 _MARK = re.compile(r"\s*<(copied|corrected|inserted|continued)/>")
+_MARKS = {status.value: status for status in StepStatus}
 _VERDICT = re.compile(r"\s*<verdict>\s*(correct|unjustified|incomplete|incorrect)\s*</verdict>\s*")
 
 
@@ -162,37 +163,34 @@ def _parse(critic_text: str, finish_reason: FinishReason) -> _Claim:
         raise _Refused(FailureReason.UNPARSEABLE, f"not in the step-tagged grammar: {', '.join(broken) or 'no tags'}")
     if trace.answer is None:
         raise _Refused(FailureReason.NO_ANSWER, "the critique has no <answer>…</answer>")
-    marks = _parse_marks(critic_text, trace, trace.answer)
+    marks, text = _parse_marks(critic_text, trace, trace.answer)
     end = trace.answer.span[1]
     match = _VERDICT.fullmatch(critic_text[end:])
     if match is None:
         raise _Refused(FailureReason.UNPARSEABLE, "after the answer there must be one <verdict>…</verdict> and no more")
-    text = _without_marks(critic_text, trace, trace.answer)
     return _Claim(trace.steps, marks, trace.answer, Verdict(match[1]), text)
 
 
-def _without_marks(critic_text: str, trace: Trace, answer: TaggedAnswer) -> str:
-    """Steps and answer as the critic wrote them. Marks are cut by position: a step's body may spell one."""
-    starts = [step.span[0] for step in trace.steps] + [answer.span[0]]
-    parts = [
-        critic_text[slice(*step.span)] + _MARK.sub("", critic_text[step.span[1] : following], count=1)
-        for step, following in zip(trace.steps, starts[1:], strict=True)
-    ]
-    return "".join([*parts, critic_text[slice(*answer.span)]])
+def _parse_marks(critic_text: str, trace: Trace, answer: TaggedAnswer) -> tuple[tuple[StepStatus, ...], str]:
+    """The mark after each step, and the text without them; between steps there is nothing else.
 
-
-def _parse_marks(critic_text: str, trace: Trace, answer: TaggedAnswer) -> tuple[StepStatus, ...]:
-    """The mark after each step; between steps there is nothing else."""
-    starts = [step.span[0] for step in trace.steps] + [answer.span[0]]
+    Marks are cut by position: a step's body may spell one.
+    """
+    starts = [part.span[0] for part in (*trace.steps, answer)]
     if critic_text[: starts[0]].strip():
         raise _Refused(FailureReason.UNPARSEABLE, "text stands before the first step")
     marks: list[StepStatus] = []
+    parts: list[str] = []
     for step, following in zip(trace.steps, starts[1:], strict=True):
-        match = _MARK.fullmatch(critic_text[step.span[1] : following].rstrip())
-        if match is None:
+        start, end = step.span
+        match = _MARK.match(critic_text, end)
+        after = "" if match is None else critic_text[match.end() : following]
+        if match is None or after.strip():
             raise _Refused(FailureReason.UNPARSEABLE, f"step {step.number} must be followed by exactly one mark")
-        marks.append(StepStatus(match[1]))
-    return tuple(marks)
+        marks.append(_MARKS[match[1]])
+        parts += (critic_text[start:end], after)
+    start, end = answer.span
+    return tuple(marks), "".join([*parts, critic_text[start:end]])
 
 
 def _align(claim: _Claim, attempt: Trace, judge: _Judge) -> _Alignment:
@@ -219,7 +217,7 @@ def _unknown(answer: str, other: str) -> _Refused:
 
 
 def _copy(alignment: _Alignment, ours: TaggedStep, theirs: TaggedStep, position: int, *, shifted: bool = False) -> None:
-    same_words = ours.body.split() == theirs.body.split()
+    same_words = ours.body == theirs.body or ours.body.split() == theirs.body.split()
     if not same_words or not theirs.closed or (ours.number != theirs.number and not shifted):
         raise _Refused(FailureReason.COPIED_STEP_ALTERED, f"step {position} is not the attempt's step, verbatim")
     alignment.whitespace_differences += ours.body != theirs.body

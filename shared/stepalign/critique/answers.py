@@ -55,6 +55,8 @@ def _number(plain: str) -> Fraction | None:
 
 def answers_equal(left: str, right: str) -> bool:
     """Whether two answers are the same number (``0.50`` = ``1/2``, ``$1,200`` = ``1200``) or, caseless, text."""
+    if left == right:
+        return True
     a, b = number_of(left), number_of(right)
     if a is not None and b is not None:
         return a == b

@@ -12,6 +12,7 @@ be: a quotation further inside a step is not refused.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from string import ascii_letters, digits
 from typing import Literal
 
@@ -25,12 +26,15 @@ WORD_CHARACTERS = "0-9A-Za-z_"
 """The inside of a class: characters that make a word or number longer."""
 _BLANK = re.compile(f"[{BLANKS}]+")
 _NEEDLESS_BLANK = re.compile(f"(?<![{WORD_CHARACTERS}]) | (?![{WORD_CHARACTERS}])")
+_NO_BLANKS = dict.fromkeys(map(ord, BLANKS))
 _FEWEST_WORDS = 3
 _WORD = frozenset(ascii_letters + digits + "_")
 _GOES_ON = re.compile(rf"\.[0-9]|[{BLANKS}]*[0-9]{{1,12}}[{BLANKS}{re.escape(CLOSING)}]*\Z")
 """What follows a longer number, or a step that lacked nothing but one."""
 
 
+# A wrong step is looked at by its grammar and then by the validator.
+@lru_cache(maxsize=256)
 def squeezed(step: str) -> str:
     """A step without the whitespace that parts no two words, and without what opens and closes it.
 
@@ -84,7 +88,7 @@ def end_of_common(wrong: str, step: str) -> int:
 def _end_of(squeezed_wrong: str, step: str) -> int | None:
     """Where the wrong step ends in ``step``, if that opens with it."""
     # Most corrections differ in a character: that is seen at once.
-    opened = _BLANK.sub("", step).lstrip(OPENING)
+    opened = step.translate(_NO_BLANKS).lstrip(OPENING)
     if not opened.startswith(squeezed_wrong.replace(" ", "")):
         return None
     place, whole = _walk(squeezed_wrong, step)

@@ -89,10 +89,13 @@ class SplitAttempt(BaseModel):
 
         Raises ValueError when it is neither.
         """
-        found = next((segment.sent for segment in self.segments if segment.tagged == tagged_span), None)
-        if found is None:
+        trace = parse_trace(self.tagged)
+        for sent, step in zip(self.steps, trace.steps, strict=True):
+            if step.span == tagged_span:
+                return sent
+        if self.answer is None or trace.answer is None or trace.answer.span != tagged_span:
             raise ValueError(f"{tagged_span} is the span of no step or answer")
-        return found
+        return self.answer
 
     def place_in_text(self, segment: Segment, place: int) -> int:
         """Where in ``text`` the character stands that ``segment`` has at ``place`` of ``tagged``.

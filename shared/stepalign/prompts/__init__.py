@@ -49,12 +49,12 @@ class Prompt:
 
     @cached_property
     def fields(self) -> frozenset[str]:
-        return frozenset(name for _, parts in self._parts for name in parts[1::2])
+        return frozenset(name for _, body in self.messages for name in _PLACEHOLDER.findall(body))
 
     @cached_property
-    def _parts(self) -> list[tuple[str, list[str]]]:
-        """Each message's role and content: text at even places, names of placeholders between."""
-        return [(role, _PLACEHOLDER.split(body)) for role, body in self.messages]
+    def _templates(self) -> list[tuple[str, str]]:
+        """Each message's role and its content as ``str.format_map`` takes it."""
+        return [(role, _template(body)) for role, body in self.messages]
 
     def fill(self, **values: str) -> list[Message]:
         """Fill the placeholders. Raises PromptError when a value is missing or not used by the file."""
@@ -62,10 +62,13 @@ class Prompt:
             raise PromptError(
                 f"prompt {self.version}/{self.name} takes {sorted(self.fields)}, it was given {sorted(values)}"
             )
-        return [
-            {"role": role, "content": "".join([values[part] if i % 2 else part for i, part in enumerate(parts)])}
-            for role, parts in self._parts
-        ]
+        return [{"role": role, "content": template.format_map(values)} for role, template in self._templates]
+
+
+def _template(body: str) -> str:
+    texts = [part.replace("{", "{{").replace("}", "}}") for part in _PLACEHOLDER.split(body)]
+    texts[1::2] = [f"{{{name}}}" for name in texts[1::2]]
+    return "".join(texts)
 
 
 @cache

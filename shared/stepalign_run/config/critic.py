@@ -177,6 +177,9 @@ class CriticServerSection(Section):
     trust_answers: bool = True
     """Whether a right answer clears an attempt's steps and a wrong one convicts one of them, where the known answer is
     sent. Switch it off where wrong steps often come to the right answer."""
+    wrong_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The ``p_wrong`` over which a step is called wrong, where no known answer settles whether there is an error. Small
+    models seldom say "wrong": ``stepalign critic-quality --without-answer`` finds the best one for yours."""
     check_known_attempts: bool = True
     """Whether a critic that does not tell right steps of known attempts from wrong ones is refused at the start."""
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"
@@ -252,6 +255,7 @@ class CriticServerSection(Section):
             "dtype",
             "decoding",
             "trust_answers",
+            "wrong_threshold",
         }
         asked = {"base_url", "model", "revision", "max_tokens_field", "omit", "extra_body", "grammar", "logprobs"}
         of_backend = {"openai": {"openai": asked}, "vllm": {"vllm": {"engine_args"}}}

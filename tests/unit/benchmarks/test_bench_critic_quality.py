@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks import bench_critic_quality as bench
 from benchmarks.critic_quality import cells
-from benchmarks.critic_quality.cells import NEITHER, Cell, judged_rows, measure_cell, of_test_half
+from benchmarks.critic_quality.cells import NEITHER, Cell, judged_rows, measure_cell, of_half
 from benchmarks.critic_quality.critic_prompt import is_asked, made_of, messages, predicted
 from benchmarks.critic_quality.rows import BenchRows, read_rows
 from benchmarks.errors import BenchError
@@ -146,11 +146,14 @@ def test_figures_compare_with_the_best_variant_of_the_peer(
 ) -> None:
     monkeypatch.setattr(cells, "ROWS", tmp_path)
     monkeypatch.setattr(bench, "ROWS", tmp_path)
-    for cell in (*bench.F1_CELLS, *bench.VALID_CELLS):
+    for cell in (*bench.F1_CELLS, *bench.DEV_CELLS.values(), *bench.VALID_CELLS):
         with BenchRows(cell.path, cell.made_of(data)) as rows:
             for each in cell.chosen(data):
                 is_right = each.first_error is None
-                rows.append(row(each, -1 if is_right else 1))
+                # On the dev half an error is surer than on the other, where half of the errors are not over 0.3.
+                sure = 0.4 if cell.half == "dev" or int(each.id) % 4 == 1 else 0.2
+                p_wrong = [[0.3, False]] if is_right else [[0.1, False], [sure, True]]
+                rows.append(row(each, -1 if is_right else 1) | {"probabilities": p_wrong})
     for half in ("dev", "test"):
         for prompting in ("asked", "told", "at_once"):
             made = made_of(bench.MODEL, data, prompting)
@@ -164,10 +167,17 @@ def test_figures_compare_with_the_best_variant_of_the_peer(
     assert figures["peers"]["critic_prompt"]["variant"] == "written_likeliest"
     assert figures["peers"]["critic_prompt_as_written"]["variant"] == "told"
     assert figures["best_rule"] == "best_fixed_place"
-    asked = [each for each in of_test_half(data) if each.first_error is not None]
+    asked = [each for each in of_half(data, "test") if each.first_error is not None]
     share = -(-len(asked) // 2) / len(asked)
     assert figures["peers"]["critic_prompt"]["on_erroneous"]["value"] == pytest.approx(100 * share, abs=1e-3)
     assert figures["critics"][bench.MAIN.name]["f1"]["value"] == 100.0
+    blind = next(cell for cell in bench.F1_CELLS if not cell.told.answer)
+    at = figures["critics"][blind.name]["at_dev_threshold"]
+    found = [each for each in blind.chosen(data) if each.first_error is not None]
+    sure = sum(int(each.id) % 4 == 1 for each in found) / len(found)
+    assert (at["threshold"], at["on_correct"]["value"]) == (0.39, 100.0)
+    assert at["on_erroneous"]["value"] == pytest.approx(100 * sure, abs=1e-3)
+    assert "at_dev_threshold" not in figures["critics"][bench.MAIN.name]
     assert figures["ratios"]["critic_prompt"]["value"] == pytest.approx((1 + share) / (2 * share), abs=1e-3)
     assert figures["ratios"]["answer_then_uniform"]["value"] == pytest.approx((1 + 1 / 3) / (2 / 3), abs=1e-3)
     speed = {

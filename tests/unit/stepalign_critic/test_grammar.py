@@ -11,7 +11,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from transformers import AutoTokenizer
 
 from stepalign.critique.quotation import is_quotation
-from stepalign_critic.decoding.grammar import Choice, Free, Grammar, Literal, Sequenced, to_gbnf, to_lark
+from stepalign_critic.decoding.grammar import Choice, Free, Grammar, Literal, Onward, Sequenced, to_gbnf, to_lark
 from stepalign_critic.decoding.tokens import GrammarTokens
 from stepalign_critic.errors import UnsupportedRequestError
 from stepalign_lab.smollm2 import find_gguf
@@ -84,6 +84,9 @@ def test_odd_characters_stand_for_themselves(odd: str) -> None:
 )
 @example(wrong="1", text="1")
 @example(wrong="a b 1", text="a b 1 1")
+@example(wrong="a b 1", text=" a b 1 1")
+@example(wrong="a b 1", text='"a b 1 1')
+@example(wrong="a b 1", text="a b 1 1. ")
 def test_lark_and_the_validator_agree_on_quotations(wrong: str, text: str) -> None:
     opens_oddly = text[:2].isspace()
     if not opens_oddly:
@@ -98,6 +101,23 @@ def test_parts_and_ways() -> None:
     assert not allows(grammar, "<answer>7\n8</answer>")
     assert not allows(grammar, "<step_3>so it is 7</step_3>\n<answer>7</answer>")
     assert not allows(grammar, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("<answer>7</answer>", True),
+        ("<step_4>so</step_4>\n<answer>7</answer>", True),
+        ("<step_4>so</step_4>\n<step_5>it is</step_5>\n<answer>7</answer>", True),
+        ("<step_4>so</step_4>\n<step_5>it</step_5>\n<step_6>is</step_6>\n<answer>7</answer>", False),
+        ("<step_5>so</step_5>\n<answer>7</answer>", False),
+        ("<step_4>so</step_4><answer>7</answer>", False),
+        ("<step_4>so</step_4>\n", False),
+    ],
+)
+def test_a_bounded_number_of_steps_and_then_the_end(text: str, allowed: bool) -> None:
+    onward = Onward(4, 2, 40, "\n", Literal("<answer>7</answer>"))
+    assert allows(onward, text) is allowed
 
 
 def test_free_text_is_bounded_in_tokens_where_they_are_known() -> None:

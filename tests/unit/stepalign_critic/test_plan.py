@@ -38,6 +38,7 @@ def plan_of(
     *,
     trusts: bool = True,
     budget: int = 2000,
+    threshold: float = 0.5,
 ) -> Plan:
     split, layout = split_attempt(attempt), load_layout(prompts)
     conversation = None
@@ -51,6 +52,7 @@ def plan_of(
         answer_is_right=right,
         trusts_answers=trusts,
         budget=budget,
+        threshold=threshold,
         conversation=conversation,
     )
 
@@ -166,6 +168,21 @@ def test_without_a_known_answer_the_first_step_that_is_rather_wrong_counts(promp
     assert (found.first_error_step, found.answer, forced) == (2, "9", ())
     found, forced = critique(plan_of(prompts, known=None, right=None), [0.4, 0.4, 0.4], "", WRONG, None)
     assert (found.verdict, found.answer, forced) == (Verdict.CORRECT, "10", ())
+
+
+@pytest.mark.parametrize("prompts", SETS)
+@pytest.mark.parametrize(("threshold", "place"), [(0.1, 1), (0.3, 2), (0.7, 3), (0.95, None)])
+def test_without_a_known_answer_the_threshold_decides(prompts: str, threshold: float, place: int | None) -> None:
+    plan = plan_of(prompts, known=None, right=None, threshold=threshold)
+    choosing = plan.choose(scores(plan, [0.2, 0.6, 0.9]))
+    assert (None if choosing.place is None else choosing.place.step + 1) == place
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.95])
+def test_a_wrong_answer_leaves_nothing_to_the_threshold(threshold: float) -> None:
+    plan = plan_of("chat-v2", threshold=threshold)
+    choosing = plan.choose(scores(plan, [0.2, 0.6, 0.9]))
+    assert choosing.place is not None and choosing.place.step == 2
 
 
 @pytest.mark.parametrize("prompts", SETS)

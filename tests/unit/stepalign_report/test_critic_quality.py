@@ -14,7 +14,14 @@ from rich.console import Console
 from stepalign import CriticIdentity, CritiqueResponse, join_steps, validate_critique
 from stepalign.errors import ConfigError
 from stepalign.types import AttemptReading, Critique, Usage
-from stepalign_report.critic_quality.figures import Sample, calibration, comparison_figures, critic_figures
+from stepalign_report.critic_quality.figures import (
+    Sample,
+    at_threshold,
+    best_threshold,
+    calibration,
+    comparison_figures,
+    critic_figures,
+)
 from stepalign_report.critic_quality.judged import Judged, judge
 from stepalign_report.critic_quality.rows import Header, Row, RowsFile, Told
 from stepalign_report.critic_quality.summary import Measured, read_summary, summarise, write_summary
@@ -134,6 +141,33 @@ def test_calibration_is_worked_out_by_hand() -> None:
 def test_a_probability_of_1_is_in_the_last_bin() -> None:
     found = calibration(Sample([one(0, 0, 0, probabilities=((1.0, True),))]))
     assert found is not None and found["bins"][9]["steps"] == 1 and found["ece"]["value"] == 0.0
+
+
+LESS_AND_LESS_SURE = [
+    one(0, 1, -1, probabilities=((0.10, False), (0.35, True))),
+    one(1, 0, -1, probabilities=((0.30, True),)),
+    one(2, 1, -1, probabilities=((0.40, False), (0.90, True))),
+    one(3, -1, -1, probabilities=((0.10, False), (0.25, False))),
+    one(4, -1, -1, probabilities=((0.32, False),)),
+    one(5, 0, None),
+]
+
+
+def test_the_best_threshold_is_worked_out_by_hand() -> None:
+    """Over 0.25 to 0.29 two of four errors are found and one of two right ones is left alone; nowhere is more."""
+    assert best_threshold(LESS_AND_LESS_SURE) == 0.29
+    found = at_threshold(Sample(LESS_AND_LESS_SURE), 0.29)
+    assert [found[name]["value"] for name in ("on_erroneous", "on_correct", "f1")] == [50.0, 50.0, 50.0]
+    found = at_threshold(Sample(LESS_AND_LESS_SURE), 0.25)
+    assert found["on_correct"]["value"] == 50.0, "0.25 itself is not over 0.25"
+    assert at_threshold(Sample(LESS_AND_LESS_SURE), 0.24)["on_correct"]["value"] == 0.0
+    found = at_threshold(Sample(LESS_AND_LESS_SURE), 0.6)
+    assert [found[name]["value"] for name in ("on_erroneous", "on_correct")] == [25.0, 100.0]
+
+
+def test_there_is_no_best_threshold_without_probabilities_or_with_one_kind_alone() -> None:
+    assert best_threshold(many(1, 2, 1, 2)) is None
+    assert best_threshold(LESS_AND_LESS_SURE[:3]) is None
 
 
 def test_two_critics_are_compared_pair_by_pair() -> None:
@@ -261,6 +295,23 @@ def test_the_reliability_of_a_critic_with_probabilities_is_in_its_tables() -> No
         console.print(table)
     shown = console.export_text()
     assert "ECE of p_wrong" in shown and "reliability of p_wrong" in shown and "0.7–0.8" in shown
+
+
+@pytest.mark.parametrize("knows_answers", [True, False])
+def test_the_best_threshold_is_told_of_a_critic_that_knows_no_answers(knows_answers: bool) -> None:
+    solutions = (solution(first_error=1), solution().model_copy(update={"id": "b"}))
+    text = copied(4) + "<answer>9</answer><verdict>correct</verdict>"
+    rows = {"a": answered(text, p_wrong=[0.1, 0.3, 0.1, 0.1]), "b": answered(text, p_wrong=[0.1] * 4)}
+    told = Told(reference_solution=True, answer=knows_answers)
+    data = LabelledData("d", ("stepalign",), solutions, {})
+    summary = summarise(data, solutions, [Measured(CRITIC, told, rows)], half=None, limit=None)
+    console = Console(width=100, record=True)
+    for table in quality_tables(summary):
+        console.print(table)
+    shown = console.export_text()
+    assert ("wrong_threshold" in shown) is not knows_answers
+    if not knows_answers:
+        assert "0.29" in shown and "100.0 (100.0 to 100.0)" in shown
 
 
 def test_a_summary_is_replaced_by_the_next_and_no_other_file_is(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from stepalign.critique.quotation import BLANKS, end_of_common
 from stepalign.critique.trace import Trace, parse_trace
 from stepalign.types import Forced
-from stepalign_critic.decoding.grammar import Choice, Free, Grammar, Literal, Sequenced, most_elements
+from stepalign_critic.decoding.grammar import Choice, Free, Grammar, Literal, Onward, Sequenced, most_elements
 
 _ELEMENT = re.compile(r"<[^/a-zA-Z<]|[^<]")
 _TAG_BEGUN = re.compile(r"<(?:/[a-z]*_?[0-9]*)?\Z")
@@ -61,6 +61,8 @@ def _free(grammar: Grammar) -> Iterator[Free]:
         case Sequenced(parts) | Choice(parts):
             for part in parts:
                 yield from _free(part)
+        case Onward():
+            yield from _free(grammar.expanded())
         case Literal():
             return
 

@@ -58,22 +58,31 @@ class Conversation:
     ) -> None:
         self._prompts = prompts
         self._right, self._wrong = layout.right, layout.wrong
-        self._values = values
+        self._values = {name: value for name, value in values.items() if name in prompts.first.fields}
         self._steps = steps
-        self._shown: list[str] = []
-        """The messages of the first steps, of as many as were asked for."""
         if prompts.known is not None and right_answer is not None:
-            self._values = {**values, "known": prompts.known.fill(answer=right_answer)[-1]["content"] + "\n\n"}
+            self._values["known"] = prompts.known.fill(answer=right_answer)[-1]["content"] + "\n\n"
+        self._asked: list[Message] = []
+        """The messages of the first steps, of as many as were asked for."""
+        self._ends: list[int] = []
+        """For each of these steps, how many messages ask about it."""
 
     def asking(self, step: int) -> list[Message]:
         """Up to the question about ``step`` (from 0), all steps before it being right."""
         if not self._steps:
-            return self._messages([])
-        return self._messages([self._step(i) for i in range(step + 1)])
+            return self._beginning("")
+        for following in range(len(self._ends), step + 1):
+            (turn,) = self._prompts.step.fill(number=str(following + 1), step=self._steps[following])[-1:]
+            if following:
+                self._asked += [_said(self._right), {"role": "user", "content": turn["content"]}]
+            else:
+                self._asked = self._beginning(turn["content"])
+            self._ends.append(len(self._asked))
+        return self._asked[: self._ends[step]]
 
     def approving(self) -> list[Message]:
         """All steps shown and called right."""
-        return [*self.asking(len(self._steps) - 1), _said(self._right)] if self._steps else self._messages([])
+        return [*self.asking(len(self._steps) - 1), _said(self._right)] if self._steps else self._beginning("")
 
     def correcting(self, step: int) -> list[Message]:
         """``step`` is called wrong, and its correction asked for."""
@@ -83,21 +92,10 @@ class Conversation:
     def continuing(self, number: int) -> list[Message]:
         """All steps are called right, and what is missing asked for, from the step of this number on."""
         turn = self._prompts.go_on.fill(number=str(number))
-        return [*self.approving(), *turn] if self._steps else self._messages([turn[-1]["content"]])
+        return [*self.approving(), *turn] if self._steps else self._beginning(turn[-1]["content"])
 
-    def _step(self, step: int) -> str:
-        for following in range(len(self._shown), step + 1):
-            (shown,) = self._prompts.step.fill(number=str(following + 1), step=self._steps[following])[-1:]
-            self._shown.append(shown["content"])
-        return self._shown[step]
-
-    def _messages(self, turns: list[str]) -> list[Message]:
-        first = turns[0] if turns else ""
-        values = {name: value for name, value in self._values.items() if name in self._prompts.first.fields}
-        messages = self._prompts.first.fill(**{**values, "turn": first})
-        for turn in turns[1:]:
-            messages += [_said(self._right), {"role": "user", "content": turn}]
-        return messages
+    def _beginning(self, turn: str) -> list[Message]:
+        return self._prompts.first.fill(**{**self._values, "turn": turn})
 
 
 def _said(word: str) -> Message:

@@ -63,7 +63,27 @@ class Choice:
     parts: tuple[Grammar, ...]
 
 
-Grammar = Literal | Free | Sequenced | Choice
+@dataclass(frozen=True)
+class Onward:
+    """At most ``steps`` tagged steps of at most ``tokens`` each, from ``number`` on and with ``after`` behind it; then
+    ``end``."""
+
+    number: int
+    steps: int
+    tokens: int
+    after: str
+    end: Grammar
+
+    def expanded(self) -> Grammar:
+        """The same of the other nodes."""
+        grammar, after = self.end, Literal(self.after)
+        for number in reversed(range(self.number, self.number + self.steps)):
+            step = (Literal(f"<step_{number}>"), Free(self.tokens, f"</step_{number}>"), after, grammar)
+            grammar = Choice((Sequenced(step), self.end))
+        return grammar
+
+
+Grammar = Literal | Free | Sequenced | Choice | Onward
 
 _SPACE = "[ \\n\\t]"
 CHARACTERS_A_TOKEN = 2
@@ -91,6 +111,8 @@ class _Lark:
                 place = len(self.rules) - 1
                 self.rules[place] = f"{name}: " + " | ".join(self.write(part) for part in parts)
                 return name
+            case Onward():
+                return self.write(node.expanded())
 
     def _free(self, node: Free) -> str:
         number = len(self.rules)
@@ -140,7 +162,8 @@ def _completed(wrong: str) -> str:
     """The wrong step with the number that it lacked."""
     if not counts_as_opening(wrong):
         return '"0" & "1"'
-    return f"/{_spaced(squeezed(wrong))}[{_LARK_BLANKS}]*[0-9]{{1,12}}/"
+    opening, closing = f"{_SPACE}?[{_escaped_class(OPENING)}]*", f"[{_LARK_BLANKS}{_escaped_class(CLOSING)}]*"
+    return f"/{opening}{_spaced(squeezed(wrong))}[{_LARK_BLANKS}]*[0-9]{{1,12}}{closing}/"
 
 
 def _spaced(text: str) -> str:
@@ -180,6 +203,8 @@ class _Gbnf:
                 return " ".join(self.write(part) for part in parts)
             case Choice(parts):
                 return "(" + " | ".join(self.write(part) for part in parts) + ")"
+            case Onward():
+                return self.write(node.expanded())
 
     def _free(self, node: Free) -> str:
         inside = "[^<\\n\\r]" if node.one_line else "[^<]"

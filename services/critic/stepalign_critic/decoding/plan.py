@@ -20,7 +20,7 @@ from stepalign.prompts.layout import CritiqueLayout
 from stepalign.types import Forced, StepStatus, Verdict
 from stepalign_critic.decoding.bounds import answer_is_open, without_begun_tag
 from stepalign_critic.decoding.conversation import Conversation
-from stepalign_critic.decoding.grammar import Choice, Free, Grammar, Literal, Sequenced
+from stepalign_critic.decoding.grammar import Choice, Free, Grammar, Literal, Onward, Sequenced
 from stepalign_critic.errors import BudgetTooSmallError
 
 _LONGEST_ANSWER_TOKENS = 48
@@ -30,6 +30,10 @@ _MOST_STEPS = 48
 """Steps that a grammar has room for; the writers of grammars recurse into each."""
 _SURELY_RIGHT = 0.02
 """A wrong answer is alone to blame where each step is wrong with less than this probability."""
+WRONG_THRESHOLD = 0.5
+"""The probability over which a step is wrong, unless a plan has one of its own."""
+_MOST_LOG_ODDS = 700.0
+"""The exponential of more is beyond a float."""
 _STEP_TOKENS = 384
 """The most that one step may take, however much is left."""
 _SHORTEST_STEP_TOKENS = 16
@@ -100,7 +104,8 @@ class Plan:
 
     ``answer_is_right`` compares the attempt's answer with the known one; None when one of them is missing or the
     grader does not know. With ``trusts_answers`` that narrows the place of the error. ``budget`` is the tokens of a
-    whole answer. ``conversation`` belongs to the form ``turns``.
+    whole answer. Over ``threshold`` a step is wrong, or missing, where no answer settles it. ``conversation`` belongs
+    to the form ``turns``.
     """
 
     def __init__(
@@ -112,6 +117,7 @@ class Plan:
         answer_is_right: bool | None,
         trusts_answers: bool,
         budget: int,
+        threshold: float = WRONG_THRESHOLD,
         conversation: Conversation | None = None,
     ) -> None:
         self.conversation = conversation
@@ -121,6 +127,7 @@ class Plan:
         self._right = answer_is_right
         self._trusts = trusts_answers
         self._budget = budget
+        self._threshold = threshold
         self._last_step_answers = _holds_answer(split)
         self.pieces = self._draft()
 
@@ -167,7 +174,7 @@ class Plan:
 
     def _probabilities(self, scores: Sequence[Score]) -> tuple[list[float], list[float]]:
         """For each step: P(wrong) and P(a step is missing before it), given that the steps before it are right."""
-        deciding = [piece.step for piece in self.pieces if piece.step is not None]
+        deciding = (piece.step for piece in self.pieces if piece.step is not None)
         copied = [0.0] * len(self.steps)
         wrong, missing = [0.0] * len(self.steps), [0.0] * len(self.steps)
         for step, score in zip(deciding, scores, strict=True):
@@ -175,16 +182,17 @@ class Plan:
                 copied[step] += score.own
                 wrong[step] = -math.expm1(min(0.0, copied[step]))
                 continue
-            highest = max(score.own, *score.others)
-            weights = [math.exp(value - highest) for value in (score.own, *score.others)]
-            wrong[step] = weights[1] / sum(weights)
-            missing[step] = weights[2] / sum(weights) if len(weights) > 2 else 0.0
+            odds = [math.exp(min(other - score.own, _MOST_LOG_ODDS)) for other in score.others]
+            whole = sum(odds, start=1.0)
+            wrong[step] = odds[0] / whole
+            if len(odds) > 1:
+                missing[step] = odds[1] / whole
         return wrong, missing
 
     def _own_choice(self, wrong: Sequence[float], missing: Sequence[float]) -> Place | None:
-        """The first step at which another word is likelier than the right one."""
+        """The first step at which another word than the right one is likely enough."""
         for i, (p_wrong, p_missing) in enumerate(zip(wrong, missing, strict=True)):
-            if p_wrong + p_missing > 0.5:
+            if p_wrong + p_missing > self._threshold:
                 inserts = p_missing > p_wrong and self._may_insert
                 return Place(i, StepStatus.INSERTED if inserts else self._kind_of_error())
         return None
@@ -274,12 +282,7 @@ class Plan:
         closing = f"{inside}</answer>"
         known = None if self._known is None else Literal(self._known + closing)
         answer = known or Free(_LONGEST_ANSWER_TOKENS, closing, one_line=True)
-        end: Grammar = Sequenced((Literal(f"<answer>{inside}"), answer))
-        grammar, after = end, Literal(self._after(mark))
-        for following in reversed(range(number, number + steps)):
-            free = Free(each, f"</step_{following}>")
-            grammar = Choice((Sequenced((Literal(_opening(following)), free, after, grammar)), end))
-        return grammar
+        return Onward(number, steps, each, self._after(mark), Sequenced((Literal(f"<answer>{inside}"), answer)))
 
     def _room(self, kept: int, given: Sequence[str], count: Callable[[str], int]) -> int:
         """Tokens that are left for free text after the copies and the answer."""

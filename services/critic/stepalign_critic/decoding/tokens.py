@@ -58,7 +58,11 @@ class GrammarTokens:
             return likeliest
         if not self._forces:
             # A mask too is wrong about half words; there are few words, and taking one is not.
-            return next(t for t in logits.argsort(descending=True).tolist() if matcher.try_consume_tokens([t]))
+            ordered = logits.argsort(descending=True).tolist()
+            found = next((token for token in ordered if matcher.try_consume_tokens([token])), None)
+            if found is None:
+                raise RuntimeError("the grammar of a critique takes no token of the critic's vocabulary")
+            return found
         fill_next_token_bitmask(matcher, self._bitmask, 0)
         masked = logits.detach().float().cpu().unsqueeze(0).numpy().copy()
         apply_token_bitmask_inplace(masked, self._bitmask)

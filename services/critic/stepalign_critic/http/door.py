@@ -16,12 +16,13 @@ import sys
 from dataclasses import dataclass
 from enum import Enum, auto
 from http import HTTPStatus
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from stepalign_critic.http.envelope import error_response
+from stepalign_critic.http.joined_writes import JoinedWrites
 from stepalign_critic.http.middleware import LINGER_SECONDS, MOST_DISCARDED_BYTES
 from stepalign_critic.metrics import Metrics
 from stepalign_run.logging import get_logger
@@ -150,7 +151,8 @@ class GuardedConnection(_Connection):
     # What uvicorn and the event loop call.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        super().connection_made(transport)
+        super().connection_made(JoinedWrites(transport, self.loop))  # pyright: ignore[reportArgumentType]
+        transport = self.transport
         admission = self.door.admit(self)
         if admission is Admission.REFUSED:
             self._answer(503, TOO_MANY, "too_many_connections")
@@ -323,7 +325,7 @@ class GuardedConnection(_Connection):
         self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _answer(self, status: int, message: str, code: str) -> None:
-        request_id = f"req_{uuid4().hex}"
+        request_id = f"req_{token_hex(16)}"
         headers = {"connection": "close", "x-request-id": request_id}
         if status == 503:
             headers["retry-after"] = "1"

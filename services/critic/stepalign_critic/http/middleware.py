@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import suppress
-from uuid import uuid4
+from secrets import token_hex
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -44,9 +44,12 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{token_hex(16)}"
+        bound = structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
             await self._answer(request_id, scope, receive, send)
+        finally:
+            structlog.contextvars.reset_contextvars(**bound)
 
     async def _answer(self, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         status = _HUNG_UP
@@ -55,10 +58,9 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
+                headers = message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
                 if self._lifecycle.leaving:
-                    headers["connection"] = "close"
+                    headers.append((b"connection", b"close"))
             await send(message)
 
         try:

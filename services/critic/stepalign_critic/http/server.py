@@ -21,6 +21,8 @@ def server_config(app: ASGIApp, door: Door, **further: Any) -> uvicorn.Config:
         http=connection,
         # A WebSocket would leave the door, and there is none to talk to.
         ws="none",
+        # Nothing here asks who the client is.
+        proxy_headers=False,
         log_config=None,
         access_log=False,
         lifespan="on",

@@ -32,6 +32,7 @@ from stepalign_report.intervals import RESAMPLES, Array, Bootstrap, middle
 BINS = 10
 STEP_RANGES = ((1, 3), (4, 5), (6, 7), (8, 10), (11, None))
 DIGITS = 4
+THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(1, 100))
 _MOST_DRAWS = 40_000_000
 """Numbers that a bootstrap may hold; of many questions there are fewer resamples."""
 _FEWEST_RESAMPLES = 1_000
@@ -106,8 +107,44 @@ def f1(on_erroneous: Array, on_correct: Array) -> Array:
     return 2 * on_erroneous * on_correct / np.where(total == 0, 1.0, total)
 
 
-def critic_figures(sample: Sample) -> dict[str, Any]:
-    """All figures of one critic."""
+def at_threshold(sample: Sample, threshold: float) -> dict[str, Any]:
+    """F1 and accuracies of a critic that knows no answer and calls the first ``p_wrong`` over ``threshold`` wrong."""
+
+    def right(one: Judged) -> float:
+        return float(one.is_right_over(threshold))
+
+    on_erroneous = sample.mean(lambda one: right(one) if _is_erroneous(one) else None)
+    on_correct = sample.mean(lambda one: None if _is_erroneous(one) else right(one))
+    return {
+        "threshold": threshold,
+        "f1": percent(f1(on_erroneous, on_correct)),
+        "on_erroneous": percent(on_erroneous),
+        "on_correct": percent(on_correct),
+    }
+
+
+def best_threshold(judged: Sequence[Judged]) -> float | None:
+    """The one of :data:`THRESHOLDS` with the highest F1 on these solutions; of equal ones the nearest to 0.5.
+
+    None without probabilities, and without a solution of either kind.
+    """
+    erroneous = [one for one in judged if _is_erroneous(one)]
+    correct = [one for one in judged if not _is_erroneous(one)]
+    if not erroneous or not correct or not any(one.probabilities for one in judged):
+        return None
+
+    def share(among: Sequence[Judged], threshold: float) -> Array:
+        return np.array([sum(one.is_right_over(threshold) for one in among) / len(among)], dtype=np.float64)
+
+    def f1_over(threshold: float) -> float:
+        return float(f1(share(erroneous, threshold), share(correct, threshold))[0])
+
+    return max(THRESHOLDS, key=lambda threshold: (f1_over(threshold), -abs(threshold - 0.5)))
+
+
+def critic_figures(sample: Sample, *, knows_answers: bool = True) -> dict[str, Any]:
+    """All figures of one critic. Of one that ``knows_answers``, they and no threshold decide about errors."""
+    threshold = None if knows_answers else best_threshold(sample.judged)
     everything = sample.of(lambda _: True)
     return {
         **_counts(everything.rows),
@@ -121,6 +158,7 @@ def critic_figures(sample: Sample) -> dict[str, Any]:
         "completion_tokens": estimate(sample.mean(lambda one: one.completion_tokens)),
         "seconds": estimate(sample.mean(lambda one: one.seconds)),
         "calibration": calibration(sample),
+        "best_threshold": None if threshold is None else at_threshold(sample, threshold),
         "by_steps": _by_steps(sample),
         "by_generator": _by_generator(sample),
     }

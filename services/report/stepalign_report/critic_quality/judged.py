@@ -50,6 +50,16 @@ class Judged:
     def is_right(self) -> bool:
         return self.called == self.label
 
+    def is_right_over(self, threshold: float) -> bool:
+        """Whether the first step with a ``p_wrong`` over ``threshold`` is the labelled one.
+
+        That is what a critic with this ``critic.wrong_threshold`` calls where it knows no answer.
+        """
+        if self.failure is not None:
+            return False
+        called = next((is_labelled for p, is_labelled in self.probabilities if p > threshold), None)
+        return self.label == NO_STEP if called is None else called
+
 
 def judge(solution: LabelledSolution, row: Row) -> Judged:
     """The row's answer beside the solution's label."""

@@ -51,7 +51,7 @@ def summarise(
         if not judged:
             raise ConfigError(f"critic {each.critic.model} has answered none of the {len(chosen)} solutions")
         judged_of.append(judged)
-        figures = critic_figures(Sample(judged))
+        figures = critic_figures(Sample(judged), knows_answers=each.told.answer)
         head = {"label": label, "critic": each.critic.model_dump(), "told": each.told.model_dump()}
         critics.append({**head, "unanswered": len(chosen) - len(judged), "figures": figures})
     return {
