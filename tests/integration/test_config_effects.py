@@ -147,8 +147,8 @@ EFFECTS: dict[str, Shows | Refused] = {
     "critic.decoding": Shows("critic", "--critic.decoding free", MODEL_CRITIC),
     "critic.trust_answers": Shows("critic on a lucky answer", "--critic.trust_answers false", MODEL_CRITIC),
     "critic.wrong_threshold": Shows(
-        "critic on a right answer",
-        "--critic.wrong_threshold 0.999",
+        "critic on a lucky answer",
+        "--critic.wrong_threshold 0.9999999999",
         f"{MODEL_CRITIC} --critic.trust_answers false",
     ),
     "critic.checker": Refused("critic", "--critic.checker nobody", ConfigError, "critic.checker is 'nobody'"),
@@ -373,7 +373,6 @@ def connections(bench: Bench, overrides: Overrides) -> int:
 # The critic, from the trainer's side and from its own.
 
 STEPS = "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 8 </step_2> <answer> 8 </answer>"
-RIGHT = "<step_1> 3 + 4 = 7 </step_1> <step_2> 7 * 7 = 9 </step_2> <answer> 9 </answer>"
 LUCKY = "<step_1> 3 + 4 = 8 </step_1> <step_2> 8 * 7 = 9 </step_2> <answer> 9 </answer>"
 REQUEST = CritiqueRequest(
     question="3 + 4 * 7", attempt=STEPS, answer="9", reference_solution="7 is 4 + of 3 ; 9 is 7 * of 7 ; so 9"
@@ -521,6 +520,7 @@ def ask_four(critic: Served) -> tuple[list[int], list[int]]:
     return asyncio.run(main()), critic.batches
 
 
+OBSERVATIONS: dict[str, Observe] = {
     "critic keys": in_training(lambda run: run.critic_keys),
     "first errors": in_training(lambda run: run.column("advantage_at_error")),
     "files": in_training(lambda run: run.files),
@@ -566,7 +566,6 @@ def ask_four(critic: Served) -> tuple[list[int], list[int]]:
     "critic address": address_of,
     "critic while draining": while_served(ask_while_draining),
     "critic while it ends": while_served(ask_and_end),
-    "critic on a right answer": while_served(lambda critic: ask(critic, attempt=RIGHT)),
     "critic on a lucky answer": while_served(lambda critic: ask(critic, attempt=LUCKY)),
     "critic at a long attempt": while_served(lambda critic: ask(critic, attempt="x" * 2000)),
     "critic asked twice": while_served(ask_twice),
@@ -623,6 +622,7 @@ def random_critic(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def look(bench: Bench, names: dict[str, str]) -> Callable[[str, str], Any]:
     """An observation of one configuration, made once."""
+    return cache(lambda observation, overrides: OBSERVATIONS[observation](bench, words(overrides, names)))
 
 
 def words(text: str, names: dict[str, str]) -> Overrides:
@@ -658,6 +658,7 @@ def test_every_field_is_in_the_table() -> None:
 
 def test_every_observation_is_of_use() -> None:
     used = {effect.observation for _, effect in CASES}
+    assert used == OBSERVATIONS.keys()
 
 
 @pytest.mark.slow
@@ -681,6 +682,7 @@ UNCHANGED = {
 def test_an_unchanged_queue_or_critic_shows_the_same_twice(
     bench: Bench, names: dict[str, str], look: Callable[[str, str], Any], observation: str, given: str
 ) -> None:
+    assert OBSERVATIONS[observation](bench, words(given, names)) == look(observation, given)
 
 
 @pytest.mark.slow
