@@ -205,6 +205,14 @@ def test_a_pipelining_client_is_answered_in_order_and_its_requests_wait_unparsed
     assert statuses == [b"404" if path == "/nowhere" else b"200" for path in paths] + [b"200"]
 
 
+def test_head_and_body_of_an_answer_come_together(url: str) -> None:
+    with connected(url) as connection:
+        for _ in range(3):
+            connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+            head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ") and json.loads(body)["version"]
+
+
 def test_a_client_that_pipelines_and_never_reads_is_cut_off(url: str) -> None:
     document = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
     with connected(url) as connection:

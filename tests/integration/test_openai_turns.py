@@ -60,7 +60,11 @@ def critique(served: Upstream, request: CritiqueRequest = REQUEST, **settings: A
 
 
 async def _ask_all(
-    served: Upstream, requests: Sequence[CritiqueRequest], options: dict[str, Any], settings: dict[str, Any]
+    served: Upstream,
+    requests: Sequence[CritiqueRequest],
+    options: dict[str, Any],
+    settings: dict[str, Any],
+    threshold: float = 0.5,
 ) -> list[Any]:
     """The responses of a critic before ``served``, or its errors, to requests that come at the same time."""
     with upstream(served) as url:
@@ -68,7 +72,8 @@ async def _ask_all(
             backend="openai", prompts="chat-v2", openai={"base_url": url, **settings}, max_new_tokens=500, **options
         )
         backend = OpenAIBackend(section)
-        service = CriticService(backend, section.prompts, aligned=AlignedDecoding(section.max_new_tokens))
+        aligned = AlignedDecoding(section.max_new_tokens, threshold=threshold)
+        service = CriticService(backend, section.prompts, aligned=aligned)
         service.lifecycle.begin()
         while service.lifecycle.unreadiness() is not None:
             assert service.lifecycle.failure is None, service.lifecycle.failure
@@ -154,6 +159,20 @@ def test_a_server_that_tells_no_probabilities_is_taken_at_its_word() -> None:
     assert found.critique is not None and found.critique.first_error_step == 2
     assert found.p_wrong is None
     assert all("logprobs" not in body for body in served.asked)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+@pytest.mark.parametrize(("answer", "place"), [(None, None), ("14", 3)])
+def test_a_model_that_says_neither_word_finds_no_step_wrong(
+    answer: str | None, place: int | None, threshold: float
+) -> None:
+    """Beside a wrong answer the step that states it is wrong: that is all that is known."""
+    written = "<step_3>The answer is 14.</step_3>\n<answer>14</answer>"
+    served = Upstream(lambda body: Reply(completion("who knows" if asked(body).startswith("Step ") else written)))
+    request = REQUEST.model_copy(update={"answer": answer})
+    (found,) = asyncio.run(_ask_all(served, [request], {}, {}, threshold))
+    assert found.critique is not None, found.failure
+    assert (found.critique.first_error_step, found.p_wrong) == (place, None)
 
 
 def test_tokens_that_begin_a_word_count_for_it() -> None:

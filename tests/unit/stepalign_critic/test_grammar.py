@@ -118,6 +118,7 @@ def test_parts_and_ways() -> None:
 def test_a_bounded_number_of_steps_and_then_the_end(text: str, allowed: bool) -> None:
     onward = Onward(4, 2, 40, "\n", Literal("<answer>7</answer>"))
     assert allows(onward, text) is allowed
+    assert to_gbnf(onward) == to_gbnf(onward.expanded()) and "<step_5>" in to_gbnf(onward)
 
 
 def test_free_text_is_bounded_in_tokens_where_they_are_known() -> None:

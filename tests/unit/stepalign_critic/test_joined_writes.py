@@ -53,7 +53,7 @@ def test_a_head_and_its_body_are_one_write() -> None:
     assert told(answer) == ([HEAD + BODY], [HEAD + BODY])
 
 
-def test_a_short_write_alone_goes_out_in_the_same_turn() -> None:
+def test_a_short_write_alone_goes_out_with_the_next_turn() -> None:
     assert told(lambda transport: transport.write(HEAD)) == ([], [HEAD])
 
 
@@ -68,6 +68,14 @@ def test_pieces_keep_their_order() -> None:
 
     _, all_told = told(stream)
     assert b"".join(all_told) == HEAD + LONG + BODY + LONG + BODY
+
+
+def test_several_pieces_at_once_come_after_what_is_held() -> None:
+    def answer(transport: JoinedWrites) -> None:
+        transport.write(HEAD)
+        transport.writelines([BODY, BODY])
+
+    assert told(answer)[1] == [HEAD + BODY + BODY]
 
 
 def test_closing_sends_what_is_held() -> None:

@@ -178,6 +178,12 @@ def test_without_a_known_answer_the_threshold_decides(prompts: str, threshold: f
     assert (None if choosing.place is None else choosing.place.step + 1) == place
 
 
+def test_the_step_that_states_a_wrong_answer_is_wrong_where_each_step_is_surely_right() -> None:
+    plan = plan_of("chat-v2", attempt="3 + 4 = 7\n\n7 * 2 = 14\n\nThe answer is 15.")
+    choosing = plan.choose(scores(plan, [0.01, 0.005, 0.001]))
+    assert choosing.place is not None and choosing.place.step == len(plan.steps) - 1
+
+
 @pytest.mark.parametrize("threshold", [0.1, 0.95])
 def test_a_wrong_answer_leaves_nothing_to_the_threshold(threshold: float) -> None:
     plan = plan_of("chat-v2", threshold=threshold)

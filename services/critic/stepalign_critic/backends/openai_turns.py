@@ -28,7 +28,8 @@ Ask = Callable[[list[Message], int | None, dict[str, Any]], Awaitable[Answer]]
 
 _WORD_TOKENS = 2
 _TOP_LOGPROBS = 20
-_UNDECIDED = Score(0.0, (0.0,))
+_UNDECIDED = Score(0.0, (-math.inf,))
+"""Of a step about which the model says neither word: nothing is known to be wrong there, whatever the threshold."""
 _LEAST = -30.0
 """The log-probability of a word that is not among the likeliest tokens that the server tells."""
 

@@ -29,7 +29,8 @@ _FURTHER_STEPS = 6
 _MOST_STEPS = 48
 """Steps that a grammar has room for; the writers of grammars recurse into each."""
 _SURELY_RIGHT = 0.02
-"""A wrong answer is alone to blame where each step is wrong with less than this probability."""
+"""A wrong answer, or the step that states it, is alone to blame where each step is wrong with less than this
+probability."""
 WRONG_THRESHOLD = 0.5
 """The probability over which a step is wrong, unless a plan has one of its own."""
 _MOST_LOG_ODDS = 700.0
@@ -206,12 +207,12 @@ class Plan:
         return None if self._layout.form == "inline" and self._may_insert else StepStatus.CORRECTED
 
     def _likeliest(self, wrong: Sequence[float]) -> Place:
-        """The likeliest error of an attempt that has one."""
+        """The likeliest error of an attempt whose answer is wrong."""
         step = max(range(len(wrong)), key=wrong.__getitem__, default=None)
-        alone = self._trace.answer is not None and not self._last_step_answers
-        if step is None or (alone and wrong[step] < _SURELY_RIGHT):
-            return Place(len(self.steps), None)
-        return Place(step, StepStatus.CORRECTED)
+        if step is not None and wrong[step] >= _SURELY_RIGHT:
+            return Place(step, StepStatus.CORRECTED)
+        last = len(self.steps) - 1
+        return Place(last, StepStatus.CORRECTED) if self._last_step_answers else Place(last + 1, None)
 
     def remainder(self, place: Place | None, count: Callable[[str], int]) -> Remainder:
         """What is to be written once the place is chosen. Raises BudgetTooSmallError when it cannot fit.

@@ -7,13 +7,14 @@ which the client wakes up twice.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 _MOST_HELD_BYTES = 4096
 
 
 class JoinedWrites:
-    """``transport``, but that a short write waits for what follows it in the same turn of the event loop."""
+    """``transport``, but that a short write waits for what follows it, at most until the event loop's next turn."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -34,6 +35,10 @@ class JoinedWrites:
             self._loop.call_soon(self._flush)
         else:
             self._transport.write(data)
+
+    def writelines(self, list_of_data: Iterable[bytes]) -> None:
+        """Send the pieces after what is held."""
+        self.write(b"".join(list_of_data))
 
     def write_eof(self) -> None:
         """Send what is held, and then the end."""

@@ -58,9 +58,10 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                headers = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
                 if self._lifecycle.leaving:
-                    headers.append((b"connection", b"close"))
+                    headers = [*(each for each in headers if each[0] != b"connection"), (b"connection", b"close")]
+                message["headers"] = headers
             await send(message)
 
         try:
