@@ -125,12 +125,17 @@ class CritiqueFailure(Wire):
 
 
 class CriticIdentity(Wire):
-    """The maker of a critique. ``weights_revision`` covers the weights and the files beside them."""
+    """The maker of a critique.
+
+    ``weights_revision`` covers the weights and the files beside them; ``settings`` is a digest of what else shapes its
+    critiques, as decoding, grader, thresholds and limits. None of a critic that tells none.
+    """
 
     model: str
     weights_revision: str
     prompt_version: str
     backend: str
+    settings: str | None = None
 
 
 class Usage(Wire):
@@ -319,6 +324,7 @@ class ModelInfo(Wire):
     weights_revision: str
     prompt_version: str
     backend: str
+    settings: str | None = None
 
 
 class ModelList(Wire):

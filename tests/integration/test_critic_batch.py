@@ -317,6 +317,7 @@ def test_the_served_model_is_listed_once_it_is_ready(gated: tuple[str, GatedBack
                 "weights_revision": "w",
                 "prompt_version": "lab-v1",
                 "backend": "gated",
+                "settings": None,
             }
         ],
     }

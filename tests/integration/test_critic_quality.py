@@ -56,9 +56,12 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def critic(
-    name: str = "words", critique: Callable[[str, str], str] = critique_by_word, keys: ApiKeys | None = None
+    name: str = "words",
+    critique: Callable[[str, str], str] = critique_by_word,
+    keys: ApiKeys | None = None,
+    settings: str | None = None,
 ) -> Iterator[str]:
-    with serving(word_critic(name, critique), AppSettings(api_keys=keys)) as url:
+    with serving(word_critic(name, critique, settings), AppSettings(api_keys=keys)) as url:
         wait_until(lambda: httpx.get(f"{url}/health/ready").status_code == 200)
         yield url
 
@@ -99,6 +102,7 @@ def test_every_figure_is_that_of_the_known_pattern(url: str, tmp_path: Path) -> 
         "weights_revision": "r1",
         "prompt_version": "chat-v1",
         "backend": "program",
+        "settings": None,
     }
     assert (figures["rows"], figures["erroneous"], figures["correct"], figures["questions"]) == (10, 6, 4, 10)
     assert figures["on_erroneous"]["value"] == ON_ERRONEOUS and figures["on_correct"]["value"] == ON_CORRECT
@@ -210,20 +214,26 @@ def test_a_measurement_goes_on_after_a_kill_in_the_middle(tmp_path: Path) -> Non
     assert len(asked) == 10 and len(set(asked)) == 9
 
 
-@pytest.mark.parametrize("other", ["critic", "data", "told"])
+@pytest.mark.parametrize("other", ["critic", "settings", "data", "told"])
 def test_answers_of_another_kind_are_never_mixed(url: str, other: str, tmp_path: Path) -> None:
     data, out = file_of(tmp_path, ROWS[:3]), str(tmp_path / "out")
     measured(data, "--url", url, "--out", out)
     before = (tmp_path / "out" / "rows.jsonl").read_bytes()
-    with critic("others") as another:
+    with critic("others") as another, critic(settings="0b61e7f2") as changed:
         words = {
             "critic": [data, "--url", another],
+            "settings": [data, "--url", changed],
             "data": [file_of(tmp_path / "..", ROWS[:2]), "--url", url],
             "told": [data, "--url", url, "--without-answer"],
         }[other]
         with pytest.raises(ConfigError) as refused:
             invoke(*words, "--out", out)
-    named = {"critic": '"others"', "data": "data (labelled.jsonl", "told": "without answer"}[other]
+    named = {
+        "critic": '"others"',
+        "settings": '"settings": "0b61e7f2"',
+        "data": "data (labelled.jsonl",
+        "told": "without answer",
+    }[other]
     assert named in str(refused.value) and "give another --out".lower() in str(refused.value).lower()
     assert (tmp_path / "out" / "rows.jsonl").read_bytes() == before
 

@@ -56,8 +56,10 @@ def _end(answer: str, verdict: str) -> str:
     return f"<answer>{answer}</answer><verdict>{verdict}</verdict>"
 
 
-def word_critic(name: str = "words", critique: Callable[[str, str], str] = critique_by_word) -> CriticService:
-    return CriticService(ProgramBackend(name, critique, "r1"), "chat-v1")
+def word_critic(
+    name: str = "words", critique: Callable[[str, str], str] = critique_by_word, settings: str | None = None
+) -> CriticService:
+    return CriticService(ProgramBackend(name, critique, "r1"), "chat-v1", settings=settings)
 
 
 def solution(number: int, word: str, first_error: int | None, **fields: Any) -> dict[str, Any]:

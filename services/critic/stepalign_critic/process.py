@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
+import json
 import os
 import resource
 import signal
@@ -20,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from threading import Timer
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -73,7 +76,9 @@ def serve(section: CriticServerSection, backend: Backend | None = None) -> None:
             section.max_new_tokens, section.trust_answers, section.check_known_attempts, section.wrong_threshold
         )
     grader = load_grader(section.grader, "critic.grader")
-    service = CriticService(served, section.prompts, section.max_steps, grader, aligned=aligned)
+    service = CriticService(
+        served, section.prompts, section.max_steps, grader, aligned=aligned, settings=_digest(section.shaping())
+    )
     address_file = AddressFile(section.address_file)
     listening = _bind(section.host, section.port)
     # Only now: while another process holds the port, the file may be its own.
@@ -130,6 +135,10 @@ def _cache(section: CriticServerSection) -> CritiqueCache | None:
         return None
     store = CritiqueStore(url, section.cache_ttl_seconds) if url is not None else None
     return CritiqueCache(section.cache_entries, store, section.shaping())
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _exit_cleanly(_signal: int, _frame: FrameType | None) -> None:

@@ -101,6 +101,8 @@ class CriticService:
     With ``aligned``, a backend that can decodes by a plan, and its critiques cannot fail for their form: then nothing
     is asked twice. Their text is validated all the same.
 
+    ``settings`` is the digest of the settings in its identity.
+
     ``grader`` compares answers, in threads of its own where it may take seconds (:mod:`.judging`).
 
     ``on_answer`` is called with every answer of the model, those too that no response will hold, and
@@ -115,8 +117,10 @@ class CriticService:
         grader: Grader = answers_equal,
         *,
         aligned: AlignedDecoding | None = None,
+        settings: str | None = None,
     ) -> None:
         self._backend = backend
+        self._settings = settings
         self._grader = grader
         self.judge = Judge(grader)
         self._max_steps = max_steps
@@ -136,7 +140,7 @@ class CriticService:
 
     def identity(self) -> CriticIdentity:
         """The identity of the critic. Raises NotReadyError until the backend started."""
-        return self._backend.identity(self._prompt.version)
+        return self._backend.identity(self._prompt.version).model_copy(update={"settings": self._settings})
 
     def shaping(self) -> str:
         """A digest of identity and prompts. Raises NotReadyError until the backend started."""

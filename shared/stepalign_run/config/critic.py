@@ -178,8 +178,8 @@ class CriticServerSection(Section):
     """Whether a right answer clears an attempt's steps and a wrong one convicts one of them, where the known answer is
     sent. Switch it off where wrong steps often come to the right answer."""
     wrong_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The ``p_wrong`` over which a step is called wrong, where no known answer settles whether there is an error. Small
-    models seldom say "wrong": ``stepalign critic-quality --without-answer`` finds the best one for yours."""
+    """The ``p_wrong`` over which a step is called wrong, where no known answer settles whether there is an error. Of a
+    model that seldom says "wrong", ``stepalign critic-quality --without-answer`` finds the best one."""
     check_known_attempts: bool = True
     """Whether a critic that does not tell right steps of known attempts from wrong ones is refused at the start."""
     device: Annotated[str, Field(pattern=DEVICE)] = "auto"

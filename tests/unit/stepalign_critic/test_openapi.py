@@ -142,7 +142,8 @@ class Quoting(ProgramBackend):
 
 def test_the_example_critique_is_the_answer_to_the_example_request() -> None:
     async def main() -> CritiqueResponse:
-        service = CriticService(Quoting("critic-4b", lambda question, attempt: "", "5c2f0e8a91d3b764"), "chat-v1")
+        backend = Quoting("critic-4b", lambda question, attempt: "", "5c2f0e8a91d3b764")
+        service = CriticService(backend, "chat-v1", settings="0b61e7f2c49d8a35")
         service.lifecycle.begin()
         await asyncio.sleep(0)
         return await service.critique(CritiqueRequest(**api_docs.REQUEST_EXAMPLE))

@@ -36,7 +36,12 @@ _CONTEXT = (
     "<step_2>Without the broken ones that is 30 - 4 = 26 eggs.</step_2> "
     "<step_3>Half of them are left: 26 / 2 = 13 eggs.</step_3> <answer>13</answer>"
 )
-_IDENTITY = {"weights_revision": "5c2f0e8a91d3b764", "prompt_version": "chat-v1", "backend": "transformers"}
+_IDENTITY = {
+    "weights_revision": "5c2f0e8a91d3b764",
+    "prompt_version": "chat-v1",
+    "backend": "transformers",
+    "settings": "0b61e7f2c49d8a35",
+}
 RESPONSE_EXAMPLE: dict[str, Any] = {
     "id": "crq_5f0c9a3f8e1b4d6f9c2a7b1e0d3c4a58",
     "attempt": {

@@ -59,6 +59,7 @@ async def identity_of(client: CriticClient) -> CriticIdentity:
         weights_revision=model.weights_revision,
         prompt_version=model.prompt_version,
         backend=model.backend,
+        settings=model.settings,
     )
 
 

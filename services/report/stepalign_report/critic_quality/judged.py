@@ -53,7 +53,7 @@ class Judged:
     def is_right_over(self, threshold: float) -> bool:
         """Whether the first step with a ``p_wrong`` over ``threshold`` is the labelled one.
 
-        That is what a critic with this ``critic.wrong_threshold`` calls where it knows no answer.
+        That is what a critic in turns with this ``critic.wrong_threshold`` calls where it knows no answer.
         """
         if self.failure is not None:
             return False
