@@ -170,6 +170,16 @@ def test_there_is_no_best_threshold_without_probabilities_or_with_one_kind_alone
     assert best_threshold(LESS_AND_LESS_SURE[:3]) is None
 
 
+def test_there_is_no_best_threshold_where_none_finds_an_error() -> None:
+    never = [one(0, 1, -1, probabilities=((0.4, False), (0.1, True))), one(1, -1, -1, probabilities=((0.1, False),))]
+    assert best_threshold(never) is None
+
+
+def test_a_weak_model_has_a_threshold_below_a_hundredth() -> None:
+    rows = [one(0, 0, -1, probabilities=((0.004, True),)), one(1, -1, -1, probabilities=((0.0015, False),))]
+    assert best_threshold(rows) == 0.002
+
+
 def test_two_critics_are_compared_pair_by_pair() -> None:
     a, b = many(60, 80, 60, 80), many(50, 80, 50, 80)
     found = comparison_figures(a, b)

@@ -81,7 +81,11 @@ def critic_quality(
         console.print(f"{out} holds a comparison: its page shows this after the next stepalign compare", soft_wrap=True)
     if done.unanswered:
         reason = next(iter(done.unanswered.values()))
-        console.print(f"{len(done.unanswered)} calls gave no answer, the first of them: {reason}", soft_wrap=True)
+        console.print(
+            f"{len(done.unanswered)} calls gave no answer, the first of them: {reason}. The same command asks again; "
+            "where they ran out of time, give a longer --timeout or a lower --concurrency",
+            soft_wrap=True,
+        )
         raise typer.Exit(_TEMPORARY)
 
 

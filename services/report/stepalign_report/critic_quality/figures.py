@@ -32,7 +32,8 @@ from stepalign_report.intervals import RESAMPLES, Array, Bootstrap, middle
 BINS = 10
 STEP_RANGES = ((1, 3), (4, 5), (6, 7), (8, 10), (11, None))
 DIGITS = 4
-THRESHOLDS = tuple(round(0.01 * i, 2) for i in range(1, 100))
+THRESHOLDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, *(round(0.01 * i, 2) for i in range(1, 100)))
+"""Weak models find nothing wrong with more than a hundredth."""
 _MOST_DRAWS = 40_000_000
 """Numbers that a bootstrap may hold; of many questions there are fewer resamples."""
 _FEWEST_RESAMPLES = 1_000
@@ -126,7 +127,7 @@ def at_threshold(sample: Sample, threshold: float) -> dict[str, Any]:
 def best_threshold(judged: Sequence[Judged]) -> float | None:
     """The one of :data:`THRESHOLDS` with the highest F1 on these solutions; of equal ones the nearest to 0.5.
 
-    None without probabilities, and without a solution of either kind.
+    None without probabilities, without a solution of either kind, and where no threshold finds an error.
     """
     erroneous = [one for one in judged if _is_erroneous(one)]
     correct = [one for one in judged if not _is_erroneous(one)]
@@ -139,7 +140,8 @@ def best_threshold(judged: Sequence[Judged]) -> float | None:
     def f1_over(threshold: float) -> float:
         return float(f1(share(erroneous, threshold), share(correct, threshold))[0])
 
-    return max(THRESHOLDS, key=lambda threshold: (f1_over(threshold), -abs(threshold - 0.5)))
+    best = max(THRESHOLDS, key=lambda threshold: (f1_over(threshold), -abs(threshold - 0.5)))
+    return best if f1_over(best) > 0 else None
 
 
 def critic_figures(sample: Sample, *, knows_answers: bool = True) -> dict[str, Any]:

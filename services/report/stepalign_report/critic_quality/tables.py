@@ -86,7 +86,7 @@ def _figures(summary: dict[str, Any], critics: Sequence[dict[str, Any]]) -> Tabl
             table.add_row(name, *(written(None if one is None else one[key], digits) for one in found))
     best = [each["figures"]["best_threshold"] for each in critics]
     if any(best):
-        table.add_row("best wrong_threshold here", *("–" if one is None else f"{one['threshold']:.2f}" for one in best))
+        table.add_row("best wrong_threshold here", *("–" if one is None else f"{one['threshold']:g}" for one in best))
         table.add_row("F1 with it, %", *("–" if one is None else written(one["f1"], 1) for one in best))
     return table
 
