@@ -100,6 +100,7 @@ def test_an_unchanged_copy_is_a_critique_with_identity_and_usage() -> None:
         "weights_revision": "w",
         "prompt_version": "lab-v1",
         "backend": "fake",
+        "settings": None,
     }
     assert (response.usage.prompt_tokens, response.usage.completion_tokens) == (11, 7)
 
