@@ -175,6 +175,33 @@ def test_a_model_that_says_neither_word_finds_no_step_wrong(
     assert (found.critique.first_error_step, found.p_wrong) == (place, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "bodies"),
+    [
+        ("<step_2>7 * 2 = 1", ["7 * 2 = 1"]),
+        ("<step_2>7 * 2 = 14</st", ["7 * 2 = 14"]),
+        ("<step_2>7 * 2 = 14</step_2>\n<st", ["7 * 2 = 14"]),
+        ("<step_2>7 * 2 = 14</step_2>\n<step_3>", ["7 * 2 = 14"]),
+        ("<step_2>7 * 2 = 14</step_2>\n<step_3>So it", ["7 * 2 = 14", "So it"]),
+        ("<step_2>7 * 2 = 14</step_2>\n<answer>1", ["7 * 2 = 14"]),
+        ("<step_2>7 * 2 = 14</step_2>\n<answer>14</answ", ["7 * 2 = 14"]),
+    ],
+)
+def test_a_budget_that_ends_amid_a_correction_is_its_bound(text: str, bodies: list[str]) -> None:
+    """Of a grammar that counts characters; the known answer follows. Without one nothing can."""
+
+    def answer(body: dict[str, Any]) -> Reply:
+        is_step = asked(body).startswith("Step ")
+        return judging([0.1, 0.9, 0.2])(body) if is_step else Reply(completion(text, "length"))
+
+    found = critique(Upstream(answer), grammar="grammar")
+    assert found.critique is not None, found.failure
+    assert [step.body for step in found.critique.steps] == ["3 + 4 = 7", *bodies]
+    assert found.critique.answer == "14" and Forced.STEP_BOUND in found.forced
+    unknown = critique(Upstream(answer), REQUEST.model_copy(update={"answer": None}), grammar="grammar")
+    assert unknown.failure is not None and unknown.failure.reason == "truncated"
+
+
 def test_tokens_that_begin_a_word_count_for_it() -> None:
     def answer(body: dict[str, Any]) -> Reply:
         said = asked(body)

@@ -14,11 +14,11 @@ from typing import Any
 
 from stepalign.critique.trace import contains_tag
 from stepalign.prompts import Message
-from stepalign.types import FinishReason
+from stepalign.types import FinishReason, Forced
 from stepalign_critic.backends.base import Alignment
 from stepalign_critic.backends.openai_answers import Answer, read_completion, read_json
 from stepalign_critic.backends.together import together
-from stepalign_critic.decoding.bounds import cut_by_characters
+from stepalign_critic.decoding.bounds import cut_by_characters, without_begun_end
 from stepalign_critic.decoding.grammar import CHARACTERS_A_TOKEN, Literal, Sequenced, to_gbnf
 from stepalign_critic.decoding.plan import Piece, Plan, Remainder, Score
 from stepalign_run.config.critic import OpenAISection
@@ -73,7 +73,10 @@ class OpenAITurns:
             text, truncated = await self._write(remainder, tokens)
         # Without a grammar nothing has a bound but the whole.
         bounded = None if self._settings.grammar == "none" else remainder.grammar
-        cut = () if bounded is None else cut_by_characters(bounded, text, remainder.open_text)
+        cut = frozenset[Forced]() if bounded is None else cut_by_characters(bounded, text, remainder.open_text)
+        if truncated and bounded is not None and plan.known is not None:
+            # Its tokens were shorter than a grammar without tokens can foresee. The known answer needs no writing.
+            text, truncated, cut = without_begun_end(text), False, cut | {Forced.STEP_BOUND}
         finished = plan.finish(choosing, text, cut)
         p_wrong = choosing.p_wrong if all(told for _, told in marks) else None
         return Alignment(finished.text, p_wrong, finished.forced, tokens.read, tokens.written, truncated)

@@ -15,6 +15,7 @@ from stepalign.types import Forced
 from stepalign_critic.decoding.grammar import Choice, Free, Grammar, Literal, Onward, Sequenced, most_elements
 
 _ELEMENT = re.compile(r"<[^/a-zA-Z<]|[^<]")
+_END_BEGUN = re.compile(r"(?:\s*<step_[0-9]+>)?\s*(?:<(?:/?[a-z]*_?[0-9]*)?|<answer>[^<]*(?:</?[a-z]*)?)?\Z")
 _TAG_BEGUN = re.compile(r"<(?:/[a-z]*_?[0-9]*)?\Z")
 
 
@@ -52,6 +53,11 @@ def answer_is_open(written: Trace, text: str) -> bool:
 def without_begun_tag(body: str) -> str:
     """A body that its bound has cut, without the beginning of its closing tag."""
     return _TAG_BEGUN.sub("", body)
+
+
+def without_begun_end(text: str) -> str:
+    """A text that its whole budget has cut, without a tag, an empty step or an answer that is begun and not ended."""
+    return _END_BEGUN.sub("", text, count=1)
 
 
 def _free(grammar: Grammar) -> Iterator[Free]:

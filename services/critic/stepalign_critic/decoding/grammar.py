@@ -2,7 +2,7 @@
 
 A grammar is a small tree. :func:`to_lark` writes it for llguidance, which bounds free text in tokens; :func:`to_gbnf`
 for llama.cpp and xgrammar, which know no tokens: there the bound is :data:`CHARACTERS_A_TOKEN` for each. A text of
-shorter tokens may meet its server's budget first.
+shorter tokens meets its server's budget first: that is a bound, too, where the known answer can follow it.
 
 Free text holds no tag: a ``<`` in it is followed by no letter and no slash. Of a corrected step it must be something
 else than the step that it corrects, by :mod:`stepalign.critique.quotation`.

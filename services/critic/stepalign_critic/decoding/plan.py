@@ -124,7 +124,7 @@ class Plan:
         self.conversation = conversation
         self._layout = layout
         self._trace: Trace = parse_trace(split.tagged)
-        self._known = known_answer
+        self.known = known_answer
         self._right = answer_is_right
         self._trusts = trusts_answers
         self._budget = budget
@@ -281,14 +281,14 @@ class Plan:
         """At most ``steps`` further steps, then the answer."""
         inside = self._layout.inside
         closing = f"{inside}</answer>"
-        known = None if self._known is None else Literal(self._known + closing)
+        known = None if self.known is None else Literal(self.known + closing)
         answer = known or Free(_LONGEST_ANSWER_TOKENS, closing, one_line=True)
         return Onward(number, steps, each, self._after(mark), Sequenced((Literal(f"<answer>{inside}"), answer)))
 
     def _room(self, kept: int, given: Sequence[str], count: Callable[[str], int]) -> int:
         """Tokens that are left for free text after the copies and the answer."""
         copied = sum(count(piece.text) for piece in self.pieces[:kept]) + sum(map(count, given))
-        answer = _LONGEST_ANSWER_TOKENS if self._known is None else count(self._known)
+        answer = _LONGEST_ANSWER_TOKENS if self.known is None else count(self.known)
         room = self._budget - copied - answer - count("<answer></answer>")
         if room < _SHORTEST_STEP_TOKENS:
             raise BudgetTooSmallError(
@@ -342,7 +342,7 @@ class Plan:
                 for i, (step, mark) in enumerate(zip(written.steps, marks, strict=False), start=1)
             ]
         # Where the grader does not know whether the attempt's answer is the known one, the known one is given.
-        copied = verdict in (Verdict.CORRECT, Verdict.UNJUSTIFIED) and (self._known is None or self._right is True)
+        copied = verdict in (Verdict.CORRECT, Verdict.UNJUSTIFIED) and (self.known is None or self._right is True)
         answer = written.answer.body if written.answer is not None else self._unwritten_answer(copied)
         # As the prompt set's own critiques are spaced: there are tokenizers to which a tag is a word.
         layout = self._layout
@@ -350,7 +350,7 @@ class Plan:
             f"<step_{n}>{body}</step_{n}>{layout.before_mark}<{mark}/>{layout.separator}" for n, body, mark in marked
         ]
         settled = {choosing.overruled, *cut}
-        if self._known is not None and not copied:
+        if self.known is not None and not copied:
             settled.add(Forced.ANSWER)
         return Finished(
             "".join([*lines, f"<answer>{layout.inside}{answer}{layout.inside}</answer>\n<verdict>{verdict}</verdict>"]),
@@ -366,7 +366,7 @@ class Plan:
     def _unwritten_answer(self, copied: bool) -> str:
         """The answer where none was written: the attempt's own, or the known one where there is one."""
         given = self._trace.answer.body if self._trace.answer is not None else ""
-        return given if copied else self._known or ""
+        return given if copied else self.known or ""
 
     def _verdict(self, place: Place | None, text: str) -> tuple[Verdict, StepStatus]:
         """The verdict that follows, and the mark of the first step that was written."""
