@@ -297,7 +297,7 @@ def _tables(figures: dict[str, Any]) -> str:
         if "at_dev_threshold" in found:
             at = found["at_dev_threshold"]
             lines.append(
-                row(f"{title}, `wrong_threshold` {at['threshold']:.2f}", _told(cell), at | {"rows": found["rows"]})
+                row(f"{title}, `wrong_threshold` {at['threshold']:g}", _told(cell), at | {"rows": found["rows"]})
             )
     for name, found in figures["peers"].items():
         title = f"rule `{name}`"
