@@ -18,17 +18,17 @@ from stepalign_run.fingerprint import fingerprint, require_same_run, shaping_set
 LAB = Path(__file__).parents[3] / "configs" / "lab.toml"
 OF_THE_LAB = {
     "fixed_negative": "c7c155b89b7f1648",
-    "full_repetition": "bdbb98826ea08379",
+    "full_repetition": "7e4b8f496ede8e48",
     "grpo": "7cfa2ce7ca2ee6d5",
     "grpo_unleashed": "ff9015348615c50b",
     "null": "b57242b2deb2b662",
-    "omission": "348ab2544a67edf0",
+    "omission": "c05784d80796043e",
     "other_problem": "fed9a18648b86af9",
-    "random_step_scope": "86e99be81108c48f",
+    "random_step_scope": "290e8b13115e5da3",
     "refsol": "021abab9d38f85f7",
-    "shuffled": "5bceae7238bd169b",
-    "stepalign": "815963c375c19ca5",
-    "stepalign_scoped": "9e2e6951ea3cdf1b",
+    "shuffled": "724d186fe493c158",
+    "stepalign": "710b306431aa8fc2",
+    "stepalign_scoped": "ddd643f30bfe1c70",
 }
 """Digests of the settings that shape the lab's runs. Another one means that no run made before can be resumed."""
 
